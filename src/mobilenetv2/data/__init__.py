@@ -1,0 +1,1 @@
+"""Pictures and labels until they are a batch on the device."""

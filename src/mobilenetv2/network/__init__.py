@@ -1,0 +1,1 @@
+"""The network; needs PyTorch alone."""
