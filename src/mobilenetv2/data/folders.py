@@ -1,0 +1,306 @@
+"""A folder of pictures: which classes there are, and which file belongs to which.
+
+Two layouts are understood. ``CLASS/…`` alone, to be split later; or ``train/CLASS/…`` with
+``val/`` (also ``valid/``, ``validation/``) or ``test/`` beside it. Inside a class, folders may nest
+to any depth. Nothing is opened or decoded here; what is no picture is passed over, and counted.
+"""
+
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobilenetv2.data.pictures import PICTURE_SUFFIXES
+from mobilenetv2.errors import DataError
+
+SPLIT_NAMES = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+_SYSTEM_NAMES = frozenset(
+    ["__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"]
+)
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """One picture of a class.
+
+    Attributes:
+        path: The file.
+        label: Index into ``PictureFolder.classes``.
+    """
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """What a folder holds, in an order that depends on names alone.
+
+    Attributes:
+        root: The folder.
+        classes: Class names (Unicode NFC), sorted.
+        train: The pictures of ``train/``, or of all classes when there are no splits.
+        val: The pictures of ``val/``, or None without one.
+        test: The pictures of ``test/``, or None without one.
+        passed_over: What was not taken, with the reason.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    train: tuple[PictureFile, ...]
+    val: tuple[PictureFile, ...] | None
+    test: tuple[PictureFile, ...] | None
+    passed_over: tuple[tuple[Path, str], ...]
+
+    @property
+    def splits(self) -> dict[str, tuple[PictureFile, ...]]:
+        """The splits that there are, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: files for name, files in named.items() if files is not None}
+
+
+def scan_folder(folder: Path) -> PictureFolder:
+    """Finds the classes and pictures of a folder.
+
+    Symbolic links are followed; a link back to where the walk already is, or to nowhere, is passed
+    over. So are hidden files, and files whose names don't end like a picture's.
+
+    Args:
+        folder: In one of the two layouts above.
+
+    Raises:
+        DataError: The folder is missing or a file; it has no pictures, fewer than two classes or an
+            empty class; pictures lie beside the class folders; or the classes of ``train/`` differ
+            from those beside it.
+    """
+    _check_folder(folder)
+    passed_over: list[tuple[Path, str]] = []
+    split_folders = _split_folders(folder, passed_over)
+    for where in split_folders.values():
+        _check_folder(where)
+    classes_of = {
+        split: _classes_of(where, passed_over)
+        for split, where in (split_folders or {"train": folder}).items()
+    }
+    classes = tuple(sorted(classes_of["train"]))
+    _check_classes(folder, split_folders, classes_of)
+    files = {
+        split: tuple(
+            PictureFile(path, label)
+            for label, name in enumerate(classes)
+            for path in sorted(found[name], key=lambda path: path.parts)
+        )
+        for split, found in classes_of.items()
+    }
+    return PictureFolder(
+        folder, classes, files["train"], files.get("val"), files.get("test"), tuple(passed_over)
+    )
+
+
+def list_pictures(paths: Iterable[Path]) -> list[Path]:
+    """The pictures that files and folders name, each once.
+
+    Args:
+        paths: Files, taken whatever their names end with; and folders, searched to any depth for
+            pictures, which come sorted.
+
+    Raises:
+        DataError: A path does not exist, or there is no picture at all.
+    """
+    paths = list(paths)
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            found.update(dict.fromkeys(sorted(_walk(path, []), key=lambda path: path.parts)))
+        elif path.exists():
+            found[path] = None
+        else:
+            raise DataError(f"{path} does not exist. Name picture files, or folders of them.")
+    if not found:
+        where = ", ".join(str(path) for path in paths) or "nothing"
+        raise DataError(f"No pictures in {where}. {_SUFFIX_HINT}")
+    return list(found)
+
+
+_SUFFIX_HINT = "Pictures are files whose names end with .jpg, .png, .webp and the like."
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise DataError(f"The folder {folder} does not exist. Check the path.")
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is a file. Name the folder that holds one folder of pictures per class."
+        )
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"No permission to list {folder}. Change its permissions, or copy it.")
+
+
+def _split_folders(folder: Path, passed_over: list[tuple[Path, str]]) -> dict[str, Path]:
+    """The folders of the splits, by split name; empty when the folder has no splits."""
+    folders = [entry for entry in _entries(folder) if _is_visible_folder(entry)]
+    by_split: dict[str, list[Path]] = {}
+    for entry in folders:
+        if split := SPLIT_NAMES.get(entry.name.lower()):
+            by_split.setdefault(split, []).append(Path(entry.path))
+    beside = [entry for entry in folders if entry.name.lower() not in SPLIT_NAMES]
+    if "train" not in by_split:
+        if by_split and not beside:
+            names = " and ".join(f"{path.name}/" for found in by_split.values() for path in found)
+            raise DataError(
+                f"{folder} has {names} but no train/. Add train/ with one folder of pictures per "
+                "class, or name the folder that holds the classes."
+            )
+        return {}
+    if len(by_split) == 1 and not _is_train_alone(by_split["train"][0], beside):
+        return {}  # a class of railway trains
+    for split, found in by_split.items():
+        if len(found) > 1:
+            names = " and ".join(f"{path.name}/" for path in found)
+            raise DataError(f"{folder} has {names}, both for {split}. Rename one of them.")
+    passed_over += [(Path(entry.path), "beside train/") for entry in beside]
+    passed_over += [
+        (Path(entry.path), "hidden" if _is_hidden(entry.name) else "beside train/")
+        for entry in _entries(folder)
+        if not _is_visible_folder(entry)
+    ]
+    return {split: found[0] for split, found in by_split.items()}
+
+
+def _is_train_alone(train: Path, beside: list[os.DirEntry[str]]) -> bool:
+    """Whether a ``train/`` without ``val/`` and ``test/`` holds classes, rather than being one."""
+    if beside:
+        return False
+    _check_folder(train)
+    return any(_is_visible_folder(entry) for entry in _entries(train))
+
+
+def _classes_of(folder: Path, passed_over: list[tuple[Path, str]]) -> dict[str, list[Path]]:
+    """The pictures of each class folder, by class name."""
+    classes: dict[str, list[Path]] = {}
+    loose = []
+    for entry in _entries(folder):
+        path = Path(entry.path)
+        if _is_visible_folder(entry):
+            # macOS writes é as e and an accent; elsewhere it is one character.
+            name = unicodedata.normalize("NFC", entry.name)
+            classes.setdefault(name, []).extend(_walk(path, passed_over))
+        elif reason := _why_not(entry):
+            passed_over.append((path, reason))
+        else:
+            loose.append(path)
+    if loose and classes:
+        shown = ", ".join(path.name for path in loose[:3]) + (", …" if len(loose) > 3 else "")
+        raise DataError(
+            f"{_count(loose)} beside the class folders of {folder}: {shown}. Move each into the "
+            "folder of its class, or out of the way."
+        )
+    if loose:
+        raise DataError(
+            f"{folder} holds {_count(loose)} but no class folders. Make one folder per class and "
+            "move the pictures into them; to label pictures, use `mobilenetv2 predict`."
+        )
+    return classes
+
+
+def _check_classes(
+    folder: Path, split_folders: dict[str, Path], classes_of: dict[str, dict[str, list[Path]]]
+) -> None:
+    train = classes_of["train"]
+    where = split_folders.get("train", folder)
+    if not any(train.values()):
+        raise DataError(
+            f"No pictures in {where}. It should hold one folder per class, with pictures in each. "
+            + _SUFFIX_HINT
+        )
+    if len(train) == 1:
+        raise DataError(
+            f"{where} has one class only, {next(iter(train))!r}. A classifier needs two or more: "
+            "add a folder of pictures for each."
+        )
+    for split, found in classes_of.items():
+        where = split_folders.get(split, folder)
+        if missing := sorted(set(train) - set(found)):
+            raise DataError(
+                f"{where} lacks {_listed(missing)}, which {split_folders['train']} has."
+            )
+        if surplus := sorted(set(found) - set(train)):
+            raise DataError(
+                f"{where} has {_listed(surplus)}, which {split_folders['train']} lacks."
+            )
+        if empty := sorted(name for name, files in found.items() if not files):
+            raise DataError(
+                f"No pictures in the {_listed(empty)} of {where}. Add some, or remove the folder. "
+                + _SUFFIX_HINT
+            )
+
+
+def _walk(
+    folder: Path, passed_over: list[tuple[Path, str]], visited: set[tuple[int, int]] | None = None
+) -> Iterator[Path]:
+    """The pictures below a folder; each real folder is entered once, so links cannot loop."""
+    visited = set() if visited is None else visited
+    try:
+        status = folder.stat()
+        entries = _entries(folder)
+    except OSError as error:
+        passed_over.append((folder, f"cannot be listed: {error.strerror}"))
+        return
+    if (status.st_dev, status.st_ino) in visited:
+        passed_over.append((folder, "a link to a folder that is already counted"))
+        return
+    visited.add((status.st_dev, status.st_ino))
+    for entry in entries:
+        if _is_visible_folder(entry):
+            yield from _walk(Path(entry.path), passed_over, visited)
+        elif reason := _why_not(entry):
+            passed_over.append((Path(entry.path), reason))
+        else:
+            yield Path(entry.path)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        # Real folders before links to them, so that a link is what gets passed over.
+        return sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
+
+
+def _is_visible_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return not _is_hidden(entry.name) and entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def _why_not(entry: os.DirEntry[str]) -> str | None:
+    """Why something that is no visible folder is not taken; None for a picture."""
+    if _is_hidden(entry.name):
+        return "hidden"
+    if os.path.splitext(entry.name)[1].lower() not in PICTURE_SUFFIXES:  # noqa: PTH122 - speed
+        return "not a picture"
+    try:
+        is_file = entry.is_file()
+    except OSError:
+        is_file = False
+    if is_file:
+        return None
+    return "a link to nothing" if entry.is_symlink() else "not a regular file"
+
+
+def _listed(classes: list[str]) -> str:
+    return ("class " if len(classes) == 1 else "classes ") + ", ".join(map(repr, classes))
+
+
+def _count(paths: list[Path]) -> str:
+    return "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"

@@ -1,0 +1,391 @@
+"""One picture file, decoded safely and as a viewer would show it.
+
+Everything that reads a user's pictures goes through here, so a sideways phone photo, a CMYK scan,
+a 16-bit microscope picture or a transparent PNG comes out the same in training, evaluation and
+prediction. What cannot be decoded raises ``UnreadablePicture``, which names path and reason.
+"""
+
+import contextlib
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from mobilenetv2.errors import DataError
+
+Colour = Literal["RGB", "L"]
+
+# fmt: off
+PICTURE_SUFFIXES = frozenset([
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".avif",
+    ".bmp", ".dib", ".tif", ".tiff", ".pnm", ".ppm", ".pgm", ".pbm", ".heic", ".heif",
+])
+# fmt: on
+"""What a picture's name ends with, in lower case. HEIC is listed so that it is reported rather than
+overlooked: Pillow cannot decode it."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM")
+"""The decoders that a file may reach. Pillow has forty more, some of which start other programs."""
+
+MAX_PIXELS = 120_000_000
+"""Larger pictures are refused before anything is decoded. The largest common sensor below it has
+108 megapixels, and decoding that many takes about half a gigabyte."""
+
+MAX_BYTES = 1 << 30
+"""Larger files are refused: some decoders read a file whole."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_ORIENTATION = 0x0112
+
+# Python's warning filters belong to the whole process, so two threads must not replace and restore
+# them at once. Only the parsing of headers happens under this lock; decoding runs in parallel.
+_warning_filters = threading.Lock()
+
+
+class UnreadablePicture(DataError):  # noqa: N818 - named as the rest of errors.py
+    """A file that cannot be decoded.
+
+    Attributes:
+        path: The file.
+        reason: Why, in words, without the path.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)  # as arguments, so that it survives pickling by workers
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class PictureHeader(NamedTuple):
+    """What a file says about itself, before anything is converted.
+
+    Attributes:
+        format: Pillow's name of the format, such as ``"JPEG"``.
+        mode: Pillow's mode, such as ``"RGB"``, ``"P"`` or ``"CMYK"``.
+        width: Stored width in pixels, before turning upright.
+        height: Stored height in pixels.
+        orientation: The EXIF orientation, 1 (upright) to 8.
+        sixteen_bit: Whether a channel holds more than 8 bits.
+        transparent: Whether there is an alpha channel or a transparent colour.
+        animated: Whether it holds more than one frame or page; only the first is used.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+    sixteen_bit: bool
+    transparent: bool
+    animated: bool
+
+
+def read_picture(path: Path, colour: Colour, at_least: int | None = None) -> Image.Image:
+    """Decodes one file, upright and in the asked colours.
+
+    The EXIF orientation is applied; transparency is laid on white; CMYK with an embedded profile
+    is converted through it; 16-bit pictures are scaled, not clipped; animations give their first
+    frame.
+
+    Args:
+        path: A picture file. It is only read.
+        colour: ``"RGB"``, or ``"L"`` for grey.
+        at_least: Lets JPEGs be decoded at 1/2, 1/4 or 1/8 of their size, much faster, as long as
+            the shorter side stays at least this many pixels long.
+
+    Returns:
+        A picture of mode ``colour``.
+
+    Raises:
+        UnreadablePicture: The file is missing, forbidden, broken, truncated, no picture, or larger
+            than ``MAX_PIXELS``.
+    """
+    with open_file(path) as file:
+        header, image = decode(file, path, colour, at_least)
+    with _as_unreadable(path):
+        return turn_upright(to_colour(image, colour), header.orientation)
+
+
+def to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels as a contiguous uint8 array of shape C×H×W; C is 3, or 1 for grey.
+
+    >>> to_array(Image.new("RGB", (4, 2), "red")).shape
+    (3, 2, 4)
+    """
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        return pixels[None].copy()
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def resize_and_crop(
+    image: Image.Image, height: int, width: int, resize: int | None = None
+) -> Image.Image:
+    """The shorter side to ``resize`` pixels, then the centre of ``height`` × ``width``.
+
+    Pixel for pixel what torchvision's ``Resize(resize)`` (bilinear, antialiased) and
+    ``CenterCrop((height, width))`` make of a Pillow picture; where the picture is smaller than the
+    crop, black surrounds it. Only for extremely long pictures, whose resized form would exceed
+    ``MAX_PIXELS``, the crop is computed directly, which may differ by a rounding step.
+
+    Args:
+        image: Of mode RGB or L.
+        height: Of the result, in pixels.
+        width: Of the result, in pixels.
+        resize: Length of the shorter side before cropping; None leaves the size as it is.
+
+    >>> resize_and_crop(Image.new("L", (640, 480)), 224, 224, resize=256).size
+    (224, 224)
+    """
+    if resize is None:
+        return _centre_crop(image, height, width)
+    short, long = sorted(image.size)
+    new_long = int(resize * long / short)
+    size = (resize, new_long) if image.width <= image.height else (new_long, resize)
+    if size[0] * size[1] <= MAX_PIXELS:
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        return _centre_crop(image, height, width)
+    seen = (min(width, size[0]), min(height, size[1]))
+    left, top = round((size[0] - seen[0]) / 2), round((size[1] - seen[1]) / 2)
+    across, down = image.width / size[0], image.height / size[1]
+    box = (left * across, top * down, (left + seen[0]) * across, (top + seen[1]) * down)
+    return _centre_crop(image.resize(seen, Image.Resampling.BILINEAR, box=box), height, width)
+
+
+def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    if image.width < width or image.height < height:
+        canvas = Image.new(image.mode, (max(image.width, width), max(image.height, height)))
+        left, top = (canvas.width - image.width) // 2, (canvas.height - image.height) // 2
+        canvas.paste(image, (left, top))
+        image = canvas
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+# The steps of read_picture, for those who also want the header or the bytes of the file.
+
+
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """The file opened for reading; only regular files of at most ``MAX_BYTES``.
+
+    Raises:
+        UnreadablePicture: It is missing, forbidden, too large, or no regular file.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 - half the time of Path.stat, once per picture
+        if not stat.S_ISREG(status.st_mode):
+            # Opening a named pipe would wait for ever.
+            raise UnreadablePicture(path, "not a regular file")
+        if status.st_size > MAX_BYTES:
+            size = f"{status.st_size / 2**30:.1f} GiB"
+            raise UnreadablePicture(path, f"the file has {size}, more than any picture should")
+        file = path.open("rb")
+    except PermissionError:
+        raise UnreadablePicture(path, "no permission to read it") from None
+    except FileNotFoundError:
+        raise UnreadablePicture(path, "the file is gone") from None
+    except OSError as error:
+        raise UnreadablePicture(path, f"cannot be opened: {error.strerror or error}") from None
+    with file:
+        yield file
+
+
+def decode(
+    file: BinaryIO, path: Path, colour: Colour, at_least: int | None = None
+) -> tuple[PictureHeader, Image.Image]:
+    """Decodes an open file, without turning or converting it yet.
+
+    Args:
+        file: At its beginning.
+        path: For messages.
+        colour: What the picture will be used as; grey lets JPEGs skip their colours.
+        at_least: As in ``read_picture``.
+
+    Returns:
+        The header, and the loaded picture in the file's own mode. The header's orientation is what
+        remains to be done with the loaded picture.
+
+    Raises:
+        UnreadablePicture: The file is broken, truncated, no picture or too large.
+    """
+    with _as_unreadable(path, file):
+        with _without_warnings():
+            Image.init()
+            image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadablePicture(path, _too_large(image.width * image.height))
+        mode, (width, height), sixteen_bit = image.mode, image.size, _sixteen_bit(image)
+        if at_least is not None:
+            image.draft("L" if colour == "L" else None, (at_least, at_least))
+        image.load()
+        with _without_warnings():
+            header = PictureHeader(
+                format=image.format or "",
+                mode=mode,
+                width=width,
+                height=height,
+                orientation=_orientation(image),
+                sixteen_bit=sixteen_bit,
+                transparent=image.has_transparency_data,
+                animated=_animated(image),
+            )
+    return header, image
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The picture turned and mirrored as its EXIF orientation (1 to 8) asks for."""
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def to_colour(image: Image.Image, colour: Colour) -> Image.Image:
+    """A decoded picture of any mode as ``"RGB"`` or ``"L"``, the way a viewer shows it."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_to_eight_bits(np.asarray(image), image))
+    elif image.mode in ("CMYK", "LAB"):
+        image = _through_profile(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == colour else image.convert(colour)
+
+
+def _to_eight_bits(pixels: NDArray[np.generic], image: Image.Image) -> NDArray[np.uint8]:
+    """Scales 16-bit, 32-bit and floating-point greys to 0…255.
+
+    The scale of a 16-bit picture is fixed. Wider ones don't state theirs, so it is taken from the
+    largest value: 1.0, 255 or 65535 where it fits, the value itself beyond.
+    """
+    if image.mode == "F":
+        pixels = np.nan_to_num(pixels, nan=0, posinf=0, neginf=0)
+    if image.mode in ("I", "F") and image.format != "PPM":
+        largest = float(pixels.max())
+        scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        white = next((scale for scale in scales if largest <= scale), largest)
+    else:
+        white = 65535.0
+    return (pixels.clip(0, white).astype(np.float32) * (255 / white) + 0.5).astype(np.uint8)
+
+
+def _through_profile(image: Image.Image) -> Image.Image:
+    """CMYK and LAB as sRGB; without a usable profile, CMYK by Pillow's plain formula."""
+    from PIL import ImageCms
+
+    profile = image.info.get("icc_profile")
+    try:
+        if image.mode == "LAB":
+            source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        elif profile:
+            source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        else:
+            return image.convert("RGB")
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return image.convert("RGB")
+    assert converted is not None  # only with inPlace=True
+    return converted
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # broken metadata of every kind; the picture itself is fine
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _animated(image: Image.Image) -> bool:
+    # Phones store depth and gain maps as further frames of a JPEG: nothing that a viewer shows.
+    if image.format == "MPO":
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # what is broken lies behind the first frame
+        return False
+
+
+def _sixteen_bit(image: Image.Image) -> bool:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return True
+    # Pillow narrows 16-bit colours to 8 while decoding; only the decoder's raw mode tells.
+    arguments = image.tile[0].args if getattr(image, "tile", None) else ""  # type: ignore[attr-defined]
+    if image.format == "PPM" and isinstance(arguments, tuple):
+        return isinstance(arguments[-1], int) and arguments[-1] > 255
+    raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return isinstance(raw_mode, str) and ";16" in raw_mode
+
+
+def _too_large(pixels: int) -> str:
+    return (
+        f"{pixels / 1e6:,.0f} megapixels; pictures above {MAX_PIXELS / 1e6:.0f} are refused, "
+        "as a decompression bomb would be"
+    )
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silences Pillow's remarks on odd metadata and size; the size is judged here."""
+    with _warning_filters, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        yield
+
+
+@contextlib.contextmanager
+def _as_unreadable(path: Path, file: BinaryIO | None = None) -> Iterator[None]:
+    """Turns whatever a decoder throws at a broken file into ``UnreadablePicture``."""
+    try:
+        yield
+    except UnreadablePicture:
+        raise
+    except Image.DecompressionBombError:
+        reason = f"more than {MAX_PIXELS / 1e6:.0f} megapixels, as a decompression bomb would be"
+    except UnidentifiedImageError:
+        reason = _what_else(file) if file is not None else "not a picture"
+    except MemoryError:
+        reason = "not enough memory to decode it"
+    # Decoders fed with broken bytes raise nearly everything: SyntaxError, struct.error, zlib.error…
+    except Exception as error:
+        words = str(error) or type(error).__name__
+        cut = "truncated" in words or isinstance(error, EOFError)
+        reason = f"truncated: the file ends too early ({words})" if cut else f"broken: {words}"
+    else:
+        return
+    raise UnreadablePicture(path, reason) from None
+
+
+def _what_else(file: BinaryIO) -> str:
+    """What a file that no decoder recognises seems to be."""
+    file.seek(0)
+    head = file.read(512)
+    if not head:
+        return "the file is empty"
+    if not head.strip(b"\0"):
+        return "the file holds only zeros, as after a failed copy"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "HEIC, which Pillow cannot decode: convert it to JPEG"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page, as from a failed download"
+    if head.lstrip().startswith((b"<svg", b"<?xml")):
+        return "SVG or XML, which has no pixels"
+    return "not a picture, or broken from its first bytes"
