@@ -40,7 +40,7 @@ class ModelFileError(UserError):
     """A model, checkpoint or weights file that cannot be used."""
 
 
-class WorkFailed(Mobilenetv2Error):
+class WorkFailed(Mobilenetv2Error):  # noqa: N818
     """The work failed, or a promised check was not met."""
 
 
@@ -48,7 +48,9 @@ class NonFiniteLoss(WorkFailed):
     """Training met a loss that is infinite or not a number."""
 
 
-class Interrupted(Mobilenetv2Error):
+class Interrupted(Mobilenetv2Error):  # noqa: N818
     """Stopped by a signal after everything was saved."""
 
-    exit_code = 130
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -10,7 +10,6 @@ Read from top to bottom: the table, the small rules (channels, strides), the blo
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -102,6 +101,7 @@ class KerasPaddedConv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """Features N×C×H×W in, N×C'×⌈H/2⌉×⌈W/2⌉ out."""
         height, width = input.shape[-2:]
         padded = F.pad(input, (width % 2, 1, height % 2, 1))
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
@@ -242,7 +242,8 @@ class MobileNetV2(nn.Module):
 
     def pooled_features(self, pictures: Tensor) -> Tensor:
         """Normalised pictures N×C×H×W in, features N×F out, averaged over the last map."""
-        return self.features(pictures).mean((2, 3))
+        features: Tensor = self.features(pictures)
+        return features.mean((2, 3))
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Normalised pictures N×C×H×W in, logits N×K out."""

@@ -1,0 +1,5 @@
+"""``python -m mobilenetv2``."""
+
+from mobilenetv2.cli import main
+
+main()

@@ -1,0 +1,223 @@
+"""A classifier is pictures in, labels out: preprocessing, network and label names in one object.
+
+Training makes one, evaluation measures one, and one file holds it: ``model.safetensors``, with
+readable JSON metadata inside. Nothing can therefore prepare pictures differently afterwards.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors_bytes
+from torch import Tensor, nn
+
+from mobilenetv2.config import NetworkConfig, Preprocessing
+from mobilenetv2.data.pictures import Colour, read_picture, resize_and_crop, to_array, to_colour
+from mobilenetv2.errors import ConfigError, ModelFileError, UserError
+from mobilenetv2.files import written_whole
+from mobilenetv2.network.build import build_network
+
+METADATA_KEY = "mobilenetv2"
+"""Where the safetensors file keeps the JSON that describes the classifier."""
+
+PictureLike = str | Path | Image.Image | np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One label and how likely the classifier holds it."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Preprocessing, network and labels.
+
+    Attributes:
+        network: normalised pictures in, logits N×K out.
+        config: what the network was built from.
+        preprocessing: how a picture becomes the network's input.
+        labels: K class names, in the order of the logits.
+        training: a summary of how it was made; free of meaning for prediction.
+    """
+
+    network: nn.Module
+    config: NetworkConfig
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def create(
+        cls, config: NetworkConfig, preprocessing: Preprocessing, labels: Sequence[str]
+    ) -> "Classifier":
+        """A classifier with a fresh network, initialised from PyTorch's random state."""
+        network = build_network(config, len(labels), preprocessing.channels)
+        return cls(network, config, preprocessing, tuple(labels))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's weights lie."""
+        return next(self.network.parameters()).device
+
+    def prepare(self, picture: PictureLike) -> Tensor:
+        """One picture as the network sees it before normalisation: uint8 C×H×W.
+
+        Args:
+            picture: a file, a PIL image, or a uint8 array H×W or H×W×3 (RGB).
+
+        Raises:
+            UnreadablePicture: the file is not a picture or is broken.
+        """
+        wanted = self.preprocessing
+        colour: Colour = "RGB" if wanted.colour == "rgb" else "L"
+        if isinstance(picture, str | Path):
+            image = read_picture(Path(picture), colour, at_least=wanted.resize)
+        else:
+            if isinstance(picture, np.ndarray):
+                picture = _to_image(picture)
+            image = to_colour(ImageOps.exif_transpose(picture), colour)
+        cropped = resize_and_crop(image, wanted.height, wanted.width, wanted.resize)
+        return torch.from_numpy(to_array(cropped))
+
+    def normalize(self, pictures: Tensor) -> Tensor:
+        """Pictures N×C×H×W in 0…255 to the network's float32 input."""
+        shape = (-1, 1, 1)
+        device = pictures.device
+        mean = torch.tensor(self.preprocessing.mean, device=device).view(shape) * 255
+        scale = 1 / (torch.tensor(self.preprocessing.std, device=device).view(shape) * 255)
+        return (pictures.float() - mean) * scale
+
+    def logits(self, pictures: Tensor) -> Tensor:
+        """Prepared pictures uint8 N×C×H×W to logits N×K, float32; no gradients, eval mode.
+
+        The network's training mode is given back afterwards, module by module.
+        """
+        modes = [(module, module.training) for module in self.network.modules()]
+        self.network.eval()
+        try:
+            with torch.inference_mode():
+                inputs = self.normalize(pictures.to(self.device))
+                logits: Tensor = self.network(inputs.contiguous(memory_format=torch.channels_last))
+                return logits.float()
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def predict(self, pictures: Iterable[PictureLike], top: int = 5) -> list[list[Prediction]]:
+        """The ``top`` most likely labels of each picture, the likeliest first.
+
+        ``top`` above the number of classes means all of them.
+        """
+        top = min(top, len(self.labels))
+        predictions = []
+        for picture in pictures:
+            probabilities = self.logits(self.prepare(picture)[None])[0].softmax(0)
+            best = probabilities.topk(top)
+            predictions.append(
+                [
+                    Prediction(self.labels[index], value)
+                    for value, index in zip(
+                        best.values.tolist(), best.indices.tolist(), strict=True
+                    )
+                ]
+            )
+        return predictions
+
+    def with_network(self, network: nn.Module) -> "Classifier":
+        """The same classifier around other weights."""
+        return replace(self, network=network)
+
+    def metadata(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON-ready values; enough to build the network again."""
+        from mobilenetv2 import __version__
+
+        return {
+            "version": __version__,
+            "network": self.config.model_dump(mode="json"),
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            "labels": list(self.labels),
+            "training": dict(self.training),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write ``model.safetensors`` with the metadata inside; the file is whole or not there."""
+        weights = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.network.state_dict().items()
+        }
+        text = json.dumps(self.metadata(), ensure_ascii=False, indent=1)
+        with written_whole(Path(path)) as file:
+            file.write(to_safetensors_bytes(weights, {METADATA_KEY: text}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Classifier":
+        """Read a file that :meth:`save` wrote. No code in it can run.
+
+        Raises:
+            ModelFileError: the file is missing, damaged, or holds something else.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = (file.metadata() or {}).get(METADATA_KEY)
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ModelFileError(f"{path}: not a readable safetensors file ({error})") from error
+        if metadata is None:
+            raise ModelFileError(
+                f"{path}: holds weights but no classifier (no {METADATA_KEY!r} metadata: labels "
+                "and preprocessing are missing)"
+            )
+        try:
+            description = json.loads(metadata)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ModelFileError(f"{path}: its metadata is not JSON ({error})") from error
+        return cls.from_parts(description, weights, str(path))
+
+    @classmethod
+    def from_parts(
+        cls, metadata: Mapping[str, Any], weights: Mapping[str, Tensor], origin: str
+    ) -> "Classifier":
+        """A classifier from :meth:`metadata` and a state dict, both perhaps from a stranger.
+
+        Raises:
+            ModelFileError: they are incomplete, out of range, or do not fit each other.
+        """
+        try:
+            config = NetworkConfig(**metadata["network"])
+            preprocessing = Preprocessing(**metadata["preprocessing"])
+            labels = TypeAdapter(tuple[str, ...]).validate_python(metadata["labels"])
+            training = TypeAdapter(dict[str, Any]).validate_python(metadata.get("training", {}))
+        except (KeyError, TypeError, AttributeError, ConfigError, ValidationError) as error:
+            raise ModelFileError(f"{origin}: its description is damaged: {error}") from error
+        try:
+            # No memory is taken for weights that the file does not hold.
+            with torch.device("meta"):
+                network = build_network(config, len(labels), preprocessing.channels)
+            network.load_state_dict(weights, assign=True)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ModelFileError(
+                f"{origin}: the weights do not fit the network that the file describes: {reason}"
+            ) from error
+        network.requires_grad_().to(memory_format=torch.channels_last)
+        return cls(network, config, preprocessing, labels, training)
+
+
+def _to_image(array: np.ndarray[Any, Any]) -> Image.Image:
+    shapes = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype != np.uint8 or not shapes:
+        raise UserError(
+            "a picture given as an array must be uint8 of shape H×W (grey) or H×W×3 (RGB); got "
+            f"{array.dtype} of shape {array.shape}"
+        )
+    return Image.fromarray(array)

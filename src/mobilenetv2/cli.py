@@ -1,0 +1,324 @@
+"""The command line: the only place that parses arguments and words errors for the terminal.
+
+Each command is a settings model, which tyro turns into flags and help, and a function. PyTorch is
+imported inside the functions, so that help comes at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from mobilenetv2 import __version__
+from mobilenetv2.config import (
+    DataConfig,
+    EvaluateConfig,
+    InspectConfig,
+    NetworkConfig,
+    NetworkName,
+    PredictConfig,
+    Section,
+    TrainConfig,
+    suggestion,
+)
+from mobilenetv2.errors import ConfigError, Mobilenetv2Error, UserError
+from mobilenetv2.settings import merge, read_settings, recipe_settings, validate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_STYLE = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word on the command line: its arguments to an exit code, and what it does in a line."""
+
+    run: Callable[[list[str]], int]
+    summary: str
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 done, 1 failed, 2 impossible request, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+    except Mobilenetv2Error as error:
+        _complain(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        code = 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    word = arguments[0] if arguments else "--help"
+    if word in ("-h", "--help"):
+        _print_help()
+        return 0
+    if word == "--version":
+        print(f"mobilenetv2 {__version__}")
+        return 0
+    if word not in COMMANDS:
+        raise ConfigError(
+            f"{word}: no such command ({', '.join(COMMANDS)}){suggestion(word, COMMANDS)}"
+        )
+    return COMMANDS[word].run(arguments[1:])
+
+
+def _print_help() -> None:
+    print("usage: mobilenetv2 COMMAND [ARGUMENTS]\n")
+    print("From a folder of pictures to a proven MobileNetV2 classifier.\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<10} {command.summary}")
+    print("\n`mobilenetv2 COMMAND --help` shows the arguments of a command.")
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(
+        f"mobilenetv2: {message}", style="red", markup=False, highlight=False
+    )
+
+
+# ------------------------------------------------------------------------- train
+
+
+def _train(arguments: list[str]) -> int:
+    config = _read_train_config("train", arguments)
+    from mobilenetv2.training.train import resume, train
+
+    console = Console(quiet=config.quiet)
+    result = resume(config.resume, console) if config.resume else train(config, console)
+    set_name = "validation" if result["test_accuracy"] is None else "test"
+    accuracy = result["test_accuracy"] or result["val_accuracy"]
+    low, high = result["accuracy_interval"]
+    print(
+        f"{set_name} accuracy {accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}), best epoch "
+        f"{result['best_epoch']} of {result['epochs']}, {result['seconds']:.1f} s: {result['run']}"
+    )
+    return 0
+
+
+def _find_lr(arguments: list[str]) -> int:
+    config = _read_train_config("find-lr", arguments)
+    from mobilenetv2.evaluation import plots
+    from mobilenetv2.training.train import run_range_test
+
+    test = run_range_test(config)
+    folder = config.out or Path()
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / "find-lr.png"
+    plots.save(plots.lr_range(test.lrs, test.losses, test.smoothed, test.suggestion), picture)
+    print(f"suggested learning rate: {test.suggestion:g}")
+    if not config.quiet:
+        print(f"{test.reason}.\nThe curve: {picture}")
+    return 0
+
+
+def _read_train_config(command: str, arguments: list[str]) -> TrainConfig:
+    """Default < recipe of the data set < ``--config`` file < flag."""
+    path, arguments = _take_option("--config", arguments)
+    helpless = [argument for argument in arguments if argument not in ("-h", "--help")]
+    # The first look is for the name of the data alone: it decides the defaults of everything else.
+    first, _ = tyro.cli(
+        TrainConfig,
+        args=helpless,
+        prog=f"mobilenetv2 {command}",
+        config=_STYLE,
+        return_unknown_args=True,
+    )
+    from_file = read_settings(Path(path)) if path else {}
+    data = first.data.data
+    if data == DataConfig().data:
+        data = from_file.get("data", {}).get("data", data)
+    defaults = validate(
+        merge(recipe_settings(str(data)), from_file), f"--config {path}" if path else "recipe"
+    )
+    return tyro.cli(
+        TrainConfig,
+        args=arguments,
+        prog=f"mobilenetv2 {command}",
+        config=_STYLE,
+        default=defaults,
+        description=f"{TrainConfig.__doc__} --config FILE reads settings from YAML first.",
+    )
+
+
+def _take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of ``name`` and the arguments without it."""
+    for place, argument in enumerate(arguments):
+        if argument == name:
+            if place + 1 == len(arguments):
+                raise ConfigError(f"{name} needs a value")
+            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
+        if argument.startswith(f"{name}="):
+            return argument.removeprefix(f"{name}="), arguments[:place] + arguments[place + 1 :]
+    return None, arguments
+
+
+# ------------------------------------------------------- evaluate, predict, inspect
+
+
+def _evaluate(arguments: list[str]) -> int:
+    config = _parse("evaluate", EvaluateConfig, arguments)
+    from mobilenetv2.data.sources import load_data, load_for_measuring
+    from mobilenetv2.evaluation import plots
+    from mobilenetv2.evaluation.evaluate import evaluate
+    from mobilenetv2.files import write_text
+    from mobilenetv2.training.device import find_device
+    from mobilenetv2.training.load import load, own_data
+
+    classifier = load(config.model)
+    classifier.network.to(find_device(config.machine.device))
+    wanted = classifier.preprocessing
+    if config.data is None:
+        own = load_data(own_data(config.model, config.source.data_dir), wanted)
+        sets = {"validation": own.val} | ({"test": own.test} if own.test else {})
+    else:
+        data = DataConfig(data=config.data, data_dir=config.source.data_dir)
+        sets = dict([load_for_measuring(data, wanted, classifier.labels)])
+    report: dict[str, Any] = {}
+    for name, pictures in sets.items():
+        evaluation = evaluate(classifier, pictures)
+        report[name] = evaluation.summary(classifier.labels)
+        _print_evaluation(name, report[name], config.quiet)
+        if config.report:
+            config.report.mkdir(parents=True, exist_ok=True)
+            figure = plots.confusion(evaluation, classifier.labels)
+            plots.save(figure, config.report / f"{name}-confusion.png")
+            figure = plots.mistakes(evaluation, pictures, classifier.labels)
+            plots.save(figure, config.report / f"{name}-mistakes.png")
+    if config.report:
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        write_text(config.report / "evaluation.json", text)
+    return 0
+
+
+def _print_evaluation(name: str, summary: dict[str, Any], quiet: bool) -> None:
+    low, high = summary["accuracy_interval"]
+    print(
+        f"{name}: accuracy {summary['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+        f"loss {summary['loss']:.4f}, macro-F1 {summary['macro_f1']:.4f}, "
+        f"{summary['pictures']:,} pictures"
+    )
+    if quiet:
+        return
+    table = Table("class", "pictures", "precision", "recall", "F1", box=None, pad_edge=False)
+    for row in summary["classes"]:
+        figures = (f"{row[key]:.1%}" for key in ("precision", "recall", "f1"))
+        table.add_row(row["class"], f"{row['pictures']:,}", *figures)
+    Console().print(table)
+
+
+def _predict(arguments: list[str]) -> int:
+    config = _parse("predict", PredictConfig, arguments)
+    if not config.pictures:
+        raise UserError("predict: name at least one picture or folder")
+    from mobilenetv2.data.folders import list_pictures
+    from mobilenetv2.data.pictures import UnreadablePicture
+    from mobilenetv2.training.device import find_device
+    from mobilenetv2.training.load import load
+
+    classifier = load(config.model)
+    classifier.network.to(find_device(config.machine.device))
+    unreadable = 0
+    for path in list_pictures(config.pictures):
+        try:
+            (predictions,) = classifier.predict([path], config.top)
+        except UnreadablePicture as error:
+            _complain(str(error))
+            unreadable += 1
+            continue
+        words = "  ".join(f"{best.label} {best.probability:.1%}" for best in predictions)
+        print(f"{path}: {words}")
+    return 1 if unreadable else 0
+
+
+def _inspect(arguments: list[str]) -> int:
+    config = _parse("inspect", InspectConfig, arguments)
+    path = Path(config.thing)
+    if config.thing in get_args(NetworkName) and not path.exists():
+        _inspect_network(config)
+    else:
+        _inspect_model(path)
+    return 0
+
+
+def _inspect_network(config: InspectConfig) -> None:
+    import torch
+
+    from mobilenetv2.network.build import build_network, with_strides
+
+    side = config.image_size
+    settings = config.network.model_copy(update={"network": config.thing})
+    settings = with_strides(settings, side, side)
+    with torch.device("meta"):
+        network = build_network(settings, config.classes, config.channels)
+    _print_network(network, settings, (config.channels, side, side))
+
+
+def _inspect_model(path: Path) -> None:
+    from mobilenetv2.training.load import load
+
+    classifier = load(path)
+    wanted = classifier.preprocessing
+    labels = classifier.labels
+    print(f"{len(labels)} classes: {', '.join(labels[:12])}{', …' if len(labels) > 12 else ''}")
+    print(
+        f"pictures: {wanted.colour}, shorter side to {wanted.resize}, centre {wanted.height}×"
+        f"{wanted.width}, mean {wanted.mean}, std {wanted.std}"
+    )
+    for name, value in classifier.training.items():
+        print(f"{name}: {value}")
+    size = (wanted.channels, wanted.height, wanted.width)
+    _print_network(classifier.network, classifier.config, size)
+
+
+def _print_network(network: "nn.Module", config: NetworkConfig, size: tuple[int, int, int]) -> None:
+    from mobilenetv2.network.cost import layer_costs
+
+    costs = layer_costs(network, *size)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("layer", "kind", "output", "parameters", "multiply-adds"):
+        table.add_column(heading, justify="left" if heading in ("layer", "kind") else "right")
+    for cost in costs:
+        shape = "×".join(map(str, cost.output))
+        table.add_row(cost.name, cost.kind, shape, f"{cost.params:,}", f"{cost.madds:,}")
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    channels, height, width = size
+    if config.strides is not None:
+        plan = "·".join(map(str, config.strides))
+        maps = [cost.output for cost in costs if len(cost.output) == 3]
+        print(f"strides (stem, seven stages): {plan}; last map {maps[-1][1]}×{maps[-1][2]}")
+    params, madds = sum(cost.params for cost in costs), sum(cost.madds for cost in costs)
+    print(
+        f"{config.network} width {config.width:g}, {channels}×{height}×{width}: {params:,} "
+        f"parameters, {madds / 1e6:,.2f} M multiply-adds"
+    )
+
+
+def _parse(name: str, model: type[Settings], arguments: list[str]) -> Settings:
+    return tyro.cli(model, args=arguments, prog=f"mobilenetv2 {name}", config=_STYLE)
+
+
+COMMANDS = {
+    "train": Command(_train, "train a classifier on a data set or a folder of pictures"),
+    "evaluate": Command(_evaluate, "measure a classifier on pictures with known labels"),
+    "predict": Command(_predict, "name what pictures show"),
+    "find-lr": Command(_find_lr, "suggest a learning rate by a range test"),
+    "inspect": Command(_inspect, "show a model's layers and costs, or a folder's health"),
+}

@@ -1,0 +1,321 @@
+"""Every setting, described once.
+
+These frozen models are the validation, the command line, the YAML file and the Python API at the
+same time: a field's name is its flag and its YAML key, its docstring is its help. Precedence is
+default < recipe of the data set < ``--config`` file < flag.
+Nothing here needs PyTorch.
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from mobilenetv2.errors import ConfigError
+
+NetworkName = Literal["mobilenetv2", "first-version"]
+OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
+ScheduleName = Literal["cosine", "exponential", "multistep", "constant"]
+Precision = Literal["auto", "fp32", "bf16"]
+Side = Annotated[int, Field(ge=8, le=4096)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Stride = Literal[1, 2]
+Strides = tuple[Stride, Stride, Stride, Stride, Stride, Stride, Stride, Stride]
+
+
+def _unset(metavar: str) -> Any:
+    """A flag that may be left out; its help text says what happens then."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+class Section(BaseModel):
+    """Settings that belong together; immutable, and every unknown key is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, type(self))) from error
+
+
+class SourceConfig(Section):
+    """Where pictures come from."""
+
+    data_dir: Annotated[Path | None, _unset("FOLDER")] = None
+    """Where named sets lie or are downloaded to (default: ~/.cache/mobilenetv2/data)."""
+
+
+class DataConfig(SourceConfig):
+    """Which pictures, and how they are divided."""
+
+    data: Positional[str] = "digits"
+    """A name (digits, mnist, fashion-mnist, kmnist, cifar10, cifar100) or a folder: `CLASS/…`,
+    or `train/CLASS/…` with `val/` or `test/` beside it."""
+    image_size: Annotated[Side | tuple[Side, Side] | None, _unset("INT [INT]")] = None
+    """Side of the network's input in pixels, or height and width (default: the pictures' own size
+    up to 96 px, otherwise 224)."""
+    colour: Literal["auto", "rgb", "grey"] = "auto"
+    """What the network sees (default: grey if every picture is grey)."""
+    val_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """Share of the training pictures held out for validation where the data brings no such set."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Decides which pictures are held out; apart from --seed, so that seeds can be compared."""
+
+
+class NetworkConfig(Section):
+    """The network and where its first weights come from."""
+
+    network: NetworkName = "mobilenetv2"
+    """The paper's network, or the plain first version that this project grew from."""
+    width: Annotated[float, Field(ge=0.05, le=4)] = 1.0
+    """Width multiplier: scales every channel count (paper: 0.35 to 1.4)."""
+    strides: Annotated[Strides | None, _unset("8×{1,2}")] = None
+    """Strides of the stem and the seven stages (default: the paper's 2 1 2 2 2 1 2 1, fewer for
+    pictures up to 64 px; `mobilenetv2 inspect` shows the plan)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the pooled features that is dropped before the classifier, in training."""
+    padding: Literal["symmetric", "keras"] = "symmetric"
+    """How stride-2 convolutions pad; weights from Keras need theirs."""
+    norm_eps: Annotated[float, Field(gt=0, le=0.1)] = 1e-5
+    """Epsilon of the batch norms (Keras: 1e-3)."""
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the newest batch in the batch norms' running statistics."""
+
+
+class AugmentConfig(Section):
+    """Random changes to training pictures, drawn afresh for every picture and epoch."""
+
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Move by up to this share of the side, in each direction."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Turn by up to this many degrees, either way."""
+    zoom: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    """Scale each side by a factor between 1 - zoom and 1 + zoom."""
+    shear: Annotated[float, Field(ge=0, le=45)] = 0.0
+    """Slant by up to this many degrees."""
+    flip: bool = False
+    """Mirror left and right, one picture in two. Not for digits or letters."""
+    colour_jitter: Fraction = 0.0
+    """Change brightness, contrast and saturation by up to this share."""
+    erase: Fraction = 0.0
+    """Probability of blanking a random rectangle (Zhong et al. 2017)."""
+    mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Blend pairs of pictures and labels; parameter of the Beta draw (Zhang et al. 2018)."""
+    cutmix: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Paste a piece of another picture, labels in proportion; Beta parameter (Yun et al. 2019)."""
+
+
+class OptimizerConfig(Section):
+    """How a gradient becomes a step."""
+
+    optimizer: OptimizerName = "sgd"
+    """SGD with momentum, Adam, AdamW, or RMSprop (the paper's)."""
+    lr: Annotated[float, Field(gt=0, le=100)] | Literal["auto"] = 0.1
+    """Peak learning rate; `auto` runs the range test of `find-lr` first."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD and RMSprop; beta1 of Adam and AdamW."""
+    nesterov: bool = True
+    """Nesterov's look-ahead momentum, for SGD."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 4e-5
+    """Decay of convolution and linear weights; never of norms and biases."""
+    clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, _unset("FLOAT")] = None
+    """Scale the gradient down to this norm where it is longer (default: no clipping)."""
+
+
+class ScheduleConfig(Section):
+    """How the learning rate moves, stepped after every batch."""
+
+    schedule: ScheduleName = "cosine"
+    """Cosine to zero, exponential, steps at milestones, or constant."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs of linear warm-up before the schedule; fractions are fine."""
+    gamma: Annotated[Annotated[float, Field(gt=0, le=1)] | None, _unset("FLOAT")] = None
+    """Factor: of `exponential` per epoch (default 0.98, the paper's), of `multistep` per milestone
+    (default 0.1)."""
+    milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], _unset("FLOAT …")] = ()
+    """Epochs at which `multistep` lowers the rate (default: at 1/2 and 3/4 of training)."""
+
+
+class DeviceConfig(Section):
+    """Where the work is done."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto: the fastest there is."""
+
+
+class MachineConfig(DeviceConfig):
+    """What does the work, and how."""
+
+    precision: Precision = "auto"
+    """fp32, bf16 where the device has it natively, or auto."""
+    fast_ops: Literal["auto", "cpp", "torch", "off"] = "auto"
+    """Faster training operations on a CPU: compiled C++, PyTorch only, or none."""
+
+
+class Preprocessing(Section):
+    """How a picture becomes the network's input; kept inside every saved classifier."""
+
+    colour: Literal["rgb", "grey"]
+    """Channel mode: three channels or one."""
+    height: Side
+    """Pixels that the network sees, from top to bottom."""
+    width: Side
+    """Pixels that the network sees, from left to right."""
+    resize: Side
+    """The shorter side is brought to this many pixels before the centre is cropped."""
+    mean: tuple[float, ...]
+    """Subtracted from each channel, after pixels were scaled to 0…1."""
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    """Divides each channel after that."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's input."""
+        return 3 if self.colour == "rgb" else 1
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> "Preprocessing":
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"{self.colour} needs {self.channels} means and standard deviations")
+        return self
+
+
+class OutputConfig(Section):
+    """What is printed."""
+
+    quiet: FlagCreatePairsOff[bool] = False
+    """Print nothing but errors and the result."""
+
+
+class TrainConfig(OutputConfig):
+    """Everything that decides a training run."""
+
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = NetworkConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    machine: MachineConfig = MachineConfig()
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
+    """Passes over the training pictures."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
+    """Pictures per step."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the label given to all classes alike (Szegedy et al. 2016)."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then the model that
+    is measured and kept; 0 for none."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Start of every random draw."""
+    out: Annotated[Path | None, _unset("FOLDER")] = None
+    """The run folder (default: runs/DATA, then runs/DATA-2, …)."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Allow --out to name a folder that already holds a run, and start it anew."""
+    resume: Annotated[Path | None, _unset("RUN")] = None
+    """Go on with the run in this folder; its own settings apply."""
+    tensorboard: FlagCreatePairsOff[bool] = False
+    """Also write TensorBoard events into the run folder."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainConfig":
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs ({self.schedule.warmup_epochs:g}) must be less than epochs "
+                f"({self.epochs}), or nothing is left for the schedule"
+            )
+        step = self.optimizer
+        if step.optimizer == "sgd" and step.nesterov and step.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0; add --no-nesterov")
+        return self
+
+
+class EvaluateConfig(OutputConfig):
+    """Measure a classifier: loss, accuracy with its confidence interval, and every class."""
+
+    model: Positional[Path]
+    """A run folder, a .safetensors file or a .pth.tar checkpoint."""
+    data: Annotated[Positional[str | None], _unset("DATA")] = None
+    """A name or a folder with the classifier's classes (default: the run's own data)."""
+    source: SourceConfig = SourceConfig()
+    machine: DeviceConfig = DeviceConfig()
+    report: Annotated[Path | None, _unset("FOLDER")] = None
+    """Write evaluation.json, confusion.png and mistakes.png there."""
+
+
+class PredictConfig(OutputConfig):
+    """Name what pictures show."""
+
+    model: Positional[Path]
+    """A run folder, a .safetensors file or a .pth.tar checkpoint."""
+    pictures: Positional[tuple[Path, ...]]
+    """Picture files, and folders of them to any depth."""
+    top: Annotated[int, Field(ge=1)] = 3
+    """How many labels to print for each picture; never more than there are."""
+    machine: DeviceConfig = DeviceConfig()
+
+
+class InspectConfig(OutputConfig):
+    """Show a model's layers, parameters and multiply-adds, or a folder's health."""
+
+    thing: Positional[str] = "mobilenetv2"
+    """A run folder or model file, a folder of pictures, or the name of a network."""
+    network: NetworkConfig = NetworkConfig()
+    image_size: Side = 224
+    """For a network by name: the pictures' side in pixels."""
+    classes: Annotated[int, Field(ge=2)] = 1000
+    """For a network by name: how many classes it tells apart."""
+    channels: Literal[1, 3] = 3
+    """For a network by name: 3 for RGB, 1 for grey."""
+
+
+def explain(error: ValidationError, model: type[Section]) -> str:
+    """A validation error in one line per problem, in the words of the command line."""
+    flags = flag_names(TrainConfig) | flag_names(model)
+    lines: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        names = [part for part in problem["loc"] if isinstance(part, str)]
+        if problem["type"] == "extra_forbidden":
+            key = names[-1]
+            section = flags.get(key)
+            hint = f"; it belongs below {section!r}" if section else suggestion(key, flags)
+            lines[key] = f"unknown setting {key!r}{hint}"
+        else:
+            key = next((part for part in reversed(names) if part in flags), "")
+            message = problem["msg"].removeprefix("Value error, ")
+            message = message.replace("Input should be", "must be")
+            # The first problem of a key is about its usual type; the alternatives add nothing.
+            lines.setdefault(key, f"{key}: {message}, got {problem['input']!r}" if key else message)
+    return "\n".join(lines.values())
+
+
+def flag_names(model: type[Section]) -> dict[str, str | None]:
+    """Each setting's name and the section that holds it (None for the top).
+
+    >>> flag_names(TrainConfig)["lr"], flag_names(TrainConfig)["epochs"]
+    ('optimizer', None)
+    """
+    names: dict[str, str | None] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            names |= dict.fromkeys(field.annotation.model_fields, name)
+        else:
+            names[name] = None
+    return names
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known word, or nothing.
+
+    >>> suggestion("minst", ["digits", "mnist"])
+    "; did you mean 'mnist'?"
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,89 @@
+"""Labelled pictures in memory, and the seeded order in which training takes them in batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mobilenetv2.config import AugmentConfig
+from mobilenetv2.data.augment import Batch, augment
+from mobilenetv2.data.draws import permutation
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """A set of pictures with what they show.
+
+    Attributes:
+        pictures: uint8 N×C×H×W.
+        labels: int64 N, each the place of a class in the list of classes.
+        names: N file names, or empty where the pictures never were files.
+    """
+
+    pictures: Tensor
+    labels: Tensor
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Tensor) -> "LabelledPictures":
+        """The pictures at ``indices`` (int64), in that order."""
+        names = tuple(self.names[index] for index in indices.tolist()) if self.names else ()
+        return LabelledPictures(self.pictures[indices], self.labels[indices], names)
+
+    def to(self, device: torch.device) -> "LabelledPictures":
+        """The same set on another device."""
+        return LabelledPictures(self.pictures.to(device), self.labels.to(device), self.names)
+
+
+class Batches:
+    """The batches of every epoch: reshuffled, augmented, the last one kept.
+
+    The order depends on seed and epoch alone, so that an epoch can be entered at any step.
+
+    >>> pictures = LabelledPictures(torch.zeros(50, 1, 8, 8, dtype=torch.uint8), torch.arange(50))
+    >>> batches = Batches(pictures, batch_size=16, config=AugmentConfig(), seed=0)
+    >>> batches.steps_per_epoch, [len(batch.labels) for batch in batches.epoch(0)]
+    (4, [16, 16, 16, 2])
+    """
+
+    def __init__(
+        self, pictures: LabelledPictures, batch_size: int, config: AugmentConfig, seed: int
+    ) -> None:
+        self._pictures = pictures
+        self._config = config
+        self._seed = seed
+        self._bounds = batch_bounds(len(pictures), batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return len(self._bounds)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` (from 0) from ``first_step`` on, on the pictures' device."""
+        device = self._pictures.labels.device
+        order = permutation(self._seed, epoch, len(self._pictures)).to(device)
+        for step, (start, end) in enumerate(self._bounds[first_step:], first_step):
+            indices = order[start:end]
+            batch = Batch(self._pictures.pictures[indices], self._pictures.labels[indices])
+            yield augment(batch, indices, self._config, self._seed, epoch, step)
+
+
+def batch_bounds(pictures: int, batch_size: int) -> list[tuple[int, int]]:
+    """Start and end of each batch; the last one is kept, and holds one picture only if all do.
+
+    Batch norm cannot learn from a single picture whose last feature map is 1×1, so a last batch of
+    one takes a second picture from its neighbour. The number of steps does not change.
+
+    >>> batch_bounds(7, 3)
+    [(0, 3), (3, 5), (5, 7)]
+    >>> len(batch_bounds(50_000, 64))
+    782
+    """
+    starts = list(range(0, pictures, batch_size))
+    if len(starts) > 1 and batch_size > 2 and pictures - starts[-1] == 1:
+        starts[-1] -= 1
+    return list(zip(starts, [*starts[1:], pictures], strict=True))

@@ -1,0 +1,121 @@
+"""The validate function: what a classifier is worth on a set of pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.evaluation.metrics import (
+    Array,
+    PerClass,
+    accuracy_interval,
+    confusion_matrix,
+    per_class,
+)
+
+BATCH_SIZE = 500
+"""Pictures at once. The result does not depend on it beyond the rounding of float32 logits."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Exact figures over a whole set: every picture counted once.
+
+    Attributes:
+        count: pictures.
+        loss: mean cross-entropy, without label smoothing.
+        hits: pictures whose likeliest label is the right one.
+        top5_hits: pictures whose right label is among the five likeliest (of all, below five).
+        confusion: K×K counts, rows are the truth.
+        predicted: int64 N, the likeliest label of each picture.
+        confidence: float32 N, its probability.
+    """
+
+    count: int
+    loss: float
+    hits: int
+    top5_hits: int
+    confusion: Array
+    predicted: Array
+    confidence: Array
+
+    @property
+    def accuracy(self) -> float:
+        """Share of hits (top-1)."""
+        return self.hits / self.count
+
+    @property
+    def top5_accuracy(self) -> float:
+        """Share of pictures whose right label is among the five likeliest."""
+        return self.top5_hits / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The accuracy's 95 % confidence interval."""
+        return accuracy_interval(self.hits, self.count)
+
+    def summary(self, labels: Sequence[str]) -> dict[str, Any]:
+        """The figures as JSON-ready values, with one row per class."""
+        classes = self.per_class
+        present = self.confusion.sum(1)
+        return {
+            "pictures": self.count,
+            "accuracy": self.accuracy,
+            "accuracy_interval": list(self.interval),
+            "top5_accuracy": self.top5_accuracy,
+            "loss": self.loss,
+            "macro_f1": classes.macro_f1,
+            "classes": [
+                {
+                    "class": label,
+                    "pictures": int(present[index]),
+                    "precision": float(classes.precision[index]),
+                    "recall": float(classes.recall[index]),
+                    "f1": float(classes.f1[index]),
+                }
+                for index, label in enumerate(labels)
+            ],
+        }
+
+    @property
+    def per_class(self) -> PerClass:
+        """Precision, recall and F1 of each class."""
+        return per_class(self.confusion)
+
+
+def evaluate(
+    classifier: Classifier, pictures: LabelledPictures, batch_size: int = BATCH_SIZE
+) -> Evaluation:
+    """Loss and accuracy of ``classifier`` over all ``pictures``.
+
+    Eval mode, no gradients, float32; the network's training mode is given back afterwards. Sums
+    are weighted by picture, so a short last batch counts for what it holds and no more.
+    """
+    classes = len(classifier.labels)
+    losses, predicted, confidences = [], [], []
+    top5_hits = 0
+    for start in range(0, len(pictures), batch_size):
+        labels = pictures.labels[start : start + batch_size].to(classifier.device)
+        logits = classifier.logits(pictures.pictures[start : start + batch_size])
+        losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        confidence, best = logits.softmax(1).max(1)
+        predicted.append(best)
+        confidences.append(confidence)
+        top5 = logits.topk(min(5, classes)).indices
+        top5_hits += int((top5 == labels[:, None]).sum())
+    truth = pictures.labels.cpu().numpy()
+    guesses = torch.cat(predicted).cpu().numpy()
+    return Evaluation(
+        count=len(pictures),
+        loss=float(torch.cat(losses).double().mean()),
+        hits=int(np.count_nonzero(guesses == truth)),
+        top5_hits=top5_hits,
+        confusion=confusion_matrix(truth, guesses, classes),
+        predicted=guesses,
+        confidence=torch.cat(confidences).cpu().numpy(),
+    )

@@ -1,0 +1,70 @@
+"""Where the work runs, and in which precision."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from mobilenetv2.config import MachineConfig
+from mobilenetv2.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device and the precision of its forward pass.
+
+    Attributes:
+        device: where weights and pictures lie.
+        precision: "fp32" or "bf16"; weights and their updates are fp32 in both.
+    """
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context for a forward pass in this precision."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def choose_device(config: MachineConfig) -> Device:
+    """The device and precision that were asked for, or the best of this machine.
+
+    Raises:
+        ConfigError: the device is unknown or not there, or cannot do the precision.
+    """
+    device = find_device(config.device)
+    native = has_native_bf16(device)
+    if config.precision == "bf16" and not native:
+        raise ConfigError(f"--precision bf16: {device} does not have it natively; use fp32 or auto")
+    if config.precision == "auto":
+        return Device(device, "bf16" if native else "fp32")
+    return Device(device, config.precision)
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 multiplies in hardware there (CPU: AMX or AVX512-BF16)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name, or the fastest there is for "auto".
+
+    Raises:
+        ConfigError: it is unknown or not there.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--device {name}: not available here ({reason}); try cpu") from error
+    return device

@@ -1,0 +1,67 @@
+"""The end of a run: deliver the classifier, measure what was delivered, draw it, write it down."""
+
+from typing import Any
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.data.sources import DataSet
+from mobilenetv2.evaluation import plots
+from mobilenetv2.evaluation.evaluate import evaluate
+from mobilenetv2.network.cost import count_madds, count_params
+from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.device import Device
+from mobilenetv2.training.run_folder import RunFolder
+
+
+def deliver(folder: RunFolder, summary: dict[str, Any]) -> Classifier:
+    """Write ``model.safetensors`` from the best checkpoint, and read it back.
+
+    What is measured afterwards is the file that people get, not what the loop remembers.
+
+    Args:
+        folder: holds ``best.pth.tar``.
+        summary: of the training, kept inside the file.
+    """
+    best = Checkpoint.load(folder.best).build_classifier(str(folder.best))
+    size = best.preprocessing
+    summary = summary | {
+        "network": best.config.network,
+        "width": best.config.width,
+        "params": count_params(best.network),
+        "madds": count_madds(best.network, size.channels, size.height, size.width),
+    }
+    Classifier(best.network, best.config, size, best.labels, summary).save(folder.model)
+    return Classifier.load(folder.model)
+
+
+def measure(
+    classifier: Classifier,
+    data: DataSet,
+    train_sample: LabelledPictures,
+    folder: RunFolder,
+    device: Device,
+) -> dict[str, Any]:
+    """The figures of ``result.json`` that say what the classifier is worth; draws the pictures.
+
+    The test set is used here and nowhere else.
+    """
+    classifier.network.to(device.device)
+    train, val = evaluate(classifier, train_sample), evaluate(classifier, data.val)
+    test = None if data.test is None else evaluate(classifier, data.test)
+    shown, pictures = (val, data.val) if test is None or data.test is None else (test, data.test)
+    figures = {
+        "curves.png": plots.curves(list(folder.read_events())),
+        "confusion.png": plots.confusion(shown, classifier.labels),
+        "mistakes.png": plots.mistakes(shown, pictures, classifier.labels),
+    }
+    for name, figure in figures.items():
+        plots.save(figure, folder.path / name)
+    return {
+        "train_accuracy": train.accuracy,
+        "val_accuracy": val.accuracy,
+        "val_loss": val.loss,
+        "test_accuracy": None if test is None else test.accuracy,
+        "test_loss": None if test is None else test.loss,
+        "accuracy_interval": list(shown.interval),
+        "macro_f1": shown.per_class.macro_f1,
+    }

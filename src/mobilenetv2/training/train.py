@@ -1,0 +1,368 @@
+"""The training loop.
+
+Read :meth:`Training.run` first: an epoch is many steps, then a validation, then a checkpoint. Each
+of these is one short method below it. Everything the loop needs was built before it starts.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mobilenetv2 import __version__
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.config import TrainConfig
+from mobilenetv2.data.augment import Batch
+from mobilenetv2.data.batches import Batches, LabelledPictures
+from mobilenetv2.data.draws import permutation
+from mobilenetv2.data.sources import DataSet, load_data
+from mobilenetv2.errors import ConfigError, Interrupted
+from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
+from mobilenetv2.network.build import with_strides
+from mobilenetv2.network.cost import count_madds, count_params
+from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.device import Device, choose_device
+from mobilenetv2.training.find_lr import RangeTest, find_lr
+from mobilenetv2.training.finish import deliver, measure
+from mobilenetv2.training.loss import batch_loss
+from mobilenetv2.training.optimizers import build_optimizer
+from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
+from mobilenetv2.training.run_folder import RunFolder
+from mobilenetv2.training.schedules import build_schedule
+from mobilenetv2.training.signals import StopRequest
+
+MIN_TRAIN_SAMPLE = 500
+"""Training pictures, at least, that are measured like the validation set after each epoch."""
+
+
+def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+    """Train a classifier into a new run folder.
+
+    Args:
+        config: every setting.
+        console: where to show progress; nowhere if left out.
+
+    Returns:
+        The contents of ``result.json``; ``result["run"]`` names the folder.
+
+    Raises:
+        UserError: the settings or the data cannot be used; nothing was written.
+        NonFiniteLoss: the loss left the numbers; the last good checkpoint is kept.
+        Interrupted: a signal came; everything was saved.
+    """
+    console = console or Console(quiet=True)
+    device = choose_device(config.machine)
+    data = load_data(config.data)
+    classifier = new_classifier(config, data, device)
+    return Training(config, data, classifier, device, RunFolder.create(config), console).run()
+
+
+def resume(path: Path, console: Console | None = None) -> dict[str, Any]:
+    """Go on with the run in ``path`` from ``last.pth.tar``, with its own settings.
+
+    Raises:
+        ModelFileError: there is no run, or its checkpoint cannot be used.
+        ConfigError: the run is finished already.
+    """
+    folder = RunFolder.open(path)
+    if folder.result.exists():
+        raise ConfigError(
+            f"--resume {path}: this run is finished; `mobilenetv2 evaluate {path}` measures it"
+        )
+    config = folder.read_config()
+    checkpoint = Checkpoint.load(folder.last)
+    device = choose_device(config.machine)
+    data = load_data(config.data)
+    classifier = new_classifier(config, data, device)
+    console = console or Console(quiet=True)
+    training = Training(config, data, classifier, device, folder, console, checkpoint.lr)
+    training.restore(checkpoint)
+    return training.run()
+
+
+def run_range_test(config: TrainConfig) -> RangeTest:
+    """The learning-rate range test for what :func:`train` would train; writes nothing.
+
+    Raises:
+        UserError: the settings or the data cannot be used.
+        WorkFailed: the loss never fell.
+    """
+    device = choose_device(config.machine)
+    data = load_data(config.data)
+    classifier = new_classifier(config, data, device)
+    return find_lr(classifier, _batches(config, data, device), config, device)
+
+
+def new_classifier(config: TrainConfig, data: DataSet, device: Device) -> Classifier:
+    """A classifier for ``data`` on the device; its first weights follow from ``config.seed``."""
+    torch.manual_seed(config.seed)
+    size = data.preprocessing
+    network_config = with_strides(config.network, size.height, size.width)
+    classifier = Classifier.create(network_config, size, data.classes)
+    classifier.network.to(device.device).to(memory_format=torch.channels_last)
+    return classifier
+
+
+@dataclass
+class History:
+    """What is known of a run so far; part of every checkpoint."""
+
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    pictures: int = 0
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = math.inf
+
+
+class Training:
+    """One run: its parts, and the loop that drives them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: DataSet,
+        classifier: Classifier,
+        device: Device,
+        folder: RunFolder,
+        console: Console,
+        lr: float | None = None,
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.classifier = classifier
+        self.device = device
+        self.folder = folder
+        self.console = console
+        self.network = classifier.network
+
+        self.batches = _batches(config, data, device)
+        self.train_sample = _sample(data.train, max(len(data.val), MIN_TRAIN_SAMPLE))
+        self.lr = self._peak_lr() if lr is None else lr
+        self.optimizer = build_optimizer(self.network, config.optimizer, self.lr)
+        self.schedule = build_schedule(
+            self.optimizer, config.schedule, config.epochs, self.batches.steps_per_epoch
+        )
+        self.average = _moving_average(self.network, config.ema) if config.ema else None
+
+        self.epoch = 0  # complete epochs
+        self.step = 0  # steps done in the next one
+        self.history = History()
+        self.clock = time.perf_counter()
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, measure what came out, and write it down."""
+        self._announce()
+        steps = self.config.epochs * self.batches.steps_per_epoch
+        reporter = start_reporter(
+            self.config, self.folder, self.console, steps, done=self.total_steps
+        )
+        try:
+            with StopRequest() as stop:
+                if self.total_steps == 0:
+                    self._save(self.folder.last)
+                while self.epoch < self.config.epochs:
+                    self._train_epoch(reporter, stop)
+                    self._validate_epoch(reporter)
+                    self._stop_if_asked(reporter, stop)
+        finally:
+            reporter.close()
+        return self._finish()
+
+    def _train_epoch(self, reporter: Reporter, stop: StopRequest) -> None:
+        self.network.train()
+        started = time.perf_counter()
+        for batch in self.batches.epoch(self.epoch, first_step=self.step):
+            reporter.step(self._train_step(batch))
+            if stop.received:
+                break
+        reporter.flush()
+        self.history.training_seconds += time.perf_counter() - started
+        if self.step < self.batches.steps_per_epoch:
+            self._stop_if_asked(reporter, stop)
+
+    def _train_step(self, batch: Batch) -> StepOutcome:
+        lr = float(self.schedule.get_last_lr()[0])
+        loss, hits = batch_loss(self.classifier, batch, self.device, self.config.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.config.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(
+                self.network.parameters(), self.config.optimizer.clip_norm
+            )
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.step += 1
+        self.history.pictures += len(batch.labels)
+        return StepOutcome(
+            self.epoch + 1, self.total_steps, lr, len(batch.labels), loss.detach(), hits
+        )
+
+    def _validate_epoch(self, reporter: Reporter) -> None:
+        """Measure, remember the best, tell, save; only a good epoch is ever saved."""
+        train, val = self._measure(self.train_sample), self._measure(self.data.val)
+        lr = float(self.schedule.get_last_lr()[0])
+        if not math.isfinite(val.loss):
+            step, epoch = self.total_steps, self.epoch + 1
+            raise non_finite("validation loss", val.loss, step, epoch, lr)
+        self.epoch, self.step = self.epoch + 1, 0
+        history = self.history
+        is_best = (val.accuracy, -val.loss) > (history.best_accuracy, -history.best_loss)
+        if is_best:
+            history.best_epoch = self.epoch
+            history.best_accuracy, history.best_loss = val.accuracy, val.loss
+        self._tick()
+        event = {
+            "event": "epoch",
+            "epoch": self.epoch,
+            "step": self.total_steps,
+            "train_loss": train.loss,
+            "train_accuracy": train.accuracy,
+            "val_loss": val.loss,
+            "val_accuracy": val.accuracy,
+            "gap": train.accuracy - val.accuracy,
+            "lr": lr,
+            "seconds": history.seconds,
+            "images_per_second": history.pictures / history.training_seconds,
+        }
+        reporter.tell([event])
+        if is_best:
+            self._save(self.folder.best)
+        self._save(self.folder.last)
+
+    def _stop_if_asked(self, reporter: Reporter, stop: StopRequest) -> None:
+        if stop.received is None or self.epoch == self.config.epochs:
+            return
+        reporter.close()
+        self._save(self.folder.last)
+        raise Interrupted(
+            f"stopped by {stop.received.name} after step {self.total_steps}; everything is saved. "
+            f"Go on with: mobilenetv2 train --resume {self.folder.path}",
+            exit_code=stop.exit_code,
+        )
+
+    def _save(self, path: Path) -> None:
+        self._tick()
+        on_cuda = self.device.device.type == "cuda"
+        Checkpoint(
+            classifier=self.classifier.metadata(),
+            weights=self.network.state_dict(),
+            averaged=None if self.average is None else self.average.module.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            schedule=self.schedule.state_dict(),
+            epoch=self.epoch,
+            step=self.step,
+            random_state=torch.get_rng_state(),
+            cuda_random_state=torch.cuda.get_rng_state(self.device.device) if on_cuda else None,
+            lr=self.lr,
+            history=asdict(self.history),
+        ).save(path)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take the run back to the moment of ``checkpoint``.
+
+        Raises:
+            ConfigError: it is of another network, or of other labels than the data has now.
+        """
+        stored = checkpoint.build_classifier(str(self.folder.last))
+        if (stored.labels, stored.config) != (self.classifier.labels, self.classifier.config):
+            raise ConfigError(
+                f"--resume {self.folder.path}: the checkpoint is for another network or other "
+                f"labels ({', '.join(stored.labels[:5])}, …) than config.yaml and the data say"
+            )
+        self.network.load_state_dict(checkpoint.weights)
+        if self.average is not None and checkpoint.averaged is not None:
+            self.average.module.load_state_dict(checkpoint.averaged)
+            self.average.n_averaged.fill_(1)  # so that the next step averages instead of copying
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.schedule.load_state_dict(checkpoint.schedule)
+        self.epoch, self.step = checkpoint.epoch, checkpoint.step
+        self.history = History(**checkpoint.history)
+        self.folder.rewind_events(self.total_steps)
+        torch.set_rng_state(checkpoint.random_state)
+        if checkpoint.cuda_random_state is not None and self.device.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint.cuda_random_state, self.device.device)
+
+    def _finish(self) -> dict[str, Any]:
+        made = {
+            "data": self.config.data.data,
+            "epochs": self.config.epochs,
+            "steps": self.total_steps,
+            "best_epoch": self.history.best_epoch,
+            "lr": self.lr,
+            "seed": self.config.seed,
+            "device": str(self.device.device),
+            "precision": self.device.precision,
+            "version": __version__,
+        }
+        classifier = deliver(self.folder, made)
+        figures = measure(classifier, self.data, self.train_sample, self.folder, self.device)
+        self._tick()
+        speed = {
+            "seconds": self.history.seconds,
+            "images_per_second": self.history.pictures / self.history.training_seconds,
+        }
+        result = {**classifier.training, **speed, **figures}
+        self.folder.append_events([{"event": "end", "step": self.total_steps, **result}])
+        self.folder.write_result(result)
+        return result | {"run": str(self.folder.path)}
+
+    @property
+    def total_steps(self) -> int:
+        """Steps done in the whole run."""
+        return self.epoch * self.batches.steps_per_epoch + self.step
+
+    def _measure(self, pictures: LabelledPictures) -> Evaluation:
+        network = self.network if self.average is None else self.average.module
+        return evaluate(self.classifier.with_network(network), pictures)
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.history.seconds += now - self.clock
+        self.clock = now
+
+    def _peak_lr(self) -> float:
+        lr = self.config.optimizer.lr
+        if lr != "auto":
+            return lr
+        test = find_lr(self.classifier, self.batches, self.config, self.device)
+        self.console.print(f"learning rate {test.suggestion:g}: {test.reason}", highlight=False)
+        return test.suggestion
+
+    def _announce(self) -> None:
+        data, size, network = self.data, self.data.preprocessing, self.config.network
+        test = "" if data.test is None else f", {len(data.test):,} test"
+        madds = count_madds(self.network, size.channels, size.height, size.width) / 1e6
+        for line in (
+            *data.left_out,
+            f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation{test} "
+            f"pictures; {len(data.classes)} classes; {size.height}×{size.width} {size.colour}",
+            f"{network.network} width {network.width:g}: {count_params(self.network):,} "
+            f"parameters, {madds:,.1f} M multiply-adds; {self.device.device}, "
+            f"{self.device.precision}",
+            f"{self.config.epochs} epochs of {self.batches.steps_per_epoch:,} steps; "
+            f"{self.folder.path}",
+        ):
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _batches(config: TrainConfig, data: DataSet, device: Device) -> Batches:
+    pictures = data.train.to(device.device)
+    return Batches(pictures, config.batch_size, config.augment, config.seed)
+
+
+def _sample(pictures: LabelledPictures, count: int) -> LabelledPictures:
+    """A fixed sample: the same for every epoch, run and seed."""
+    return pictures.select(permutation(0, 0, len(pictures))[:count])
+
+
+def _moving_average(network: torch.nn.Module, decay: float) -> AveragedModel:
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return average.requires_grad_(False)
