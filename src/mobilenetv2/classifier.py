@@ -19,7 +19,7 @@ from safetensors.torch import save as to_safetensors_bytes
 from torch import Tensor, nn
 
 from mobilenetv2.config import NetworkConfig, Preprocessing
-from mobilenetv2.data.pictures import Colour, read_picture, resize_and_crop, to_array, to_colour
+from mobilenetv2.data.picture_files import fit, read_file
 from mobilenetv2.errors import ConfigError, ModelFileError, UserError
 from mobilenetv2.files import written_whole
 from mobilenetv2.network.build import build_network
@@ -78,16 +78,11 @@ class Classifier:
         Raises:
             UnreadablePicture: the file is not a picture or is broken.
         """
-        wanted = self.preprocessing
-        colour: Colour = "RGB" if wanted.colour == "rgb" else "L"
         if isinstance(picture, str | Path):
-            image = read_picture(Path(picture), colour, at_least=wanted.resize)
-        else:
-            if isinstance(picture, np.ndarray):
-                picture = _to_image(picture)
-            image = to_colour(ImageOps.exif_transpose(picture), colour)
-        cropped = resize_and_crop(image, wanted.height, wanted.width, wanted.resize)
-        return torch.from_numpy(to_array(cropped))
+            return torch.from_numpy(read_file(Path(picture), self.preprocessing))
+        if isinstance(picture, np.ndarray):
+            picture = _to_image(picture)
+        return torch.from_numpy(fit(ImageOps.exif_transpose(picture), self.preprocessing))
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """Pictures N×C×H×W in 0…255 to the network's float32 input."""

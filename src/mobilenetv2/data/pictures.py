@@ -11,7 +11,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -52,10 +52,22 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+_FIRST_BYTES = {
+    "JPEG": b"\xff\xd8",
+    "PNG": b"\x89PNG",
+    "GIF": b"GIF8",
+    "WebP": b"RIFF",
+    "TIFF": b"II*\0",
+    "TIFF ": b"MM\0*",
+    "BMP": b"BM",
+}
 
 # Python's warning filters belong to the whole process, so two threads must not replace and restore
 # them at once. Only the parsing of headers happens under this lock; decoding runs in parallel.
 _warning_filters = threading.Lock()
+
+
+Defect = Literal["broken", "truncated", "not_a_picture", "too_large", "forbidden", "missing"]
 
 
 class UnreadablePicture(DataError):  # noqa: N818 - named as the rest of errors.py
@@ -64,12 +76,14 @@ class UnreadablePicture(DataError):  # noqa: N818 - named as the rest of errors.
     Attributes:
         path: The file.
         reason: Why, in words, without the path.
+        defect: Why, as one of a few kinds.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # as arguments, so that it survives pickling by workers
+    def __init__(self, path: Path, reason: str, defect: Defect = "broken") -> None:
+        super().__init__(path, reason, defect)  # as arguments: survives pickling by workers
         self.path = path
         self.reason = reason
+        self.defect = defect
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -81,8 +95,8 @@ class PictureHeader(NamedTuple):
     Attributes:
         format: Pillow's name of the format, such as ``"JPEG"``.
         mode: Pillow's mode, such as ``"RGB"``, ``"P"`` or ``"CMYK"``.
-        width: Stored width in pixels, before turning upright.
-        height: Stored height in pixels.
+        width: Pixels, after turning upright.
+        height: Pixels, after turning upright.
         orientation: The EXIF orientation, 1 (upright) to 8.
         sixteen_bit: Whether a channel holds more than 8 bits.
         transparent: Whether there is an alpha channel or a transparent colour.
@@ -120,9 +134,7 @@ def read_picture(path: Path, colour: Colour, at_least: int | None = None) -> Ima
             than ``MAX_PIXELS``.
     """
     with open_file(path) as file:
-        header, image = decode(file, path, colour, at_least)
-    with _as_unreadable(path):
-        return turn_upright(to_colour(image, colour), header.orientation)
+        return decode(file, path, colour, at_least)[1]
 
 
 def to_array(image: Image.Image) -> NDArray[np.uint8]:
@@ -182,11 +194,11 @@ def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-# The steps of read_picture, for those who also want the header or the bytes of the file.
+# The two steps of read_picture, for those who also want the header or the bytes of the file.
 
 
 @contextlib.contextmanager
-def open_file(path: Path) -> Iterator[BinaryIO]:
+def open_file(path: Path) -> Iterator[BufferedReader]:
     """The file opened for reading; only regular files of at most ``MAX_BYTES``.
 
     Raises:
@@ -196,15 +208,16 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
         status = os.stat(path)  # noqa: PTH116 - half the time of Path.stat, once per picture
         if not stat.S_ISREG(status.st_mode):
             # Opening a named pipe would wait for ever.
-            raise UnreadablePicture(path, "not a regular file")
+            raise UnreadablePicture(path, "not a regular file", "not_a_picture")
         if status.st_size > MAX_BYTES:
             size = f"{status.st_size / 2**30:.1f} GiB"
-            raise UnreadablePicture(path, f"the file has {size}, more than any picture should")
+            reason = f"the file has {size}, more than any picture should"
+            raise UnreadablePicture(path, reason, "too_large")
         file = path.open("rb")
     except PermissionError:
-        raise UnreadablePicture(path, "no permission to read it") from None
+        raise UnreadablePicture(path, "no permission to read it", "forbidden") from None
     except FileNotFoundError:
-        raise UnreadablePicture(path, "the file is gone") from None
+        raise UnreadablePicture(path, "the file is gone", "missing") from None
     except OSError as error:
         raise UnreadablePicture(path, f"cannot be opened: {error.strerror or error}") from None
     with file:
@@ -214,17 +227,16 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 def decode(
     file: BinaryIO, path: Path, colour: Colour, at_least: int | None = None
 ) -> tuple[PictureHeader, Image.Image]:
-    """Decodes an open file, without turning or converting it yet.
+    """Decodes an open file as ``read_picture`` does.
 
     Args:
         file: At its beginning.
         path: For messages.
-        colour: What the picture will be used as; grey lets JPEGs skip their colours.
+        colour: As in ``read_picture``.
         at_least: As in ``read_picture``.
 
     Returns:
-        The header, and the loaded picture in the file's own mode. The header's orientation is what
-        remains to be done with the loaded picture.
+        The header, and the picture, upright and of mode ``colour``.
 
     Raises:
         UnreadablePicture: The file is broken, truncated, no picture or too large.
@@ -234,28 +246,32 @@ def decode(
             Image.init()
             image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
         if image.width * image.height > MAX_PIXELS:
-            raise UnreadablePicture(path, _too_large(image.width * image.height))
-        mode, (width, height), sixteen_bit = image.mode, image.size, _sixteen_bit(image)
+            raise UnreadablePicture(path, _too_large(image.width * image.height), "too_large")
+        mode, size, sixteen_bit = image.mode, image.size, _sixteen_bit(image)
+        orientation = _orientation(image) if image.format == "TIFF" else None
         if at_least is not None:
             image.draft("L" if colour == "L" else None, (at_least, at_least))
         image.load()
-        with _without_warnings():
-            header = PictureHeader(
-                format=image.format or "",
-                mode=mode,
-                width=width,
-                height=height,
-                orientation=_orientation(image),
-                sixteen_bit=sixteen_bit,
-                transparent=image.has_transparency_data,
-                animated=_animated(image),
-            )
-    return header, image
-
-
-def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture turned and mirrored as its EXIF orientation (1 to 8) asks for."""
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        if orientation is None:
+            orientation = _orientation(image)
+            upright = to_colour(image, colour)
+            if orientation in _UPRIGHT:
+                upright = upright.transpose(_UPRIGHT[orientation])
+            width, height = size if orientation < 5 else size[::-1]
+        else:  # Pillow turns TIFF pictures by itself while it loads them
+            upright = to_colour(image, colour)
+            width, height = image.size
+        header = PictureHeader(
+            format=image.format or "",
+            mode=mode,
+            width=width,
+            height=height,
+            orientation=orientation,
+            sixteen_bit=sixteen_bit,
+            transparent=image.has_transparency_data,
+            animated=_animated(image),
+        )
+        return header, upright
 
 
 def to_colour(image: Image.Image, colour: Colour) -> Image.Image:
@@ -309,7 +325,8 @@ def _through_profile(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        with _without_warnings():
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # broken metadata of every kind; the picture itself is fine
         return 1
     return orientation if orientation in _UPRIGHT else 1
@@ -320,7 +337,8 @@ def _animated(image: Image.Image) -> bool:
     if image.format == "MPO":
         return False
     try:
-        return bool(getattr(image, "is_animated", False))
+        with _without_warnings():
+            return bool(getattr(image, "is_animated", False))
     except Exception:  # what is broken lies behind the first frame
         return False
 
@@ -352,40 +370,47 @@ def _without_warnings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_unreadable(path: Path, file: BinaryIO | None = None) -> Iterator[None]:
+def _as_unreadable(path: Path, file: BinaryIO) -> Iterator[None]:
     """Turns whatever a decoder throws at a broken file into ``UnreadablePicture``."""
+    defect: Defect = "broken"
     try:
         yield
     except UnreadablePicture:
         raise
-    except Image.DecompressionBombError:
-        reason = f"more than {MAX_PIXELS / 1e6:.0f} megapixels, as a decompression bomb would be"
+    except Image.DecompressionBombError as error:
+        pixels = int("".join(filter(str.isdigit, str(error).split("pixels")[0])) or 0)
+        reason, defect = _too_large(pixels), "too_large"
     except UnidentifiedImageError:
-        reason = _what_else(file) if file is not None else "not a picture"
+        reason, defect = _what_else(file)
     except MemoryError:
-        reason = "not enough memory to decode it"
+        reason, defect = "not enough memory to decode it", "too_large"
     # Decoders fed with broken bytes raise nearly everything: SyntaxError, struct.error, zlib.error…
     except Exception as error:
         words = str(error) or type(error).__name__
-        cut = "truncated" in words or isinstance(error, EOFError)
-        reason = f"truncated: the file ends too early ({words})" if cut else f"broken: {words}"
+        if "truncated" in words.lower() or isinstance(error, EOFError):
+            reason, defect = "the file ends too early", "truncated"
+        else:
+            reason = words
     else:
         return
-    raise UnreadablePicture(path, reason) from None
+    raise UnreadablePicture(path, reason, defect) from None
 
 
-def _what_else(file: BinaryIO) -> str:
+def _what_else(file: BinaryIO) -> tuple[str, Defect]:
     """What a file that no decoder recognises seems to be."""
     file.seek(0)
     head = file.read(512)
     if not head:
-        return "the file is empty"
+        return "the file is empty", "not_a_picture"
     if not head.strip(b"\0"):
-        return "the file holds only zeros, as after a failed copy"
+        return "only zeros, as after a failed copy", "not_a_picture"
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "HEIC, which Pillow cannot decode: convert it to JPEG"
+        return "HEIC, which Pillow cannot decode: convert it to JPEG", "not_a_picture"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page, as from a failed download"
+        return "a web page, as from a failed download", "not_a_picture"
     if head.lstrip().startswith((b"<svg", b"<?xml")):
-        return "SVG or XML, which has no pixels"
-    return "not a picture, or broken from its first bytes"
+        return "SVG or XML, which has no pixels", "not_a_picture"
+    for name, start in _FIRST_BYTES.items():
+        if head.startswith(start):
+            return f"begins like {name}, but its head is broken", "broken"
+    return "not a picture, or broken from its first bytes", "not_a_picture"

@@ -5,12 +5,9 @@ validation and test, with the preprocessing that made them. Small sets (MNIST: 4
 the whole run.
 """
 
-import hashlib
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,15 +18,11 @@ from torch import Tensor
 
 from mobilenetv2.config import DataConfig, Preprocessing, suggestion
 from mobilenetv2.data.batches import LabelledPictures
-from mobilenetv2.data.folders import PictureFile, PictureFolder, scan_folder
+from mobilenetv2.data.doctor import examine
+from mobilenetv2.data.examination import Examination, PictureReport
+from mobilenetv2.data.folders import scan_folder
 from mobilenetv2.data.named_sets import NAMES, Array, NamedSet, read_named_set
-from mobilenetv2.data.pictures import (
-    UnreadablePicture,
-    read_picture,
-    resize_and_crop,
-    to_array,
-    to_colour,
-)
+from mobilenetv2.data.picture_files import fit, load_files
 from mobilenetv2.data.splits import content_split, stratified_split
 from mobilenetv2.errors import DataError
 
@@ -37,6 +30,7 @@ SMALL_SIDE = 96
 """Pictures up to this side keep their own size; larger ones are photos and become 224 px."""
 
 PHOTO_SIDE, PHOTO_RESIZE = 224, 256  # the field's habit: the centre 7/8 of the shorter side
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class DataSet:
         val: what decides between epochs; no picture of it is in ``train``.
         test: touched once, at the end; None where the data brings none.
         preprocessing: the way from a picture file to the network's input.
-        left_out: files that could not be used, each with its reason.
+        examination: what the doctor found in a folder; None for named sets.
     """
 
     name: str
@@ -59,7 +53,7 @@ class DataSet:
     val: LabelledPictures
     test: LabelledPictures | None
     preprocessing: Preprocessing
-    left_out: tuple[str, ...] = field(default=())
+    examination: Examination | None = None
 
 
 def load_data(config: DataConfig, preprocessing: Preprocessing | None = None) -> DataSet:
@@ -75,7 +69,7 @@ def load_data(config: DataConfig, preprocessing: Preprocessing | None = None) ->
     """
     if config.data in NAMES:
         return _load_named(config, read_named_set(config), preprocessing)
-    return _load_folder(config, _scan(config), preprocessing)
+    return _load_folder(config, _examine(config), preprocessing)
 
 
 def load_for_measuring(
@@ -101,21 +95,13 @@ def load_for_measuring(
         pictures, numbers = raw.test
         places = _places(raw.classes, labels, config.data)
         return "test", LabelledPictures(_prepare(pictures, preprocessing), places[numbers])
-    folder = _scan(config)
-    places = _places(folder.classes, labels, config.data)
-    name, files = next(
-        (name, files)
-        for name, files in (
-            ("test", folder.test), ("validation", folder.val), ("all", folder.train)
-        )
-        if files is not None
-    )  # fmt: skip
-    read, left_out = _read_files(files, preprocessing)
-    if left_out:
-        raise DataError(
-            f"{config.data}: {len(left_out)} files cannot be read, so not every picture can be "
-            "counted:\n  " + "\n  ".join(left_out[:20])
-        )
+    examination = _examine(config)
+    places = _places(examination.classes, labels, config.data)
+    split = next(split for split in ("test", "val", "train") if split in examination.splits)
+    _require_all_readable(examination, split)
+    read = load_files(examination.usable(split), preprocessing)
+    alone = examination.splits == ("train",)
+    name = "all" if alone else {"val": "validation"}.get(split, split)
     return name, LabelledPictures(read.pictures, places[read.labels], read.names)
 
 
@@ -140,8 +126,7 @@ def _load_named(config: DataConfig, raw: NamedSet, preprocessing: Preprocessing 
     train_at, val_at = stratified_split(labels, config.val_fraction, config.split_seed)
     if preprocessing is None:
         colour = _colour(config.colour, is_grey=pictures.ndim == 3)
-        size = config.image_size or (height, width)
-        target = (size, size) if isinstance(size, int) else size
+        target = _pair(config.image_size or (height, width))
         # Whole pictures, no crop: the shorter side is resized so that the target is covered.
         resize = math.ceil(max(target[0] / height, target[1] / width) * min(height, width))
         mean, std = _statistics(pictures[train_at], colour)
@@ -172,124 +157,81 @@ def _prepare(pictures: Array, wanted: Preprocessing) -> Tensor:
         stacked = pictures[:, None] if grey else pictures.transpose(0, 3, 1, 2)
         return torch.from_numpy(stacked.copy())
     images = (Image.fromarray(picture) for picture in pictures)
-    return torch.from_numpy(np.stack([_fit(image, wanted) for image in images]))
-
-
-def _fit(image: Image.Image, wanted: Preprocessing) -> Array:
-    image = to_colour(image, "RGB" if wanted.colour == "rgb" else "L")
-    return to_array(resize_and_crop(image, wanted.height, wanted.width, wanted.resize))
+    return torch.from_numpy(np.stack([fit(image, wanted) for image in images]))
 
 
 # ------------------------------------------------------------------------ folders
 
 
-def _scan(config: DataConfig) -> PictureFolder:
+def _examine(config: DataConfig) -> Examination:
     folder = Path(config.data)
     if not folder.exists():
         raise DataError(
             f"{config.data}: neither a folder nor a known data set ({', '.join(NAMES)})"
             f"{suggestion(config.data, NAMES)}"
         )
-    return scan_folder(folder)
+    return examine(scan_folder(folder))
 
 
 def _load_folder(
-    config: DataConfig, folder: PictureFolder, preprocessing: Preprocessing | None
+    config: DataConfig, examination: Examination, preprocessing: Preprocessing | None
 ) -> DataSet:
-    derive = preprocessing is None
-    if preprocessing is None:
-        preprocessing = _derive_preprocessing(config, folder)
-    train, left_out = _read_files(folder.train, preprocessing)
-    if folder.val is None:
-        groups = [_digest(picture) for picture in train.pictures]
+    examination.require_usable()
+    train = examination.usable("train")
+    if "val" in examination.splits:
+        val = examination.usable("val")
+    else:
         train_at, val_at = content_split(
-            groups, train.labels.tolist(), config.val_fraction, config.split_seed
+            [picture.group for picture in train],
+            [picture.label for picture in train],
+            config.val_fraction,
+            config.split_seed,
         )
-        train, val = (train.select(torch.from_numpy(at)) for at in (train_at, val_at))
+        train, val = tuple(train[at] for at in train_at), tuple(train[at] for at in val_at)
+    wanted = preprocessing or _derive_preprocessing(config, train)
+    pictures = load_files(train, wanted)
+    if preprocessing is None:
+        channels_last = pictures.pictures.permute(0, 2, 3, 1).numpy()
+        mean, std = _statistics(channels_last, wanted.colour)
+        wanted = wanted.model_copy(update={"mean": mean, "std": std})
+    test = load_files(examination.usable("test"), wanted) if "test" in examination.splits else None
+    name, classes = config.data, examination.classes
+    return DataSet(name, classes, pictures, load_files(val, wanted), test, wanted, examination)
+
+
+def _derive_preprocessing(config: DataConfig, pictures: Sequence[PictureReport]) -> Preprocessing:
+    """Size and colour that suit the training pictures; mean and deviation are measured later."""
+    sizes = [(picture.height, picture.width) for picture in pictures]
+    colour = _colour(config.colour, is_grey=all(p.mode in GREY_MODES for p in pictures))
+    small = max(max(size) for size in sizes) <= SMALL_SIDE
+    if config.image_size is None:
+        size = max(set(sizes), key=sizes.count) if small else (PHOTO_SIDE, PHOTO_SIDE)
     else:
-        val, more = _read_files(folder.val, preprocessing)
-        left_out += more
-    test = None
-    if folder.test is not None:
-        test, more = _read_files(folder.test, preprocessing)
-        left_out += more
-    if derive:
-        by_channel = train.pictures.transpose(1, 3).numpy()
-        mean, std = _statistics(by_channel, preprocessing.colour)
-        preprocessing = preprocessing.model_copy(update={"mean": mean, "std": std})
-    name = config.data
-    return DataSet(name, folder.classes, train, val, test, preprocessing, tuple(left_out))
-
-
-def _read_files(
-    files: Sequence[PictureFile], wanted: Preprocessing
-) -> tuple[LabelledPictures, list[str]]:
-    """Decode files side by side; what cannot be decoded is left out and named."""
-
-    def read(file: PictureFile) -> Array | str:
-        try:
-            image = read_picture(
-                file.path, "RGB" if wanted.colour == "rgb" else "L", at_least=wanted.resize
-            )
-        except UnreadablePicture as error:
-            return str(error)
-        return _fit(image, wanted)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside Python's lock
-        results = list(pool.map(read, files))
-    kept = [(file, picture) for file, picture in zip(files, results, strict=True)
-            if not isinstance(picture, str)]  # fmt: skip
-    left_out = [reason for reason in results if isinstance(reason, str)]
-    if not kept:
-        raise DataError("no picture can be read:\n  " + "\n  ".join(left_out[:20]))
-    return (
-        LabelledPictures(
-            torch.from_numpy(np.stack([picture for _, picture in kept])),
-            torch.tensor([file.label for file, _ in kept]),
-            tuple(str(file.path) for file, _ in kept),
-        ),
-        left_out,
-    )
-
-
-def _derive_preprocessing(config: DataConfig, folder: PictureFolder) -> Preprocessing:
-    """Size and colour that suit the training pictures, from what the files say of themselves."""
-    sizes, grey = [], True
-    for file in folder.train:
-        try:
-            with Image.open(file.path) as image:
-                sizes.append((image.height, image.width))
-                grey = grey and image.mode in ("1", "L", "I;16")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue  # will be left out, with its reason, when it is decoded
-    colour = _colour(config.colour, is_grey=grey)
-    if config.image_size is not None:
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        photo = min(height, width) > SMALL_SIDE
-        resize = round(min(height, width) * PHOTO_RESIZE / PHOTO_SIDE) if photo else 0
-    elif sizes and max(map(max, sizes)) <= SMALL_SIDE:
-        height, width = max(set(sizes), key=sizes.count)
-        resize = 0
-    else:
-        height = width = PHOTO_SIDE
-        resize = PHOTO_RESIZE
-    channels = 3 if colour == "rgb" else 1
+        size = _pair(config.image_size)
+    shorter = min(size)
+    resize = shorter if small else round(shorter * PHOTO_RESIZE / PHOTO_SIDE)
+    half = (0.5,) * (3 if colour == "rgb" else 1)
     return Preprocessing(
-        colour=colour,
-        height=height,
-        width=width,
-        resize=resize or min(height, width),
-        mean=(0.5,) * channels,
-        std=(0.5,) * channels,
+        colour=colour, height=size[0], width=size[1], resize=resize, mean=half, std=half
     )
 
 
-def _digest(picture: Tensor) -> str:
-    return hashlib.sha256(picture.numpy().tobytes()).hexdigest()
+def _require_all_readable(examination: Examination, split: str) -> None:
+    """A figure over a set must count every picture of it."""
+    broken = [p for p in examination.pictures if p.split == split and not p.usable]
+    if broken:
+        raise DataError(
+            f"{examination.root}: {len(broken)} files cannot be read, so not every picture can be "
+            "counted; repair or remove them:\n"
+            + "\n".join(f"  {picture.path}: {picture.reason}" for picture in broken[:20])
+        )
 
 
 # -------------------------------------------------------------------------- both
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _colour(asked: Literal["auto", "rgb", "grey"], is_grey: bool) -> Literal["rgb", "grey"]:

@@ -1,4 +1,4 @@
-"""Where the work runs, and in which precision."""
+"""Where the work runs, in which precision, and with which operations."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ import torch
 
 from mobilenetv2.config import MachineConfig
 from mobilenetv2.errors import ConfigError
+from mobilenetv2.network import fast_ops
+from mobilenetv2.network.fast_ops import FastOps
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,12 @@ class Device:
     Attributes:
         device: where weights and pictures lie.
         precision: "fp32" or "bf16"; weights and their updates are fp32 in both.
+        fast_ops: the operations that train the network, and why these.
     """
 
     device: torch.device
     precision: str
+    fast_ops: FastOps
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context for a forward pass in this precision."""
@@ -34,13 +38,17 @@ def choose_device(config: MachineConfig) -> Device:
     Raises:
         ConfigError: the device is unknown or not there, or cannot do the precision.
     """
+    fast_ops.prepare_allocator()
     device = find_device(config.device)
     native = has_native_bf16(device)
     if config.precision == "bf16" and not native:
         raise ConfigError(f"--precision bf16: {device} does not have it natively; use fp32 or auto")
-    if config.precision == "auto":
-        return Device(device, "bf16" if native else "fp32")
-    return Device(device, config.precision)
+    operations = fast_ops.choose(device, config.fast_ops)
+    if config.precision != "auto":
+        return Device(device, config.precision, operations)
+    # PyTorch's own bf16 operations on a CPU gain from AMX only; the compiled ones always do.
+    gains = device.type != "cpu" or operations.kind == "cpp" or _has_amx()
+    return Device(device, "bf16" if native and gains else "fp32", operations)
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -48,8 +56,12 @@ def has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return bool(torch.cpu._is_avx512_bf16_supported()) or _has_amx()
     return False
+
+
+def _has_amx() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def find_device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ of these is one short method below it. Everything the loop needs was built befor
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.data.draws import permutation
+from mobilenetv2.data.examination import Examination
 from mobilenetv2.data.sources import DataSet, load_data
 from mobilenetv2.errors import ConfigError, Interrupted
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
+from mobilenetv2.network import fast_ops
 from mobilenetv2.network.build import with_strides
 from mobilenetv2.network.cost import count_madds, count_params
 from mobilenetv2.training.checkpoints import Checkpoint
@@ -105,6 +108,7 @@ def new_classifier(config: TrainConfig, data: DataSet, device: Device) -> Classi
     network_config = with_strides(config.network, size.height, size.width)
     classifier = Classifier.create(network_config, size, data.classes)
     classifier.network.to(device.device).to(memory_format=torch.channels_last)
+    fast_ops.install(classifier.network, device.fast_ops)
     return classifier
 
 
@@ -300,6 +304,7 @@ class Training:
             "seed": self.config.seed,
             "device": str(self.device.device),
             "precision": self.device.precision,
+            "fast_ops": self.device.fast_ops.kind,
             "version": __version__,
         }
         classifier = deliver(self.folder, made)
@@ -307,6 +312,7 @@ class Training:
         self._tick()
         speed = {
             "seconds": self.history.seconds,
+            "training_seconds": self.history.training_seconds,
             "images_per_second": self.history.pictures / self.history.training_seconds,
         }
         result = {**classifier.training, **speed, **figures}
@@ -341,16 +347,31 @@ class Training:
         test = "" if data.test is None else f", {len(data.test):,} test"
         madds = count_madds(self.network, size.channels, size.height, size.width) / 1e6
         for line in (
-            *data.left_out,
+            *_health(data.examination),
             f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation{test} "
             f"pictures; {len(data.classes)} classes; {size.height}×{size.width} {size.colour}",
             f"{network.network} width {network.width:g}: {count_params(self.network):,} "
             f"parameters, {madds:,.1f} M multiply-adds; {self.device.device}, "
-            f"{self.device.precision}",
+            f"{self.device.precision}; {self.device.fast_ops.reason}",
             f"{self.config.epochs} epochs of {self.batches.steps_per_epoch:,} steps; "
             f"{self.folder.path}",
         ):
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _health(examination: Examination | None) -> Iterator[str]:
+    """What the doctor says of a folder, in lines."""
+    if examination is None:
+        return
+    unusable = [picture for picture in examination.pictures if not picture.usable]
+    for picture in unusable:
+        yield f"left out: {picture.path}: {picture.reason}"
+    serious = [finding for finding in examination.findings if finding.severity != "note"]
+    if serious:
+        yield (
+            f"the doctor has {len(serious)} findings; `mobilenetv2 inspect {examination.root}` "
+            "shows them"
+        )
 
 
 def _batches(config: TrainConfig, data: DataSet, device: Device) -> Batches:

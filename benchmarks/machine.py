@@ -1,0 +1,40 @@
+"""The machine that a benchmark ran on, in a line; timings mean nothing without it."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory and versions, ready for a report."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16": bool(torch.cpu._is_avx512_bf16_supported()),
+        "amx": bool(torch.cpu._is_amx_tile_supported()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def headline() -> str:
+    """The same for people."""
+    machine = describe()
+    units = [name for name in ("bf16", "amx") if machine[name]]
+    return (
+        f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads, "
+        f"{machine['capability']}{' ' + ' '.join(units) if units else ''}, torch {machine['torch']}"
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
