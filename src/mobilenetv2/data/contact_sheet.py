@@ -4,7 +4,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mobilenetv2.data.examination import KINDS, Examination, Finding, Severity
+from mobilenetv2.data.examination import (
+    KINDS,
+    UNUSABLE_KINDS,
+    Examination,
+    Finding,
+    Kind,
+    Severity,
+)
 from mobilenetv2.data.pictures import UnreadablePicture, read_picture
 
 COLUMNS = 8
@@ -22,6 +29,8 @@ ACCENTS: dict[Severity, str] = {"error": "#c92a2a", "warning": "#d9730d", "note"
 PALE: dict[Severity, str] = {"error": "#fff0f0", "warning": "#fff5e6", "note": "#f0f4f8"}
 CHIPS = {"train": INK, "val": "#1971c2", "test": "#7048c8"}
 
+LEFT_OUT = Kind("error", "Left out", "cannot be decoded")
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -37,11 +46,12 @@ def contact_sheet(examination: Examination) -> Image.Image:
     Returns:
         An RGB picture, 1,564 pixels wide.
     """
-    sections = []
-    for name in KINDS:
-        found = [finding for finding in examination.of_kind(name) if finding.paths]
-        if found:
-            sections.append(_section(examination, name, found))
+    unusable = [f for f in examination.findings if f.kind in UNUSABLE_KINDS]
+    by_kind = [(LEFT_OUT, unusable)]
+    for name, kind in KINDS.items():
+        if name not in UNUSABLE_KINDS:
+            by_kind.append((kind, [f for f in examination.of_kind(name) if f.paths]))
+    sections = [_section(examination, kind, found) for kind, found in by_kind if found]
     bands = [[_title(examination, nothing=not sections)]]
     for section in sections:
         # Two small kinds share a band.
@@ -75,9 +85,8 @@ def _title(examination: Examination, nothing: bool) -> Image.Image:
     return piece
 
 
-def _section(examination: Examination, name: str, found: list[Finding]) -> Image.Image:
+def _section(examination: Examination, kind: Kind, found: list[Finding]) -> Image.Image:
     """All of one kind; half as wide as the sheet if four tiles do."""
-    kind = KINDS[name]
     tiles = sum(min(len(finding.paths), GROUP_SHOWN) for finding in found)
     width = WIDTH // 2 if tiles <= COLUMNS // 2 else WIDTH
     rows = _rows(found)

@@ -2,18 +2,15 @@
 
 from collections import Counter
 from statistics import median
-from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mobilenetv2.data.examination import KINDS, Examination, Finding, Severity
-from mobilenetv2.data.pictures import Defect
+from mobilenetv2.data.examination import KINDS, UNUSABLE_KINDS, Examination, Finding, Severity
 
 CLASSES_SHOWN = 30
 UNUSABLE_SHOWN = 20
-UNUSABLE_KINDS = frozenset(get_args(Defect))
 EXAMPLES_SHOWN = 3
 BAR_WIDTH = 24
 STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "dim"}

@@ -3,9 +3,13 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
+from mobilenetv2.data.unreadable import Defect
 from mobilenetv2.errors import DataError
+
+UNUSABLE_KINDS = get_args(Defect)
+"""The kinds of findings for which a picture is left out."""
 
 Severity = Literal["error", "warning", "note"]
 

@@ -11,17 +11,30 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from io import BufferedReader, BytesIO
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from mobilenetv2.errors import DataError
+from mobilenetv2.data.colours import Colour, to_colour
+from mobilenetv2.data.unreadable import UnreadablePicture, as_unreadable
 
-Colour = Literal["RGB", "L"]
+__all__ = [
+    "MAX_PIXELS",
+    "PICTURE_SUFFIXES",
+    "Colour",
+    "PictureHeader",
+    "UnreadablePicture",
+    "decode",
+    "open_file",
+    "read_picture",
+    "resize_and_crop",
+    "to_array",
+    "to_colour",
+]
 
 # fmt: off
 PICTURE_SUFFIXES = frozenset([
@@ -52,41 +65,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
-_FIRST_BYTES = {
-    "JPEG": b"\xff\xd8",
-    "PNG": b"\x89PNG",
-    "GIF": b"GIF8",
-    "WebP": b"RIFF",
-    "TIFF": b"II*\0",
-    "TIFF ": b"MM\0*",
-    "BMP": b"BM",
-}
-
 # Python's warning filters belong to the whole process, so two threads must not replace and restore
 # them at once. Only the parsing of headers happens under this lock; decoding runs in parallel.
 _warning_filters = threading.Lock()
-
-
-Defect = Literal["broken", "truncated", "not_a_picture", "too_large", "forbidden", "missing"]
-
-
-class UnreadablePicture(DataError):  # noqa: N818 - named as the rest of errors.py
-    """A file that cannot be decoded.
-
-    Attributes:
-        path: The file.
-        reason: Why, in words, without the path.
-        defect: Why, as one of a few kinds.
-    """
-
-    def __init__(self, path: Path, reason: str, defect: Defect = "broken") -> None:
-        super().__init__(path, reason, defect)  # as arguments: survives pickling by workers
-        self.path = path
-        self.reason = reason
-        self.defect = defect
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 class PictureHeader(NamedTuple):
@@ -241,10 +222,10 @@ def decode(
     Raises:
         UnreadablePicture: The file is broken, truncated, no picture or too large.
     """
-    with _as_unreadable(path, file):
+    with as_unreadable(path, file):
         with _without_warnings():
             Image.init()
-            image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+            image = _opened(file, path)
         if image.width * image.height > MAX_PIXELS:
             raise UnreadablePicture(path, _too_large(image.width * image.height), "too_large")
         mode, size, sixteen_bit = image.mode, image.size, _sixteen_bit(image)
@@ -274,53 +255,13 @@ def decode(
         return header, upright
 
 
-def to_colour(image: Image.Image, colour: Colour) -> Image.Image:
-    """A decoded picture of any mode as ``"RGB"`` or ``"L"``, the way a viewer shows it."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_to_eight_bits(np.asarray(image), image))
-    elif image.mode in ("CMYK", "LAB"):
-        image = _through_profile(image)
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == colour else image.convert(colour)
-
-
-def _to_eight_bits(pixels: NDArray[np.generic], image: Image.Image) -> NDArray[np.uint8]:
-    """Scales 16-bit, 32-bit and floating-point greys to 0…255.
-
-    The scale of a 16-bit picture is fixed. Wider ones don't state theirs, so it is taken from the
-    largest value: 1.0, 255 or 65535 where it fits, the value itself beyond.
-    """
-    if image.mode == "F":
-        pixels = np.nan_to_num(pixels, nan=0, posinf=0, neginf=0)
-    if image.mode in ("I", "F") and image.format != "PPM":
-        largest = float(pixels.max())
-        scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        white = next((scale for scale in scales if largest <= scale), largest)
-    else:
-        white = 65535.0
-    return (pixels.clip(0, white).astype(np.float32) * (255 / white) + 0.5).astype(np.uint8)
-
-
-def _through_profile(image: Image.Image) -> Image.Image:
-    """CMYK and LAB as sRGB; without a usable profile, CMYK by Pillow's plain formula."""
-    from PIL import ImageCms
-
-    profile = image.info.get("icc_profile")
+def _opened(file: BinaryIO, path: Path) -> Image.Image:
     try:
-        if image.mode == "LAB":
-            source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-        elif profile:
-            source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        else:
-            return image.convert("RGB")
-        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-        converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return image.convert("RGB")
-    assert converted is not None  # only with inPlace=True
-    return converted
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError as error:
+        # Above Pillow's own limit, only its message tells the size.
+        pixels = int("".join(filter(str.isdigit, str(error).split("pixels")[0])) or 0)
+        raise UnreadablePicture(path, _too_large(pixels), "too_large") from None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -367,50 +308,3 @@ def _without_warnings() -> Iterator[None]:
     with _warning_filters, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")
         yield
-
-
-@contextlib.contextmanager
-def _as_unreadable(path: Path, file: BinaryIO) -> Iterator[None]:
-    """Turns whatever a decoder throws at a broken file into ``UnreadablePicture``."""
-    defect: Defect = "broken"
-    try:
-        yield
-    except UnreadablePicture:
-        raise
-    except Image.DecompressionBombError as error:
-        pixels = int("".join(filter(str.isdigit, str(error).split("pixels")[0])) or 0)
-        reason, defect = _too_large(pixels), "too_large"
-    except UnidentifiedImageError:
-        reason, defect = _what_else(file)
-    except MemoryError:
-        reason, defect = "not enough memory to decode it", "too_large"
-    # Decoders fed with broken bytes raise nearly everything: SyntaxError, struct.error, zlib.error…
-    except Exception as error:
-        words = str(error) or type(error).__name__
-        if "truncated" in words.lower() or isinstance(error, EOFError):
-            reason, defect = "the file ends too early", "truncated"
-        else:
-            reason = words
-    else:
-        return
-    raise UnreadablePicture(path, reason, defect) from None
-
-
-def _what_else(file: BinaryIO) -> tuple[str, Defect]:
-    """What a file that no decoder recognises seems to be."""
-    file.seek(0)
-    head = file.read(512)
-    if not head:
-        return "the file is empty", "not_a_picture"
-    if not head.strip(b"\0"):
-        return "only zeros, as after a failed copy", "not_a_picture"
-    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "HEIC, which Pillow cannot decode: convert it to JPEG", "not_a_picture"
-    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page, as from a failed download", "not_a_picture"
-    if head.lstrip().startswith((b"<svg", b"<?xml")):
-        return "SVG or XML, which has no pixels", "not_a_picture"
-    for name, start in _FIRST_BYTES.items():
-        if head.startswith(start):
-            return f"begins like {name}, but its head is broken", "broken"
-    return "not a picture, or broken from its first bytes", "not_a_picture"
