@@ -1,0 +1,162 @@
+"""Compile a C++ file once, keep the library in a cache folder, load it from there.
+
+The library has a plain C interface, so it needs no header of PyTorch's and compiles in seconds. It
+is linked against the OpenMP runtime that PyTorch has loaded: one pool of threads, not two that
+fight for the same cores.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC")
+COMPILE_SECONDS = 600
+"""A compiler that takes longer than this is given up."""
+
+
+class BuildError(Exception):
+    """The library cannot be built or loaded; the message says why."""
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept: ``$MOBILENETV2_CACHE``, else the user's cache folder."""
+    if chosen := os.environ.get("MOBILENETV2_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mobilenetv2"
+
+
+def build(source: Path) -> Path:
+    """The library compiled from ``source``: from the cache, or compiled now and put there.
+
+    The name in the cache tells everything that the machine code depends on, so a new version of
+    the source, of PyTorch, of the compiler or another processor never meets an old library. A
+    checksum beside it finds a library that is half written or damaged; it is compiled again.
+
+    Raises:
+        BuildError: no compiler, a compiler that fails, or a folder that cannot be written.
+    """
+    compiler, openmp = _compiler(), _openmp_runtime()
+    fingerprint = hashlib.sha256(
+        "\0".join(
+            (
+                source.read_text(encoding="utf-8"),
+                torch.__version__,
+                _first_line(_run([*compiler, "--version"])),
+                *compiler,
+                *FLAGS,
+                str(openmp),
+                _processor(),
+            )
+        ).encode()
+    ).hexdigest()[:20]
+    folder = cache_folder()
+    library = folder / f"{source.stem}-{fingerprint}.so"
+    if _is_intact(library):
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / f"{source.stem}.lock"):
+            if not _is_intact(library):  # else another process was first
+                _compile(compiler, source, openmp, library)
+    except OSError as error:
+        raise BuildError(f"the cache folder {folder} cannot be used ({error.strerror})") from error
+    return library
+
+
+def _compile(compiler: list[str], source: Path, openmp: Path, library: Path) -> None:
+    """Into a folder beside the library, then renamed: nobody ever sees half a file."""
+    with tempfile.TemporaryDirectory(prefix="build-", dir=library.parent) as folder:
+        compiled, linked = Path(folder, "compiled.o"), Path(folder, "linked.so")
+        checksum = Path(folder, "checksum")
+        _run([*compiler, *FLAGS, "-c", str(source), "-o", str(compiled)])
+        _run([*compiler, "-shared", str(compiled), str(openmp), "-o", str(linked)])
+        checksum.write_text(_checksum(linked))
+        linked.replace(library)
+        checksum.replace(_checksum_file(library))
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _checksum_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _is_intact(library: Path) -> bool:
+    try:
+        return _checksum_file(library).read_text() == _checksum(library)
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    import fcntl  # only reached on Linux
+
+    with file.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released with the file, also when the process dies
+        yield
+
+
+def _compiler() -> list[str]:
+    """``$CXX``, else the first of the usual names that is installed."""
+    if platform.system() != "Linux":
+        raise BuildError(f"compiled operations are built on Linux only, not {platform.system()}")
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        return chosen
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise BuildError("no C++ compiler was found (c++, g++, clang++ or $CXX)")
+
+
+def _openmp_runtime() -> Path:
+    """The OpenMP library in this process; PyTorch's own where several packages brought one."""
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    found = sorted(set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)\b[^/\s]*\.so\S*)", maps)))
+    if not found:
+        raise BuildError("PyTorch was built without OpenMP here")
+    site_packages = str(Path(torch.__file__).parent.parent)
+    return Path(min(found, key=lambda path: not path.startswith(f"{site_packages}/torch")))
+
+
+def _processor() -> str:
+    """Model and instruction sets: what ``-march=native`` depends on."""
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    first = info.split("\n\n")[0]
+    kept = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return "\n".join(line for line in first.splitlines() if line.startswith(kept))
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS
+        )
+    except FileNotFoundError as error:
+        raise BuildError(f"the C++ compiler {command[0]} was not found") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"the C++ compiler {command[0]} did not run ({error})") from error
+    if done.returncode != 0:
+        raise BuildError(f"the C++ compiler {command[0]} failed: {_first_line(done.stderr)}")
+    return done.stdout
+
+
+def _first_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if "error" in line] or text.splitlines()
+    return lines[0].strip() if lines else "no message"

@@ -1,0 +1,380 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mobilenetv2.network import fast_ops
+from mobilenetv2.network.fast_ops import FastOps, choose, install, prepare_allocator, remove
+from mobilenetv2.network.mobilenetv2 import (
+    ConvNormActivation,
+    InvertedResidual,
+    MobileNetV2,
+    stride_plan,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Enough for small pictures, and quick on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cpp() -> FastOps:
+    chosen = choose(CPU, "cpp")
+    if chosen.kind != "cpp":
+        pytest.skip(chosen.reason)
+    return chosen
+
+
+@pytest.fixture(params=["cpp", "torch"])
+def fast(request) -> FastOps:
+    return request.getfixturevalue("cpp") if request.param == "cpp" else choose(CPU, "torch")
+
+
+def random_norms(module: nn.Module) -> nn.Module:
+    """Norms as after some training, so that masks and biases matter."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 2)
+            nn.init.uniform_(part.bias, -1, 3)
+            nn.init.normal_(part.running_mean)
+    return module
+
+
+def step(module: nn.Module, x: torch.Tensor, autocast: bool = False) -> dict:
+    """Everything that a training step leaves behind: output, gradients, buffers."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = module(x)
+    weight = torch.linspace(-9, 9, out.numel(), dtype=x.dtype).sin().view(out.shape)
+    (out.to(x.dtype) * weight).sum().backward()
+    results = {"out": out.detach(), "gradient of the input": x.grad}
+    results |= {f"gradient of {name}": p.grad for name, p in module.named_parameters()}
+    return results | {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def assert_same(got: dict, expected: dict, tolerance: float) -> None:
+    assert got.keys() == expected.keys()
+    for name, reference in expected.items():
+        if reference is None:
+            assert got[name] is None, name
+            continue
+        error = (got[name].double() - reference.double()).norm()
+        # Some gradients are zero but for rounding (a bias in front of another norm): 1 is the
+        # scale of the values that they are sums of.
+        assert error <= tolerance * (reference.double().norm() + 1), (name, error)
+
+
+def away_from_the_kinks(module: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    """An input for which no rounding error decides whether ReLU6 lets a gradient pass."""
+    nearest = torch.tensor(0.0)
+
+    def watch(_module, inputs):
+        nonlocal nearest
+        for kink in (0, 6):
+            nearest = min(nearest, (inputs[0] - kink).abs().min())
+
+    handles = [m.register_forward_pre_hook(watch) for m in module.modules() if type(m) is nn.ReLU6]
+    buffers = copy.deepcopy(module.state_dict())
+    while nearest < 2e-5:
+        nearest = torch.tensor(torch.inf)
+        x = torch.randn(shape)
+        module(x.double())
+    module.load_state_dict(buffers)
+    for handle in handles:
+        handle.remove()
+    return x
+
+
+BLOCKS = {
+    "shortcut": (lambda: InvertedResidual(8, 8, 1, 6), 8),
+    "stride 2": (lambda: InvertedResidual(8, 12, 2, 6), 8),
+    "no expansion": (lambda: InvertedResidual(16, 8, 1, 1), 16),
+    "no expansion, shortcut": (lambda: InvertedResidual(24, 24, 1, 1), 24),
+    "no expansion, stride 2": (lambda: InvertedResidual(5, 3, 2, 1), 5),
+    "odd channels": (lambda: InvertedResidual(3, 7, 1, 9), 3),
+    "stem": (lambda: ConvNormActivation(3, 17, 3, 2), 3),
+    "head": (lambda: ConvNormActivation(3, 40, 1), 3),
+    "keras padding": (lambda: InvertedResidual(8, 8, 2, 2, padding="keras"), 8),
+}
+SIZES = [(2, 5, 7), (1, 8, 6), (3, 4, 4), (5, 1, 2), (1, 9, 1)]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_equals_the_stock_one_in_double(fast, block):
+    torch.manual_seed(0)
+    build, channels = BLOCKS[block]
+    for images, height, width in SIZES:
+        module = random_norms(build())
+        double, single = copy.deepcopy(module).double(), copy.deepcopy(module)
+        reference = copy.deepcopy(double)
+        install(double, fast)
+        install(single, fast)
+        x = away_from_the_kinks(reference, (images, channels, height, width))
+        expected = step(reference, x.double())
+        assert_same(step(double, x.double()), expected, 1e-12)
+        assert_same(step(single, x), expected, 1e-5)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_bfloat16_is_as_near_to_the_truth_as_stock_autocast(fast, block):
+    torch.manual_seed(1)
+    build, channels = BLOCKS[block]
+    stock = random_norms(build())
+    module, truth = copy.deepcopy(stock), copy.deepcopy(stock).double()
+    install(module, fast)
+    x = torch.randn(4, channels, 9, 8).bfloat16()
+    exact = step(truth, x.double())
+    got, reference = step(module, x, autocast=True), step(stock, x, autocast=True)
+    assert got["out"].dtype is torch.bfloat16
+    for name in exact:
+        scale = exact[name].double().norm() + 1
+        error, stock_error = ((r[name].double() - exact[name]).norm() for r in (got, reference))
+        assert error <= 2 * stock_error + 2**-7 * scale, (name, error, stock_error, scale)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_gradcheck(fast, block):
+    torch.manual_seed(1)
+    build, channels = BLOCKS[block]
+    module = random_norms(build()).double()
+    install(module, fast)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+
+    def run(x, *values):
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    x = torch.randn(2, channels, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True)
+
+
+def test_gradcheck_of_the_strided_depthwise_convolution():
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    kernel = torch.randn(3, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(fast_ops._StridedDepthwise.apply, (x, kernel))
+
+
+def small_network(side: int = 20, **settings) -> MobileNetV2:
+    torch.manual_seed(2)
+    settings = {"in_channels": 1, "width": 0.1, "dropout": 0} | settings
+    return MobileNetV2(10, strides=stride_plan(side, side), **settings)
+
+
+@pytest.mark.parametrize("side", [20, 33])
+def test_the_network_equals_the_stock_one(fast, side):
+    reference = small_network(side).double()
+    network = copy.deepcopy(reference)
+    install(network, fast)
+    x = torch.randn(3, 1, side, side, dtype=torch.float64)
+    assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+def test_the_network_in_float32_equals_the_stock_one_in_double(fast):
+    stock = small_network()
+    for part in stock.modules():
+        if isinstance(part, nn.BatchNorm2d):  # every value between the kinks of ReLU6
+            nn.init.uniform_(part.weight, 0.2, 0.4)
+            nn.init.constant_(part.bias, 3)
+    network, truth = copy.deepcopy(stock), copy.deepcopy(stock).double()
+    install(network, fast)
+    x = torch.randn(8, 1, 20, 20)
+    got, reference, exact = step(network, x), step(stock, x), step(truth, x.double())
+    for name in exact:
+        scale = exact[name].double().norm() + 1
+        error, stock_error = ((r[name].double() - exact[name]).norm() for r in (got, reference))
+        # Rounding adds up through 52 layers, in the stock network as well.
+        assert error <= max(1e-5 * scale, 1.5 * stock_error), (name, error, stock_error)
+
+
+def test_several_steps_and_a_momentum_of_ones_own(fast):
+    network = small_network(norm_momentum=0.03, norm_eps=1e-3).double()
+    reference = copy.deepcopy(network)
+    install(network, fast)
+    for seed in range(3):
+        x = torch.randn(2, 1, 20, 20, generator=torch.Generator().manual_seed(seed))
+        got, expected = step(network, x.double()), step(reference, x.double())
+    assert_same(got, expected, 1e-9)
+    assert network.features[3].conv[3].num_batches_tracked == 3
+
+
+def test_a_mean_far_from_zero_costs_no_digits(cpp):
+    torch.manual_seed(3)
+    module = ConvNormActivation(4, 16, 1)
+    module[0].weight.data.mul_(1e-2).add_(5)
+    reference = copy.deepcopy(module).double()
+    install(module, cpp)
+    x = 20 + torch.rand(4, 4, 8, 8)
+    with torch.no_grad():
+        module(x)
+        exact = reference[0](x.double()).var((0, 2, 3))
+    var = (module[1].running_var - 0.9) / 0.1
+    torch.testing.assert_close(var.double(), exact, rtol=2e-2, atol=0)
+
+
+def test_nan_and_infinity_come_through(cpp):
+    for autocast in (False, True):
+        for value in (torch.nan, torch.inf):
+            module = InvertedResidual(8, 8, 1, 6)
+            install(module, cpp)
+            x = torch.randn(2, 8, 4, 4)
+            x[0, 0, 0, 0] = value
+            results = step(module, x, autocast)
+            assert results["out"].isnan().any()
+            assert results["gradient of the input"].isnan().any()
+
+
+def test_the_same_threads_give_the_same_bits(fast):
+    network = small_network()
+    install(network, fast)
+    x = torch.randn(5, 1, 20, 20)
+    first, second = (step(copy.deepcopy(network), x, autocast=True) for _ in range(2))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads(cpp, threads):
+    reference = small_network().double()
+    network = copy.deepcopy(reference)
+    install(network, cpp)
+    x = torch.randn(2, 1, 20, 20, dtype=torch.float64)
+    torch.set_num_threads(threads)
+    assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+def test_any_memory_layout(fast):
+    reference = small_network(in_channels=3).double()
+    network = copy.deepcopy(reference).to(memory_format=torch.channels_last)
+    install(network, fast)
+    x = torch.randn(2, 3, 20, 20, dtype=torch.float64)
+    expected = step(reference, x)
+    assert_same(step(network, x.to(memory_format=torch.channels_last)), expected, 1e-9)
+    block = network.features[2]
+    features = torch.randn(2, 4, 20, 20, dtype=torch.float64)[:, :, ::2, ::2]
+    stock = copy.deepcopy(block)
+    remove(stock)
+    for module in (block, stock):
+        module.zero_grad()
+    assert_same(step(block, features), step(stock, features), 1e-9)
+
+
+@pytest.mark.parametrize("frozen", ["features.0", "features.3.conv.0", "features.5", "features.18"])
+def test_frozen_parts_get_no_gradient_and_the_others_the_same(fast, frozen):
+    reference = small_network().double()
+    for name, parameter in reference.named_parameters():
+        parameter.requires_grad = not name.startswith(frozen)
+    network = copy.deepcopy(reference)
+    install(network, fast)
+    x = torch.randn(2, 1, 20, 20, dtype=torch.float64)
+    assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+def test_a_frozen_norm_keeps_its_statistics(fast):
+    reference = small_network().double()
+    for part in (reference.features[2].conv[0][1], reference.features[4], reference.features[-1]):
+        part.eval()
+    network = copy.deepcopy(reference)
+    install(network, fast)
+    x = torch.randn(2, 1, 20, 20, dtype=torch.float64)
+    assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+def test_evaluation_is_the_stock_one(fast):
+    network = small_network()
+    install(network, fast)
+    network(torch.randn(4, 1, 20, 20))
+    network.eval()
+    x = torch.randn(1, 1, 20, 20)
+    fast_logits = network(x)
+    remove(network)
+    assert torch.equal(fast_logits, network(x))
+
+
+def test_a_batch_with_one_value_per_channel_is_refused_as_by_pytorch(fast):
+    block = InvertedResidual(8, 8, 1, 6)
+    install(block, fast)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        block(torch.randn(1, 8, 1, 1))
+
+
+def test_install_and_remove_change_nothing_but_classes(fast):
+    network = small_network()
+    state, classes = network.state_dict(), [type(m) for m in network.modules()]
+    install(network, fast)
+    assert [type(m) for m in network.modules()] != classes
+    assert list(network.state_dict()) == list(state)
+    install(network, fast)
+    remove(network)
+    remove(network)
+    assert [type(m) for m in network.modules()] == classes
+    assert all("fast_ops" not in vars(m) for m in network.modules())
+
+
+def test_off_is_off():
+    network = small_network()
+    install(network, choose(CPU, "off"))
+    assert type(network) is MobileNetV2
+
+
+def test_averaged_models_are_averages(fast):
+    network = small_network()
+    install(network, fast)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    start = network.classifier[1].weight.detach().clone()
+    F.cross_entropy(network(torch.randn(4, 1, 20, 20)), torch.arange(4)).backward()
+    torch.optim.SGD(network.parameters(), 0.1).step()
+    average.update_parameters(network)
+    average.update_parameters(network)
+    expected = (start + network.classifier[1].weight) / 2
+    assert torch.allclose(average.module.classifier[1].weight, network.classifier[1].weight)
+    assert not torch.allclose(expected, network.classifier[1].weight)
+    assert average.module(torch.randn(2, 1, 20, 20)).shape == (2, 10)
+
+
+def test_export_after_remove(fast):
+    network = small_network()
+    install(network, fast)
+    network(torch.randn(4, 1, 20, 20))
+    remove(network)
+    network.eval()
+    x = torch.randn(2, 1, 20, 20)
+    program = torch.export.export(network, (x,))
+    assert torch.allclose(program.module()(x), network(x), atol=1e-6)
+
+
+def test_torch_compile_sees_the_stock_network(fast):
+    block = InvertedResidual(8, 8, 1, 6)
+    reference = copy.deepcopy(block)
+    install(block, fast)
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    x = torch.randn(2, 8, 4, 4)
+    assert torch.allclose(compiled(x), reference(x), atol=1e-5)
+
+
+def test_without_a_compiler_pytorch_alone_does_it(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for requested in ("auto", "cpp"):
+        chosen = choose(CPU, requested)
+        assert chosen.kind == "torch"
+        assert "no-such-compiler was not found" in chosen.reason
+
+
+def test_other_devices_need_no_fast_operations():
+    chosen = choose(torch.device("meta"), "auto")
+    assert chosen.kind == "off"
+    assert "meta" in chosen.reason
+
+
+def test_preparing_the_allocator_twice_is_harmless():
+    prepare_allocator()
+    prepare_allocator()
+    assert torch.ones(1 << 20).sum() == 1 << 20
