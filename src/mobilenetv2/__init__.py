@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
     from mobilenetv2.network.first_version import FirstVersion
     from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
-    from mobilenetv2.settings import configure
     from mobilenetv2.training.load import load
+    from mobilenetv2.training.recipes import configure
     from mobilenetv2.training.train import resume, train
 
 __version__ = "0.1.0"
@@ -67,7 +67,7 @@ _HOME = {
     "TrainConfig": "config",
     "UserError": "errors",
     "WorkFailed": "errors",
-    "configure": "settings",
+    "configure": "training.recipes",
     "evaluate": "evaluation.evaluate",
     "load": "training.load",
     "load_data": "data.sources",

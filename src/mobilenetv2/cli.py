@@ -29,7 +29,7 @@ from mobilenetv2.config import (
     suggestion,
 )
 from mobilenetv2.errors import ConfigError, Mobilenetv2Error, UserError
-from mobilenetv2.settings import merge, read_settings, recipe_settings, validate
+from mobilenetv2.settings import merge, read_settings, validate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,6 +141,8 @@ def _read_train_config(command: str, arguments: list[str]) -> TrainConfig:
         config=_STYLE,
         return_unknown_args=True,
     )
+    from mobilenetv2.training.recipes import recipe_settings
+
     from_file = read_settings(Path(path)) if path else {}
     data = first.data.data
     if data == DataConfig().data:

@@ -93,6 +93,8 @@ class NetworkConfig(Section):
 class AugmentConfig(Section):
     """Random changes to training pictures, drawn afresh for every picture and epoch."""
 
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Cut out a box of at least this share of the area, stretched to full size; 1 for none."""
     shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Move by up to this share of the side, in each direction."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0

@@ -4,7 +4,6 @@ Precedence is default < recipe of the data set < ``--config`` file < flag.
 """
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,6 @@ import yaml
 
 from mobilenetv2.config import TrainConfig, flag_names
 from mobilenetv2.errors import ConfigError
-
-
-def configure(data: str = "digits", **settings: Any) -> TrainConfig:
-    """Settings for training on ``data``: its recipe, changed by what is given.
-
-    Args:
-        data: a name or a folder.
-        settings: any setting by its own name, such as ``lr=0.2``, or a section.
-
-    Raises:
-        ConfigError: a setting is unknown or out of range.
-
-    >>> configure("mnist", lr=0.2).optimizer.lr
-    0.2
-    """
-    layers = (recipe_settings(data), _nest({"data": data, **settings}))
-    return validate(merge(*layers), "settings")
-
-
-def recipe_settings(data: str) -> dict[str, Any]:
-    """The settings that were measured to suit a data set, by its name; folders share one."""
-    folder = resources.files("mobilenetv2") / "recipes"
-    named = folder / f"{data}.yaml"
-    recipe = named if named.is_file() else folder / "folder.yaml"
-    return parse_settings(recipe.read_text(encoding="utf-8"), recipe.name)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -67,7 +41,7 @@ def parse_settings(text: str, origin: str) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict):
         raise ConfigError(f"{origin}: expected lines such as `lr: 0.1`, found {text[:40]!r}")
-    return _nest({str(key).replace("-", "_"): value for key, value in settings.items()})
+    return nest({str(key).replace("-", "_"): value for key, value in settings.items()})
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +77,12 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _nest(settings: dict[str, Any]) -> dict[str, Any]:
+def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with each key below its section; sections and top keys stay where they are.
+
+    >>> nest({"lr": 0.2, "epochs": 3})
+    {'optimizer': {'lr': 0.2}, 'epochs': 3}
+    """
     sections = flag_names(TrainConfig)
     nested: dict[str, Any] = {}
     for key, value in settings.items():

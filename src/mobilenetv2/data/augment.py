@@ -1,7 +1,7 @@
 """Augmentation of a whole batch at once, with a fresh draw for every picture.
 
-Geometry (shift, rotation, zoom, shear, flip) is one affine map per picture, sampled once. What
-leaves the picture comes in black. Draws are keyed, see :mod:`mobilenetv2.data.draws`.
+Geometry (crop, shift, rotation, zoom, shear, flip) is one affine map per picture, sampled once.
+Black comes in from outside the picture. Draws are keyed, see :mod:`mobilenetv2.data.draws`.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from mobilenetv2.config import AugmentConfig
 from mobilenetv2.data.draws import uniform
 
-_DRAWS = 16  # numbers per picture: six for geometry, three for colour, five for the erased box
+_DRAWS = 17  # numbers per picture: nine for geometry, three for colour, five for the erased box
 
 
 class Batch(NamedTuple):
@@ -32,56 +32,95 @@ class Batch(NamedTuple):
 
 
 def augment(
-    batch: Batch, indices: Tensor, config: AugmentConfig, seed: int, epoch: int, step: int
+    batch: Batch,
+    size: tuple[int, int],
+    indices: Tensor,
+    config: AugmentConfig,
+    key: tuple[int, int, int],
 ) -> Batch:
     """The batch with every configured change applied.
 
     Args:
-        batch: pictures uint8 N×C×H×W and labels int64 N.
-        indices: int64 N, the pictures' places in their set; with seed and epoch they key the draws.
+        batch: pictures uint8 N×C×H×W, perhaps with a margin around what is evaluated; labels N.
+        size: height and width that the network sees; without changes, the centre of that size.
+        indices: int64 N, the pictures' places in their set.
         config: what to change and how much.
-        seed: of the run.
-        epoch: counted from 0.
-        step: counted from 0 within the epoch; keys the one draw that mixing makes per batch.
+        key: seed, epoch and step in the epoch, the last two counted from 0. Every picture's draws
+            follow from seed, epoch and its place; mixing, which is one draw per batch, from all.
     """
+    seed, epoch, _ = key
     draws = uniform(seed, epoch, indices, _DRAWS)
-    pictures = batch.pictures
     if _moves(config):
-        pictures = _affine(pictures, draws[:, :6], config)
+        pictures = _affine(batch.pictures, size, draws[:, :9], config)
+    else:
+        pictures = centre(batch.pictures, size)
     if config.colour_jitter:
-        pictures = _jitter_colour(pictures, draws[:, 6:9], config.colour_jitter)
+        pictures = _jitter_colour(pictures, draws[:, 9:12], config.colour_jitter)
     if config.erase:
-        pictures = _erase(pictures, draws[:, 9:14], config.erase)
-    return _mix_pairs(batch._replace(pictures=pictures), config, [seed, epoch, step])
+        pictures = _erase(pictures, draws[:, 12:17], config.erase)
+    return _mix_pairs(batch._replace(pictures=pictures), config, key)
+
+
+def centre(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of pictures N×C×H×W: what evaluation sees of pictures with a margin."""
+    top, left = ((pictures.shape[axis] - size[axis - 2]) // 2 for axis in (2, 3))
+    return pictures[:, :, top : top + size[0], left : left + size[1]]
 
 
 def _moves(config: AugmentConfig) -> bool:
-    return bool(config.shift or config.rotate or config.zoom or config.shear or config.flip)
+    return bool(
+        config.shift or config.rotate or config.zoom or config.shear or config.flip
+        or config.crop < 1
+    )  # fmt: skip
 
 
-def _affine(pictures: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
-    height, width = pictures.shape[-2:]
+def _affine(
+    pictures: Tensor, size: tuple[int, int], draws: Tensor, config: AugmentConfig
+) -> Tensor:
+    """Crop, shift, rotation, zoom, shear and mirror in one sampling.
+
+    A pixel of the output, in pixels from its centre, is first turned, slanted, zoomed and mirrored,
+    then stretched to the crop box, then moved: that is where it looks in the input.
+    """
+    height, width = size
+    in_height, in_width = pictures.shape[-2:]
     between = draws * 2 - 1  # in [-1, 1)
     angle = between[:, 0] * math.radians(config.rotate)
     slant = torch.tan(between[:, 1] * math.radians(config.shear))
     scale = 1 + between[:, 2] * config.zoom
+    mirror = torch.where(draws[:, 5] < 0.5, -1.0, 1.0) if config.flip else torch.ones_like(angle)
     right, down = between[:, 3] * config.shift * width, between[:, 4] * config.shift * height
     if not (config.rotate or config.zoom or config.shear):
         right, down = right.round(), down.round()  # whole pixels: nothing is blurred
-    mirror = torch.where(draws[:, 5] < 0.5, -1.0, 1.0) if config.flip else torch.ones_like(angle)
+    stretch_x = stretch_y = torch.ones_like(angle)
+    if config.crop < 1:
+        box_width, box_height = _crop_box(draws[:, 6:8], in_width, in_height, config.crop)
+        stretch_x, stretch_y = box_width / width, box_height / height
+        right = right * stretch_x + between[:, 3] * (in_width - box_width) / 2
+        down = down * stretch_y + between[:, 4] * (in_height - box_height) / 2
 
-    # Where each output pixel looks in the input, in pixels from the centre: shear, rotation, zoom.
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     matrix = torch.stack(
-        [mirror * cos, mirror * (cos * slant - sin), right, sin, sin * slant + cos, down], dim=1
-    ).view(-1, 2, 3)
-    # affine_grid counts from -1 to 1 across each side.
-    half = torch.tensor([width / 2, height / 2], device=pictures.device)
-    matrix[:, :, 2] = matrix[:, :, 2] / half
-    matrix[:, 0, 1] *= height / width
-    matrix[:, 1, 0] *= width / height
-    grid = F.affine_grid(matrix, list(pictures.shape), align_corners=False)
+        [
+            stretch_x * mirror * cos, stretch_x * mirror * (cos * slant - sin), right,
+            stretch_y * sin, stretch_y * (sin * slant + cos), down,
+        ],
+        dim=1,
+    ).view(-1, 2, 3)  # fmt: skip
+    # affine_grid and grid_sample count from -1 to 1 across each side, of output and input.
+    output = torch.tensor([width / 2, height / 2, 1.0], device=pictures.device)
+    source = torch.tensor([[in_width / 2], [in_height / 2]], device=pictures.device)
+    grid = F.affine_grid(
+        matrix * output / source, [*pictures.shape[:2], height, width], align_corners=False
+    )
     return F.grid_sample(pictures.float(), grid, align_corners=False)
+
+
+def _crop_box(draws: Tensor, width: int, height: int, least: float) -> tuple[Tensor, Tensor]:
+    """Sides of a box with a random share of the area and a shape between 3:4 and 4:3."""
+    area = (least + draws[:, 0] * (1 - least)) * width * height
+    shape = torch.exp((draws[:, 1] * 2 - 1) * math.log(4 / 3))
+    return (area * shape).sqrt().clamp(max=width), (area / shape).sqrt().clamp(max=height)
 
 
 def _jitter_colour(pictures: Tensor, draws: Tensor, strength: float) -> Tensor:
@@ -113,7 +152,7 @@ def _erase(pictures: Tensor, draws: Tensor, probability: float) -> Tensor:
     return pictures.masked_fill(box, 0)
 
 
-def _mix_pairs(batch: Batch, config: AugmentConfig, key: list[int]) -> Batch:
+def _mix_pairs(batch: Batch, config: AugmentConfig, key: tuple[int, int, int]) -> Batch:
     """Mixup or cutmix with the batch in reverse order; where both are on, a coin per batch."""
     if not (config.mixup or config.cutmix) or len(batch.labels) < 2:
         return batch

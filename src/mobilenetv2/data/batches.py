@@ -1,13 +1,13 @@
 """Labelled pictures in memory, and the seeded order in which training takes them in batches."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mobilenetv2.config import AugmentConfig
-from mobilenetv2.data.augment import Batch, augment
+from mobilenetv2.data.augment import Batch, augment, centre
 from mobilenetv2.data.draws import permutation
 
 
@@ -33,6 +33,10 @@ class LabelledPictures:
         names = tuple(self.names[index] for index in indices.tolist()) if self.names else ()
         return LabelledPictures(self.pictures[indices], self.labels[indices], names)
 
+    def centre(self, size: tuple[int, int]) -> "LabelledPictures":
+        """The same set without the margin around what is evaluated (height, width)."""
+        return replace(self, pictures=centre(self.pictures, size))
+
     def to(self, device: torch.device) -> "LabelledPictures":
         """The same set on another device."""
         return LabelledPictures(self.pictures.to(device), self.labels.to(device), self.names)
@@ -41,18 +45,25 @@ class LabelledPictures:
 class Batches:
     """The batches of every epoch: reshuffled, augmented, the last one kept.
 
-    The order depends on seed and epoch alone, so that an epoch can be entered at any step.
+    The order depends on seed and epoch alone, so that an epoch can be entered at any step. The
+    pictures may have a margin around the ``size`` that the network sees.
 
     >>> pictures = LabelledPictures(torch.zeros(50, 1, 8, 8, dtype=torch.uint8), torch.arange(50))
-    >>> batches = Batches(pictures, batch_size=16, config=AugmentConfig(), seed=0)
+    >>> batches = Batches(pictures, (8, 8), batch_size=16, config=AugmentConfig(), seed=0)
     >>> batches.steps_per_epoch, [len(batch.labels) for batch in batches.epoch(0)]
     (4, [16, 16, 16, 2])
     """
 
     def __init__(
-        self, pictures: LabelledPictures, batch_size: int, config: AugmentConfig, seed: int
+        self,
+        pictures: LabelledPictures,
+        size: tuple[int, int],
+        batch_size: int,
+        config: AugmentConfig,
+        seed: int,
     ) -> None:
         self._pictures = pictures
+        self._size = size
         self._config = config
         self._seed = seed
         self._bounds = batch_bounds(len(pictures), batch_size)
@@ -69,7 +80,7 @@ class Batches:
         for step, (start, end) in enumerate(self._bounds[first_step:], first_step):
             indices = order[start:end]
             batch = Batch(self._pictures.pictures[indices], self._pictures.labels[indices])
-            yield augment(batch, indices, self._config, self._seed, epoch, step)
+            yield augment(batch, self._size, indices, self._config, (self._seed, epoch, step))
 
 
 def batch_bounds(pictures: int, batch_size: int) -> list[tuple[int, int]]:

@@ -40,7 +40,8 @@ class DataSet:
     Attributes:
         name: as the user said it.
         classes: class names in the order of the labels.
-        train: what the network learns from.
+        train: what the network learns from; photos have a margin around what is evaluated, for
+            random crops.
         val: what decides between epochs; no picture of it is in ``train``.
         test: touched once, at the end; None where the data brings none.
         preprocessing: the way from a picture file to the network's input.
@@ -189,7 +190,10 @@ def _load_folder(
         )
         train, val = tuple(train[at] for at in train_at), tuple(train[at] for at in val_at)
     wanted = preprocessing or _derive_preprocessing(config, train)
-    pictures = load_files(train, wanted)
+    # Photos keep the whole square around the crop that is evaluated: 256 around 224.
+    margin = wanted.resize - min(wanted.height, wanted.width)
+    around = {"height": wanted.height + margin, "width": wanted.width + margin}
+    pictures = load_files(train, wanted.model_copy(update=around))
     if preprocessing is None:
         channels_last = pictures.pictures.permute(0, 2, 3, 1).numpy()
         mean, std = _statistics(channels_last, wanted.colour)

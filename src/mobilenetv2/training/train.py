@@ -146,7 +146,7 @@ class Training:
         self.network = classifier.network
 
         self.batches = _batches(config, data, device)
-        self.train_sample = _sample(data.train, max(len(data.val), MIN_TRAIN_SAMPLE))
+        self.train_sample = _sample(data, max(len(data.val), MIN_TRAIN_SAMPLE))
         self.lr = self._peak_lr() if lr is None else lr
         self.optimizer = build_optimizer(self.network, config.optimizer, self.lr)
         self.schedule = build_schedule(
@@ -376,12 +376,14 @@ def _health(examination: Examination | None) -> Iterator[str]:
 
 def _batches(config: TrainConfig, data: DataSet, device: Device) -> Batches:
     pictures = data.train.to(device.device)
-    return Batches(pictures, config.batch_size, config.augment, config.seed)
+    size = (data.preprocessing.height, data.preprocessing.width)
+    return Batches(pictures, size, config.batch_size, config.augment, config.seed)
 
 
-def _sample(pictures: LabelledPictures, count: int) -> LabelledPictures:
-    """A fixed sample: the same for every epoch, run and seed."""
-    return pictures.select(permutation(0, 0, len(pictures))[:count])
+def _sample(data: DataSet, count: int) -> LabelledPictures:
+    """Training pictures as evaluation sees them: the same for every epoch, run and seed."""
+    sample = data.train.select(permutation(0, 0, len(data.train))[:count])
+    return sample.centre((data.preprocessing.height, data.preprocessing.width))
 
 
 def _moving_average(network: torch.nn.Module, decay: float) -> AveragedModel:

@@ -1,0 +1,64 @@
+"""Settings that were measured to suit a data set; each is a YAML file in ``mobilenetv2/recipes``.
+
+A recipe's header says what it is for, the command that uses it and what that reached. Folders have
+no name to go by, so a look at a few of their pictures chooses between three recipes.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mobilenetv2.config import TrainConfig
+from mobilenetv2.data.folders import list_pictures
+from mobilenetv2.errors import DataError
+from mobilenetv2.settings import merge, nest, parse_settings, validate
+
+SMALL_SIDE = 96
+LOOK_AT = 20
+
+
+def configure(data: str = "digits", **settings: Any) -> TrainConfig:
+    """Settings for training on ``data``: its recipe, changed by what is given.
+
+    Args:
+        data: a name or a folder.
+        settings: any setting by its own name, such as ``lr=0.2``, or a section.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+
+    >>> configure("mnist", lr=0.2).optimizer.lr
+    0.2
+    """
+    given = nest({"data": data, **settings})
+    return validate(merge(recipe_settings(data), given), "settings")
+
+
+def recipe_settings(data: str) -> dict[str, Any]:
+    """The recipe of a data set, by its name, or by what a folder's pictures look like."""
+    recipes = resources.files("mobilenetv2") / "recipes"
+    recipe = recipes / f"{data}.yaml"
+    if not recipe.is_file():
+        recipe = recipes / f"{_kind_of_folder(Path(data))}.yaml"
+    return parse_settings(recipe.read_text(encoding="utf-8"), recipe.name)
+
+
+def _kind_of_folder(folder: Path) -> str:
+    """Photos, or small pictures in colour or grey: mirroring harms letters and digits."""
+    try:
+        files = list_pictures([folder])
+    except DataError:
+        return "photos"  # whatever is wrong with it will be said where it is read
+    small = grey = True
+    for file in files[:: max(1, len(files) // LOOK_AT)]:
+        try:
+            with Image.open(file) as picture:
+                small &= max(picture.size) <= SMALL_SIDE
+                grey &= picture.mode in ("1", "L", "LA")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue
+    if not small:
+        return "photos"
+    return "small-grey" if grey else "small-colour"
