@@ -22,7 +22,9 @@ HEADING = 58
 ROW = TILE + 62
 ROWS_OF_A_KIND = 2
 GROUP_SHOWN = 4
-WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
+EDGE = GAP // 2
+BAND = COLUMNS * (TILE + GAP)
+WIDTH = BAND + 2 * (MARGIN - EDGE)
 
 PAPER, CARD, INK, FAINT = "#ffffff", "#f1f3f5", "#1d2329", "#6b7480"
 ACCENTS: dict[Severity, str] = {"error": "#c92a2a", "warning": "#d9730d", "note": "#4c6e91"}
@@ -46,16 +48,17 @@ def contact_sheet(examination: Examination) -> Image.Image:
     Returns:
         An RGB picture, 1,564 pixels wide.
     """
+    split_of = {picture.path: picture.split for picture in examination.pictures}
     unusable = [f for f in examination.findings if f.kind in UNUSABLE_KINDS]
     by_kind = [(LEFT_OUT, unusable)]
     for name, kind in KINDS.items():
         if name not in UNUSABLE_KINDS:
             by_kind.append((kind, [f for f in examination.of_kind(name) if f.paths]))
-    sections = [_section(examination, kind, found) for kind, found in by_kind if found]
+    sections = [_section(examination, kind, found, split_of) for kind, found in by_kind if found]
     bands = [[_title(examination, nothing=not sections)]]
     for section in sections:
         # Two small kinds share a band.
-        if sum(piece.width for piece in bands[-1]) + section.width <= WIDTH:
+        if sum(piece.width for piece in bands[-1]) + section.width <= BAND:
             bands[-1].append(section)
         else:
             bands.append([section])
@@ -63,7 +66,7 @@ def contact_sheet(examination: Examination) -> Image.Image:
     sheet = Image.new("RGB", (WIDTH, sum(heights) + MARGIN // 2), PAPER)
     top = 0
     for band, height in zip(bands, heights, strict=True):
-        left = 0
+        left = MARGIN - EDGE
         for piece in band:
             sheet.paste(piece, (left, top))
             left += piece.width
@@ -72,7 +75,7 @@ def contact_sheet(examination: Examination) -> Image.Image:
 
 
 def _title(examination: Examination, nothing: bool) -> Image.Image:
-    piece = Image.new("RGB", (WIDTH, 116), PAPER)
+    piece = Image.new("RGB", (BAND, 116), PAPER)
     draw = ImageDraw.Draw(piece)
     usable = sum(picture.usable for picture in examination.pictures)
     words = (
@@ -80,27 +83,29 @@ def _title(examination: Examination, nothing: bool) -> Image.Image:
         f"{usable:,} usable{' · nothing suspicious' if nothing else ''}"
     )
     root = examination.root.resolve()
-    _line(draw, (MARGIN, 32), root.name or str(root), 30, INK, WIDTH - 2 * MARGIN, bold=True)
-    _line(draw, (MARGIN, 76), words, 17, FAINT, WIDTH - 2 * MARGIN)
+    _line(draw, (EDGE, 32), root.name or str(root), 30, INK, BAND - 2 * EDGE, bold=True)
+    _line(draw, (EDGE, 76), words, 17, FAINT, BAND - 2 * EDGE)
     return piece
 
 
-def _section(examination: Examination, kind: Kind, found: list[Finding]) -> Image.Image:
-    """All of one kind; half as wide as the sheet if four tiles do."""
+def _section(
+    examination: Examination, kind: Kind, found: list[Finding], split_of: dict[Path, str]
+) -> Image.Image:
+    """All of one kind; half as wide as a band if four tiles do."""
     tiles = sum(min(len(finding.paths), GROUP_SHOWN) for finding in found)
-    width = WIDTH // 2 if tiles <= COLUMNS // 2 else WIDTH
+    width = BAND // 2 if tiles <= COLUMNS // 2 else BAND
     rows = _rows(found)
     piece = Image.new("RGB", (width, HEADING + len(rows) * ROW + 10), PAPER)
     draw = ImageDraw.Draw(piece)
-    draw.rounded_rectangle((MARGIN, 12, MARGIN + 6, 42), 3, fill=ACCENTS[kind.severity])
-    left = MARGIN + 20
+    draw.rounded_rectangle((EDGE, 12, EDGE + 6, 42), 3, fill=ACCENTS[kind.severity])
+    left = EDGE + 20
     left += _line(draw, (left, 14), kind.title, 20, INK, 500, bold=True) + 12
     left += _line(draw, (left, 16), f"{len(found):,}", 18, ACCENTS[kind.severity], 100) + 16
-    _line(draw, (left, 17), kind.meaning, 16, FAINT, width - MARGIN // 2 - left)
+    _line(draw, (left, 17), kind.meaning, 16, FAINT, width - EDGE - left)
     for index, row in enumerate(rows):
-        left = MARGIN
+        left = EDGE
         for finding in row:
-            _group(examination, piece, (left, HEADING + index * ROW), finding)
+            _group(examination, piece, (left, HEADING + index * ROW), finding, split_of)
             left += min(len(finding.paths), GROUP_SHOWN) * (TILE + GAP)
     return piece
 
@@ -121,7 +126,11 @@ def _rows(found: list[Finding]) -> list[list[Finding]]:
 
 
 def _group(
-    examination: Examination, piece: Image.Image, corner: tuple[int, int], finding: Finding
+    examination: Examination,
+    piece: Image.Image,
+    corner: tuple[int, int],
+    finding: Finding,
+    split_of: dict[Path, str],
 ) -> None:
     """The pictures of one finding and what it says."""
     left, top = corner
@@ -132,7 +141,6 @@ def _group(
     if len(shown) > 1:
         frame = (left - 7, top - 7, left + width + 6, top + TILE + 44)
         draw.rounded_rectangle(frame, 10, pale, accent)
-    split_of = {picture.path: picture.split for picture in examination.pictures}
     more = len(finding.paths) - len(shown)
     words = finding.words + (f" (and {more} more)" if more else "")
     for place, path in enumerate(shown):

@@ -17,7 +17,7 @@ from mobilenetv2.data.findings import (
     sorted_findings,
 )
 from mobilenetv2.data.fingerprints import (
-    TINY,
+    ENOUGH_PIXELS,
     file_digest,
     fingerprint,
     group_names,
@@ -25,6 +25,8 @@ from mobilenetv2.data.fingerprints import (
 )
 from mobilenetv2.data.folders import PictureFolder
 from mobilenetv2.data.pictures import UnreadablePicture, decode, open_file
+
+BATCH = 8
 
 
 def examine(
@@ -77,9 +79,16 @@ class _Look(NamedTuple):
 def _in_threads(todo: list[PictureReport], threads: int | None) -> Iterator[_Look]:
     pool = ThreadPoolExecutor(threads or os.cpu_count())
     try:
-        yield from pool.map(_look_at, todo)
+        # Handing over one small file costs more than decoding it.
+        batches = (todo[start : start + BATCH] for start in range(0, len(todo), BATCH))
+        for looks in pool.map(_look_at_all, batches):
+            yield from looks
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt should not wait for the other pictures
+
+
+def _look_at_all(pictures: list[PictureReport]) -> list[_Look]:
+    return [_look_at(picture) for picture in pictures]
 
 
 def _look_at(picture: PictureReport) -> _Look:
@@ -90,7 +99,7 @@ def _look_at(picture: PictureReport) -> _Look:
             size = os.fstat(file.fileno()).st_size
             digest = file_digest(file)
             # JPEGs are decoded at reduced scale: every byte is read, few pixels are made.
-            header, image = decode(file, picture.path, "RGB", at_least=TINY)
+            header, image = decode(file, picture.path, "RGB", at_least=ENOUGH_PIXELS)
             traces = fingerprint(image)
     except UnreadablePicture as error:
         picture = dataclasses.replace(picture, bytes=size, digest=digest, reason=error.reason)

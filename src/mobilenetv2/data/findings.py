@@ -44,7 +44,7 @@ def about_one_picture(picture: PictureReport, header: PictureHeader) -> Iterator
     if long >= EXTREME_ASPECT * short:
         yield finding("extreme_aspect", size)
     if header.animated:
-        yield finding("animated", f"{header.format} with several frames or pages")
+        yield finding("animated", f"{header.format}, several frames")
     suffix = picture.path.suffix.lower()
     if suffix not in _ENDINGS.get(header.format, (suffix,)):
         yield finding("wrong_extension", f"{header.format} named {suffix}")

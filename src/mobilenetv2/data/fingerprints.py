@@ -26,6 +26,8 @@ from PIL import Image
 CELLS = 32
 COARSE_CELLS = 8
 COLOUR_CELLS = 4
+ENOUGH_PIXELS = 48
+"""A shorter side of this many pixels is all that a fingerprint needs."""
 FINGERPRINT_BYTES = CELLS**2 + 2 * COLOUR_CELLS**2
 
 # Measured on 398 photos: two distinct ones reach 0.90 in light and 0.69 in detail (0.69 when both
@@ -58,15 +60,16 @@ def fingerprint(image: Image.Image) -> NDArray[np.uint8]:
         image: Of mode RGB or L, any size.
 
     Returns:
-        uint8 of shape (``FINGERPRINT_BYTES``,): 32×32 of luma, then 4×4 of each chroma.
+        uint8 of shape (``FINGERPRINT_BYTES``,): 32×32 of luma, then 4×4 pairs of chroma.
 
     >>> fingerprint(Image.new("RGB", (640, 480), "red")).shape
     (1056,)
     """
-    small = image.resize((CELLS, CELLS), Image.Resampling.BILINEAR).convert("YCbCr")
-    pixels = np.asarray(small)
-    chroma = _pooled(pixels[..., 1:].transpose(2, 0, 1), COLOUR_CELLS)
-    return np.concatenate([pixels[..., 0].ravel(), (chroma.ravel() + 0.5).astype(np.uint8)])
+    small = image.resize((CELLS, CELLS), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    small = small.convert("YCbCr")
+    luma = np.asarray(small.getchannel(0))
+    chroma = np.asarray(small.reduce(CELLS // COLOUR_CELLS))[..., 1:]
+    return np.concatenate([luma.ravel(), chroma.ravel()])
 
 
 def near_duplicate_groups(

@@ -265,6 +265,8 @@ def _opened(file: BinaryIO, path: Path) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format != "TIFF" and not any("exif" in k or "xmp" in k for k in map(str, image.info)):
+        return 1  # most pictures; parsing nothing takes longer than decoding an icon
     try:
         with _without_warnings():
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
