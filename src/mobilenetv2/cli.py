@@ -263,11 +263,11 @@ def _inspect(arguments: list[str]) -> int:
 def _inspect_network(config: InspectConfig) -> None:
     import torch
 
-    from mobilenetv2.network.build import build_network, with_strides
+    from mobilenetv2.network.build import build_network, complete
 
     side = config.image_size
     settings = config.network.model_copy(update={"network": config.thing})
-    settings = with_strides(settings, side, side)
+    settings = complete(settings, side, side)
     with torch.device("meta"):
         network = build_network(settings, config.classes, config.channels)
     _print_network(network, settings, (config.channels, side, side))

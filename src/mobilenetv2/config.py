@@ -75,8 +75,9 @@ class NetworkConfig(Section):
 
     network: NetworkName = "mobilenetv2"
     """The paper's network, or the plain first version that this project grew from."""
-    width: Annotated[float, Field(ge=0.05, le=4)] = 1.0
-    """Width multiplier: scales every channel count (paper: 0.35 to 1.4)."""
+    width: Annotated[Annotated[float, Field(ge=0.05, le=4)] | None, _unset("FLOAT")] = None
+    """Width multiplier: scales every channel count, 0.35 to 1.4 in the paper (default: that of the
+    weights, otherwise 1)."""
     strides: Annotated[Strides | None, _unset("8×{1,2}")] = None
     """Strides of the stem and the seven stages (default: the paper's 2 1 2 2 2 1 2 1, fewer for
     pictures up to 64 px; `mobilenetv2 inspect` shows the plan)."""
@@ -88,6 +89,19 @@ class NetworkConfig(Section):
     """Epsilon of the batch norms (Keras: 1e-3)."""
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the newest batch in the batch norms' running statistics."""
+
+
+class TransferConfig(Section):
+    """Starting from weights that know pictures already."""
+
+    weights: str = "none"
+    """none, imagenet (torchvision's for width 1, Keras' for others), imagenet-keras, a file
+    (.pth, .safetensors, .h5), or auto: imagenet where it can be had."""
+    tune: Literal["auto", "head", "all"] | Annotated[int, Field(ge=1, le=18)] = "auto"
+    """What learns: head (a new classifier on frozen features, in seconds), all, the head and the
+    last N blocks, or auto: chosen from the number of pictures."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Learning rate of each block of pretrained weights, as a share of the next one's."""
 
 
 class AugmentConfig(Section):
@@ -202,6 +216,7 @@ class TrainConfig(OutputConfig):
 
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
+    transfer: TransferConfig = TransferConfig()
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

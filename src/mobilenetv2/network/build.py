@@ -7,8 +7,13 @@ from mobilenetv2.network.first_version import FirstVersion
 from mobilenetv2.network.mobilenetv2 import PAPER_STRIDES, MobileNetV2, stride_plan
 
 
-def with_strides(config: NetworkConfig, height: int, width: int) -> NetworkConfig:
-    """The settings with the stride plan for ``height`` × ``width`` pixels written in."""
+def complete(config: NetworkConfig, height: int, width: int) -> NetworkConfig:
+    """The settings with everything written in that was left to us.
+
+    The width multiplier is 1 unless given, the strides are the plan for pictures of ``height`` ×
+    ``width`` pixels.
+    """
+    config = config.model_copy(update={"width": config.width or 1.0})
     if config.network == "first-version" or config.strides is not None:
         return config
     return config.model_copy(update={"strides": stride_plan(height, width)})
@@ -21,7 +26,7 @@ def build_network(config: NetworkConfig, num_classes: int, in_channels: int) -> 
     return MobileNetV2(
         num_classes,
         in_channels,
-        config.width,
+        config.width or 1.0,
         PAPER_STRIDES if config.strides is None else config.strides,
         dropout=config.dropout,
         padding=config.padding,

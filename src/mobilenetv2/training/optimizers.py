@@ -4,13 +4,14 @@ import torch
 from torch import nn
 
 from mobilenetv2.config import OptimizerConfig
+from mobilenetv2.network.mobilenetv2 import MobileNetV2
 
 RMSPROP_DECAY = 0.9
 """Decay of RMSprop's squared gradients (paper, section 6.1)."""
 
 
 def build_optimizer(
-    network: nn.Module, config: OptimizerConfig, lr: float
+    network: nn.Module, config: OptimizerConfig, lr: float, layer_decay: float = 1.0
 ) -> torch.optim.Optimizer:
     """The optimizer over all trainable parameters, decaying only weights of two and more axes.
 
@@ -21,18 +22,18 @@ def build_optimizer(
         network: whose parameters with ``requires_grad`` are optimised.
         config: which optimizer and its numbers.
         lr: peak learning rate; ``config.lr`` may say "auto".
+        layer_decay: below 1, each block of ``network.features`` gets this share of the next one's
+            rate (Howard and Ruder 2018, "discriminative fine-tuning"); the classifier gets ``lr``.
     """
-    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {
-            "params": [parameter for parameter in trainable if parameter.ndim > 1],
-            "weight_decay": config.weight_decay,
-        },
-        {
-            "params": [parameter for parameter in trainable if parameter.ndim <= 1],
-            "weight_decay": 0.0,
-        },
-    ]
+    groups = []
+    for share, parameters in _by_depth(network, layer_decay):
+        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+        for decay, chosen in (
+            (config.weight_decay, [p for p in trainable if p.ndim > 1]),
+            (0.0, [p for p in trainable if p.ndim <= 1]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": lr * share, "weight_decay": decay})
     match config.optimizer:
         case "sgd":
             return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov)
@@ -42,3 +43,13 @@ def build_optimizer(
             return torch.optim.Adam(groups, lr, betas=(config.momentum, 0.999))
         case "adamw":
             return torch.optim.AdamW(groups, lr, betas=(config.momentum, 0.999))
+
+
+def _by_depth(network: nn.Module, layer_decay: float) -> list[tuple[float, list[nn.Parameter]]]:
+    """Parameters with their share of the learning rate, the classifier's first."""
+    if layer_decay == 1:
+        return [(1.0, list(network.parameters()))]
+    assert isinstance(network, MobileNetV2)
+    blocks = [list(network.classifier.parameters())]
+    blocks += [list(block.parameters()) for block in reversed(network.features)]
+    return [(layer_decay**depth, block) for depth, block in enumerate(blocks)]

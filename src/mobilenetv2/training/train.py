@@ -16,20 +16,16 @@ from rich.console import Console
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mobilenetv2 import __version__
-from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.data.draws import permutation
 from mobilenetv2.data.examination import Examination
-from mobilenetv2.data.sources import DataSet, load_data
+from mobilenetv2.data.sources import DataSet
 from mobilenetv2.errors import ConfigError, Interrupted
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
-from mobilenetv2.network import fast_ops
-from mobilenetv2.network.build import with_strides
 from mobilenetv2.network.cost import count_madds, count_params
 from mobilenetv2.training.checkpoints import Checkpoint
-from mobilenetv2.training.device import Device, choose_device
 from mobilenetv2.training.find_lr import RangeTest, find_lr
 from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.loss import batch_loss
@@ -38,6 +34,8 @@ from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, sta
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.schedules import build_schedule
 from mobilenetv2.training.signals import StopRequest
+from mobilenetv2.training.start import Start, start, start_again
+from mobilenetv2.training.transfer import fit_head, set_train_mode
 
 MIN_TRAIN_SAMPLE = 500
 """Training pictures, at least, that are measured like the validation set after each epoch."""
@@ -58,11 +56,9 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         NonFiniteLoss: the loss left the numbers; the last good checkpoint is kept.
         Interrupted: a signal came; everything was saved.
     """
-    console = console or Console(quiet=True)
-    device = choose_device(config.machine)
-    data = load_data(config.data)
-    classifier = new_classifier(config, data, device)
-    return Training(config, data, classifier, device, RunFolder.create(config), console).run()
+    begun = start(config)
+    folder = RunFolder.create(begun.config)
+    return Training(begun, folder, console or Console(quiet=True)).run()
 
 
 def resume(path: Path, console: Console | None = None) -> dict[str, Any]:
@@ -79,11 +75,14 @@ def resume(path: Path, console: Console | None = None) -> dict[str, Any]:
         )
     config = folder.read_config()
     checkpoint = Checkpoint.load(folder.last)
-    device = choose_device(config.machine)
-    data = load_data(config.data)
-    classifier = new_classifier(config, data, device)
-    console = console or Console(quiet=True)
-    training = Training(config, data, classifier, device, folder, console, checkpoint.lr)
+    stored = checkpoint.build_classifier(str(folder.last))
+    begun = start_again(config, stored.preprocessing)
+    if (stored.labels, stored.config) != (begun.classifier.labels, begun.config.network):
+        raise ConfigError(
+            f"--resume {path}: the checkpoint is for another network or other labels "
+            f"({', '.join(stored.labels[:5])}, …) than config.yaml and the data say"
+        )
+    training = Training(begun, folder, console or Console(quiet=True), checkpoint.lr)
     training.restore(checkpoint)
     return training.run()
 
@@ -95,27 +94,15 @@ def run_range_test(config: TrainConfig) -> RangeTest:
         UserError: the settings or the data cannot be used.
         WorkFailed: the loss never fell.
     """
-    device = choose_device(config.machine)
-    data = load_data(config.data)
-    classifier = new_classifier(config, data, device)
-    return find_lr(classifier, _batches(config, data, device), config, device)
-
-
-def new_classifier(config: TrainConfig, data: DataSet, device: Device) -> Classifier:
-    """A classifier for ``data`` on the device; its first weights follow from ``config.seed``."""
-    torch.manual_seed(config.seed)
-    size = data.preprocessing
-    network_config = with_strides(config.network, size.height, size.width)
-    classifier = Classifier.create(network_config, size, data.classes)
-    classifier.network.to(device.device).to(memory_format=torch.channels_last)
-    fast_ops.install(classifier.network, device.fast_ops)
-    return classifier
+    begun = start(config)
+    return find_lr(begun.classifier, _batches(begun), begun.config, begun.device)
 
 
 @dataclass
 class History:
     """What is known of a run so far; part of every checkpoint."""
 
+    steps: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
     pictures: int = 0
@@ -129,30 +116,31 @@ class Training:
 
     def __init__(
         self,
-        config: TrainConfig,
-        data: DataSet,
-        classifier: Classifier,
-        device: Device,
+        begun: Start,
         folder: RunFolder,
         console: Console,
         lr: float | None = None,
     ) -> None:
-        self.config = config
-        self.data = data
-        self.classifier = classifier
-        self.device = device
+        self.config = begun.config
+        self.data = begun.data
+        self.classifier = begun.classifier
+        self.network = begun.classifier.network
+        self.device = begun.device
+        self.tuning = begun.tuning
+        self.notes = begun.notes
         self.folder = folder
         self.console = console
-        self.network = classifier.network
 
-        self.batches = _batches(config, data, device)
-        self.train_sample = _sample(data, max(len(data.val), MIN_TRAIN_SAMPLE))
+        self.batches = _batches(begun)
+        self.train_sample = _sample(self.data, max(len(self.data.val), MIN_TRAIN_SAMPLE))
         self.lr = self._peak_lr() if lr is None else lr
-        self.optimizer = build_optimizer(self.network, config.optimizer, self.lr)
-        self.schedule = build_schedule(
-            self.optimizer, config.schedule, config.epochs, self.batches.steps_per_epoch
+        self.optimizer = build_optimizer(
+            self.network, self.config.optimizer, self.lr, self.tuning.layer_decay
         )
-        self.average = _moving_average(self.network, config.ema) if config.ema else None
+        self.schedule = build_schedule(
+            self.optimizer, self.config.schedule, self.config.epochs, self.batches.steps_per_epoch
+        )
+        self.average = _moving_average(self.network, self.config.ema) if self.config.ema else None
 
         self.epoch = 0  # complete epochs
         self.step = 0  # steps done in the next one
@@ -164,22 +152,37 @@ class Training:
         self._announce()
         steps = self.config.epochs * self.batches.steps_per_epoch
         reporter = start_reporter(
-            self.config, self.folder, self.console, steps, done=self.total_steps
+            self.config, self.folder, self.console, steps, done=self.history.steps
         )
         try:
             with StopRequest() as stop:
-                if self.total_steps == 0:
+                if self.epoch == self.step == 0:
+                    self._solve_head()
                     self._save(self.folder.last)
                 while self.epoch < self.config.epochs:
-                    self._train_epoch(reporter, stop)
+                    if not self.tuning.head_only:
+                        self._train_epoch(reporter, stop)
                     self._validate_epoch(reporter)
                     self._stop_if_asked(reporter, stop)
         finally:
             reporter.close()
         return self._finish()
 
+    def _solve_head(self) -> None:
+        """Pretrained weights get a head for these classes before anything else moves."""
+        if not self.tuning.pretrained:
+            return
+        started = time.perf_counter()
+        size = (self.data.preprocessing.height, self.data.preprocessing.width)
+        words = fit_head(self.classifier, self.data.train.centre(size))
+        self._say(words)
+        if self.average is not None:
+            self.average.module.load_state_dict(self.network.state_dict())
+        self.history.training_seconds += time.perf_counter() - started
+        self.history.pictures += len(self.data.train)
+
     def _train_epoch(self, reporter: Reporter, stop: StopRequest) -> None:
-        self.network.train()
+        set_train_mode(self.network, self.tuning)
         started = time.perf_counter()
         for batch in self.batches.epoch(self.epoch, first_step=self.step):
             reporter.step(self._train_step(batch))
@@ -204,9 +207,10 @@ class Training:
         if self.average is not None:
             self.average.update_parameters(self.network)
         self.step += 1
+        self.history.steps += 1
         self.history.pictures += len(batch.labels)
         return StepOutcome(
-            self.epoch + 1, self.total_steps, lr, len(batch.labels), loss.detach(), hits
+            self.epoch + 1, self.history.steps, lr, len(batch.labels), loss.detach(), hits
         )
 
     def _validate_epoch(self, reporter: Reporter) -> None:
@@ -214,7 +218,7 @@ class Training:
         train, val = self._measure(self.train_sample), self._measure(self.data.val)
         lr = float(self.schedule.get_last_lr()[0])
         if not math.isfinite(val.loss):
-            step, epoch = self.total_steps, self.epoch + 1
+            step, epoch = self.history.steps, self.epoch + 1
             raise non_finite("validation loss", val.loss, step, epoch, lr)
         self.epoch, self.step = self.epoch + 1, 0
         history = self.history
@@ -226,7 +230,7 @@ class Training:
         event = {
             "event": "epoch",
             "epoch": self.epoch,
-            "step": self.total_steps,
+            "step": self.history.steps,
             "train_loss": train.loss,
             "train_accuracy": train.accuracy,
             "val_loss": val.loss,
@@ -247,8 +251,8 @@ class Training:
         reporter.close()
         self._save(self.folder.last)
         raise Interrupted(
-            f"stopped by {stop.received.name} after step {self.total_steps}; everything is saved. "
-            f"Go on with: mobilenetv2 train --resume {self.folder.path}",
+            f"stopped by {stop.received.name} after step {self.history.steps}; everything is "
+            f"saved. Go on with: mobilenetv2 train --resume {self.folder.path}",
             exit_code=stop.exit_code,
         )
 
@@ -270,17 +274,7 @@ class Training:
         ).save(path)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take the run back to the moment of ``checkpoint``.
-
-        Raises:
-            ConfigError: it is of another network, or of other labels than the data has now.
-        """
-        stored = checkpoint.build_classifier(str(self.folder.last))
-        if (stored.labels, stored.config) != (self.classifier.labels, self.classifier.config):
-            raise ConfigError(
-                f"--resume {self.folder.path}: the checkpoint is for another network or other "
-                f"labels ({', '.join(stored.labels[:5])}, …) than config.yaml and the data say"
-            )
+        """Take the run back to the moment of ``checkpoint``."""
         self.network.load_state_dict(checkpoint.weights)
         if self.average is not None and checkpoint.averaged is not None:
             self.average.module.load_state_dict(checkpoint.averaged)
@@ -289,7 +283,7 @@ class Training:
         self.schedule.load_state_dict(checkpoint.schedule)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.history = History(**checkpoint.history)
-        self.folder.rewind_events(self.total_steps)
+        self.folder.rewind_events(self.history.steps)
         torch.set_rng_state(checkpoint.random_state)
         if checkpoint.cuda_random_state is not None and self.device.device.type == "cuda":
             torch.cuda.set_rng_state(checkpoint.cuda_random_state, self.device.device)
@@ -298,13 +292,15 @@ class Training:
         made = {
             "data": self.config.data.data,
             "epochs": self.config.epochs,
-            "steps": self.total_steps,
+            "steps": self.history.steps,
             "best_epoch": self.history.best_epoch,
             "lr": self.lr,
             "seed": self.config.seed,
             "device": str(self.device.device),
             "precision": self.device.precision,
             "fast_ops": self.device.fast_ops.kind,
+            "weights": self.config.transfer.weights,
+            "frozen_blocks": self.tuning.frozen_blocks,
             "version": __version__,
         }
         classifier = deliver(self.folder, made)
@@ -316,14 +312,9 @@ class Training:
             "images_per_second": self.history.pictures / self.history.training_seconds,
         }
         result = {**classifier.training, **speed, **figures}
-        self.folder.append_events([{"event": "end", "step": self.total_steps, **result}])
+        self.folder.append_events([{"event": "end", "step": self.history.steps, **result}])
         self.folder.write_result(result)
         return result | {"run": str(self.folder.path)}
-
-    @property
-    def total_steps(self) -> int:
-        """Steps done in the whole run."""
-        return self.epoch * self.batches.steps_per_epoch + self.step
 
     def _measure(self, pictures: LabelledPictures) -> Evaluation:
         network = self.network if self.average is None else self.average.module
@@ -339,7 +330,7 @@ class Training:
         if lr != "auto":
             return lr
         test = find_lr(self.classifier, self.batches, self.config, self.device)
-        self.console.print(f"learning rate {test.suggestion:g}: {test.reason}", highlight=False)
+        self._say(f"learning rate {test.suggestion:g}: {test.reason}")
         return test.suggestion
 
     def _announce(self) -> None:
@@ -348,6 +339,7 @@ class Training:
         madds = count_madds(self.network, size.channels, size.height, size.width) / 1e6
         for line in (
             *_health(data.examination),
+            *self.notes,
             f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation{test} "
             f"pictures; {len(data.classes)} classes; {size.height}×{size.width} {size.colour}",
             f"{network.network} width {network.width:g}: {count_params(self.network):,} "
@@ -356,7 +348,10 @@ class Training:
             f"{self.config.epochs} epochs of {self.batches.steps_per_epoch:,} steps; "
             f"{self.folder.path}",
         ):
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _health(examination: Examination | None) -> Iterator[str]:
@@ -374,9 +369,10 @@ def _health(examination: Examination | None) -> Iterator[str]:
         )
 
 
-def _batches(config: TrainConfig, data: DataSet, device: Device) -> Batches:
-    pictures = data.train.to(device.device)
+def _batches(begun: Start) -> Batches:
+    data, config = begun.data, begun.config
     size = (data.preprocessing.height, data.preprocessing.width)
+    pictures = data.train.to(begun.device.device)
     return Batches(pictures, size, config.batch_size, config.augment, config.seed)
 
 
