@@ -85,8 +85,10 @@ def scan_folder(folder: Path) -> PictureFolder:
     split_folders = _split_folders(folder, passed_over)
     for where in split_folders.values():
         _check_folder(where)
+    # A link from inside a class to one of these would make every class part of it.
+    above = {_identity(where) for where in (folder, *split_folders.values())}
     classes_of = {
-        split: _classes_of(where, passed_over)
+        split: _classes_of(where, above, passed_over)
         for split, where in (split_folders or {"train": folder}).items()
     }
     classes = tuple(sorted(classes_of["train"]))
@@ -118,7 +120,7 @@ def list_pictures(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            found.update(dict.fromkeys(sorted(_walk(path, []), key=lambda path: path.parts)))
+            found.update(dict.fromkeys(sorted(_walk(path, set(), []), key=lambda path: path.parts)))
         elif path.exists():
             found[path] = None
         else:
@@ -182,7 +184,9 @@ def _is_train_alone(train: Path, beside: list[os.DirEntry[str]]) -> bool:
     return any(_is_visible_folder(entry) for entry in _entries(train))
 
 
-def _classes_of(folder: Path, passed_over: list[tuple[Path, str]]) -> dict[str, list[Path]]:
+def _classes_of(
+    folder: Path, above: set[tuple[int, int]], passed_over: list[tuple[Path, str]]
+) -> dict[str, list[Path]]:
     """The pictures of each class folder, by class name."""
     classes: dict[str, list[Path]] = {}
     loose = []
@@ -191,7 +195,7 @@ def _classes_of(folder: Path, passed_over: list[tuple[Path, str]]) -> dict[str, 
         if _is_visible_folder(entry):
             # macOS writes é as e and an accent; elsewhere it is one character.
             name = unicodedata.normalize("NFC", entry.name)
-            classes.setdefault(name, []).extend(_walk(path, passed_over))
+            classes.setdefault(name, []).extend(_walk(path, set(above), passed_over))
         elif reason := _why_not(entry):
             passed_over.append((path, reason))
         else:
@@ -243,27 +247,31 @@ def _check_classes(
 
 
 def _walk(
-    folder: Path, passed_over: list[tuple[Path, str]], visited: set[tuple[int, int]] | None = None
+    folder: Path, visited: set[tuple[int, int]], passed_over: list[tuple[Path, str]]
 ) -> Iterator[Path]:
     """The pictures below a folder; each real folder is entered once, so links cannot loop."""
-    visited = set() if visited is None else visited
     try:
-        status = folder.stat()
+        identity = _identity(folder)
         entries = _entries(folder)
     except OSError as error:
         passed_over.append((folder, f"cannot be listed: {error.strerror}"))
         return
-    if (status.st_dev, status.st_ino) in visited:
+    if identity in visited:
         passed_over.append((folder, "a link to a folder that is already counted"))
         return
-    visited.add((status.st_dev, status.st_ino))
+    visited.add(identity)
     for entry in entries:
         if _is_visible_folder(entry):
-            yield from _walk(Path(entry.path), passed_over, visited)
+            yield from _walk(Path(entry.path), visited, passed_over)
         elif reason := _why_not(entry):
             passed_over.append((Path(entry.path), reason))
         else:
             yield Path(entry.path)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
