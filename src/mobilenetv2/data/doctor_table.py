@@ -94,7 +94,7 @@ def _sizes(examination: Examination) -> Text:
 
 def _findings(examination: Examination) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("found")
+    table.add_column("found", no_wrap=True)
     table.add_column("", justify="right")
     table.add_column("which means", overflow="fold")
     table.add_column("for example", overflow="fold")

@@ -36,8 +36,8 @@ FINGERPRINT_BYTES = CELLS**2 + 2 * COLOUR_CELLS**2
 SAME_LIGHT, SAME_DETAIL = 0.85, 0.80
 STRICT_LIGHT, STRICT_DETAIL = 0.97, 0.98
 WORTH_ALIGNING = 0.3
-SAME_COLOUR = 10.0  # mean difference of chroma, of 255
-GREY = 3.0  # largest mean chroma of a picture that counts as grey, of 255
+SAME_COLOUR = 4.0  # mean difference of chroma, of 255
+GREY = 1.5  # largest mean chroma of a picture that counts as grey, of 255
 
 RICH_IN_DETAIL = 0.55
 """Share of cells with detail from which on a picture counts as rich; 93 % of photos have more, 6 %
