@@ -1,9 +1,10 @@
-// Training kernels of MobileNetV2 for the CPU: batch norm with ReLU6, and depthwise 3×3.
+// Training kernels of MobileNetV2 for the CPU: batch norm with ReLU6, 1×1 and depthwise 3×3
+// convolutions, each forward and backward.
 //
 // What a reader needs to know:
 //
 // * Every tensor is NHWC and is seen as a matrix: `rows` pixels (N·H·W) of `channels` neighbours.
-//   The 1×1 convolutions are matrix products on the same view and are left to PyTorch.
+//   A 1×1 convolution is a matrix product on that view.
 // * Values are stored as T (double, float or bfloat16) and computed as Real<T> (double or float).
 //   Sums that run over a whole batch are gathered tile by tile in Real<T> and added up in double.
 // * Batch norm is kept as numbers per channel, never as a normalised tensor. Whoever reads a
@@ -139,16 +140,13 @@ void for_channels(Index channels, const Body& body) {
 
 constexpr Index kTileRows = 32;  // 32 rows of 960 bf16 channels fill a quarter of a small L2
 
-// Calls body(lanes, thread, row, row_end, c) for every tile of rows and block of channels.
-template <class T, class Body>
-void for_tiles(Index rows, Index channels, Index tile_rows, const Body& body) {
+// Calls body(thread, row, row_end) for every tile of rows.
+template <class Body>
+void for_tiles(Index rows, Index tile_rows, const Body& body) {
   const Index tiles = (rows + tile_rows - 1) / tile_rows;
   parallel(tiles, [&](Index thread, Index begin, Index end) {
-    for (Index tile = begin; tile < end; ++tile) {
-      const Index row = tile * tile_rows, row_end = std::min(rows, row + tile_rows);
-      for_channels<T>(channels,
-                      [&](auto lanes, Index c) { body(lanes, thread, row, row_end, c); });
-    }
+    for (Index tile = begin; tile < end; ++tile)
+      body(thread, tile * tile_rows, std::min(rows, (tile + 1) * tile_rows));
   });
 }
 
@@ -170,6 +168,28 @@ class Sums {
 };
 
 }  // namespace
+
+// Zeros of any type for each thread.
+template <class E>
+class Scratch {
+ public:
+  explicit Scratch(Index count)
+      : stride_((count * sizeof(E) + kVectorBytes - 1) / kVectorBytes),
+        storage_(omp_get_max_threads() * stride_) {}
+  E* of(Index thread) { return (E*)(storage_.data() + thread * stride_); }
+
+ private:
+  Index stride_;
+  std::vector<Vector<char, kVectorBytes>> storage_;
+};
+
+// Calls body(integral_constant) for 0, …, count - 1, so that arrays of vectors stay in registers.
+template <int count, class Body>
+inline void unrolled(const Body& body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) {
+    (body(std::integral_constant<int, i>()), ...);
+  }(std::make_integer_sequence<int, count>());
+}
 
 // ---------------------------------------------------------------------------- batch norm
 
@@ -276,115 +296,505 @@ void finish_gradient(const double* sums, Index rows, Index channels, Norm<R> nor
   }
 }
 
+// Adds the moments of a tile, rows × channels at y, to sums (2 × channels).
+template <class T>
+void add_moments(const T* y, Index rows, Index channels, double* sums) {
+  for_channels<T>(channels, [&](auto lanes, Index c) {
+    const T* from = y + c;
+    Moments<Real<T>, lanes> even(load<lanes>(from)), odd(even.pivot);
+    Index row = 0;  // two chains of additions hide half of their latency
+    for (; row + 1 < rows; row += 2, from += 2 * channels) {
+      even.add(load<lanes>(from));
+      odd.add(load<lanes>(from + channels));
+    }
+    if (row < rows) even.add(load<lanes>(from));
+    even.sum += odd.sum;
+    even.square += odd.square;
+    even.add_to(sums + c, sums + channels + c, rows);
+  });
+}
+
 template <class T>
 void norm_statistics(const T* y, Index rows, Index channels, const NormModule& module,
                      Norm<Real<T>> norm) {
   Sums sums(2 * channels);
-  for_tiles<T>(rows, channels, kTileRows,
-               [&](auto lanes, Index thread, Index row, Index row_end, Index c) {
-                 const T* from = y + row * channels + c;
-                 Moments<Real<T>, lanes> even(load<lanes>(from)), odd(even.pivot);
-                 Index r = row;  // two chains of additions hide half of their latency
-                 for (; r + 1 < row_end; r += 2, from += 2 * channels) {
-                   even.add(load<lanes>(from));
-                   odd.add(load<lanes>(from + channels));
-                 }
-                 if (r < row_end) even.add(load<lanes>(from));
-                 even.sum += odd.sum;
-                 even.square += odd.square;
-                 double* sum = sums.of(thread) + c;
-                 even.add_to(sum, sum + channels, row_end - row);
-               });
+  for_tiles(rows, kTileRows, [&](Index thread, Index row, Index row_end) {
+    add_moments(y + row * channels, row_end - row, channels, sums.of(thread));
+  });
   finish_statistics(sums.total(), rows, channels, module, norm);
 }
 
-// z = relu6(y * scale + shift) or, without relu6, y * scale + shift + residual (may be null).
+// z = relu6(y * scale + shift) of one tile.
 template <class T>
-void norm_apply(const T* y, Index rows, Index channels, Norm<Real<T>> norm, bool activate,
+void activate(const T* y, Index rows, Index channels, Norm<Real<T>> norm, T* z) {
+  for_channels<T>(channels, [&](auto lanes, Index c) {
+    const auto scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
+    for (Index i = c; i < rows * channels; i += channels)
+      store<lanes>(z + i, relu6(load<lanes>(y + i) * scale + shift));
+  });
+}
+
+// z = y * scale + shift + residual (may be null) of one tile.
+template <class T>
+void add_residual(const T* y, Index rows, Index channels, Norm<Real<T>> norm, const T* residual,
+                  T* z) {
+  for_channels<T>(channels, [&](auto lanes, Index c) {
+    const auto scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
+    const Index end = rows * channels;
+    if (residual)
+      for (Index i = c; i < end; i += channels)
+        store<lanes>(z + i, load<lanes>(y + i) * scale + shift + load<lanes>(residual + i));
+    else
+      for (Index i = c; i < end; i += channels)
+        store<lanes>(z + i, load<lanes>(y + i) * scale + shift);
+  });
+}
+
+template <class T>
+void norm_apply(const T* y, Index rows, Index channels, Norm<Real<T>> norm, bool activated,
                 const T* residual, T* z) {
-  for_tiles<T>(rows, channels, kTileRows,
-               [&](auto lanes, Index, Index row, Index row_end, Index c) {
-                 const auto scale = load<lanes>(norm.scale + c);
-                 const auto shift = load<lanes>(norm.shift + c);
-                 const Index begin = row * channels + c, end = row_end * channels;
-                 if (activate)
-                   for (Index i = begin; i < end; i += channels)
-                     store<lanes>(z + i, relu6(load<lanes>(y + i) * scale + shift));
-                 else if (residual)
-                   for (Index i = begin; i < end; i += channels)
-                     store<lanes>(z + i, load<lanes>(y + i) * scale + shift +
-                                             load<lanes>(residual + i));
-                 else
-                   for (Index i = begin; i < end; i += channels)
-                     store<lanes>(z + i, load<lanes>(y + i) * scale + shift);
-               });
+  for_tiles(rows, kTileRows, [&](Index, Index row, Index row_end) {
+    const Index i = row * channels, count = row_end - row;
+    if (activated)
+      activate(y + i, count, channels, norm, z + i);
+    else
+      add_residual(y + i, count, channels, norm, residual ? residual + i : nullptr, z + i);
+  });
 }
 
 // pooled = the mean of relu6(y * scale + shift) over the pixels of each image; z is never stored.
 template <class T>
 void norm_pool(const T* y, Index images, Index pixels, Index channels, Norm<Real<T>> norm,
                T* pooled) {
-  for_tiles<T>(images * pixels, channels, pixels,
-               [&](auto lanes, Index, Index row, Index row_end, Index c) {
-                 const auto scale = load<lanes>(norm.scale + c);
-                 const auto shift = load<lanes>(norm.shift + c);
-                 Vector<Real<T>, lanes> sum = {};
-                 for (Index r = row; r < row_end; ++r)
-                   sum += relu6(load<lanes>(y + r * channels + c) * scale + shift);
-                 store<lanes>(pooled + row / pixels * channels + c, sum / (Real<T>)pixels);
-               });
+  for_tiles(images, 1, [&](Index, Index image, Index) {
+    for_channels<T>(channels, [&](auto lanes, Index c) {
+      const auto scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
+      const T* from = y + image * pixels * channels + c;
+      Vector<Real<T>, lanes> sum = {};
+      for (Index pixel = 0; pixel < pixels; ++pixel, from += channels)
+        sum += relu6(load<lanes>(from) * scale + shift);
+      store<lanes>(pooled + image * channels + c, sum / (Real<T>)pixels);
+    });
+  });
 }
 
-// The sums over the batch that a norm's gradient needs, from the gradient g of its output.
-// Behind a pooling layer all `pixels` of an image share one row of g; elsewhere pixels is 0.
-// If z is given, relu6(y * scale + shift) is written there on the way.
+// A gradient of pixels × channels, or one that all `pixels` of an image share, as behind pooling.
 template <class T>
-void norm_backward(const T* g, Index pixels, const T* y, Index rows, Index channels,
-                   Norm<Real<T>> norm, bool activated, NormGradient<Real<T>> gradient, T* z) {
+struct Gradient {
+  const T* values;
+  Index pixels;  // that share a row; 1 elsewhere
+
+  // Calls body(i, g) for the rows of a tile: i is the pixel's place in an unshared matrix.
+  template <int lanes, class Body>
+  void for_rows(Index row, Index row_end, Index channels, Index c, const Body& body) const {
+    const T* from = values + row / pixels * channels + c;
+    Index pixel = row % pixels;
+    for (Index i = row * channels + c; i < row_end * channels; i += channels) {
+      body(i, load<lanes>(from));
+      if (++pixel == pixels) pixel = 0, from += channels;
+    }
+  }
+};
+
+// The sums over the batch that a norm's gradient needs, from the gradient g of its output. If
+// `activated`, the norm was followed by ReLU6, and g is the gradient of that.
+template <class T>
+void norm_backward(Gradient<T> g, const T* y, Index rows, Index channels, Norm<Real<T>> norm,
+                   bool activated, NormGradient<Real<T>> gradient) {
   Sums sums(2 * channels);
-  for_tiles<T>(rows, channels, pixels ? pixels : kTileRows,
-               [&](auto lanes, Index thread, Index row, Index row_end, Index c) {
-                 using V = Vector<Real<T>, lanes>;
-                 const V mean = load<lanes>(norm.mean + c), scale = load<lanes>(norm.scale + c),
-                         shift = load<lanes>(norm.shift + c);
-                 const T* from = g + (pixels ? row / pixels : row) * channels + c;
-                 const Index step = pixels ? 0 : channels;
-                 V sum = {}, product = {};
-                 for (Index r = row; r < row_end; ++r, from += step) {
-                   const V value = load<lanes>(y + r * channels + c);
-                   V passed = load<lanes>(from);
-                   if (activated) {
-                     const V before = value * scale + shift;
-                     passed = where_relu6_passes(before, passed);
-                     if (z) store<lanes>(z + r * channels + c, relu6(before));
-                   }
-                   sum += passed;
-                   product += passed * (value - mean);
-                 }
-                 add_to<Real<T>, lanes>(sums.of(thread) + c, sum);
-                 add_to<Real<T>, lanes>(sums.of(thread) + channels + c, product);
-               });
+  for_tiles(rows, kTileRows, [&](Index thread, Index row, Index row_end) {
+    for_channels<T>(channels, [&](auto lanes, Index c) {
+      using V = Vector<Real<T>, lanes>;
+      const V mean = load<lanes>(norm.mean + c), scale = load<lanes>(norm.scale + c),
+              shift = load<lanes>(norm.shift + c);
+      V sum = {}, product = {};
+      auto gather = [&](V value, V passed) {
+        sum += passed;
+        product += passed * (value - mean);
+      };
+      if (activated)
+        g.template for_rows<lanes>(row, row_end, channels, c, [&](Index i, V passed) {
+          const V value = load<lanes>(y + i);
+          gather(value, where_relu6_passes(value * scale + shift, passed));
+        });
+      else
+        g.template for_rows<lanes>(row, row_end, channels, c, [&](Index i, V passed) {
+          gather(load<lanes>(y + i), passed);
+        });
+      double* total = sums.of(thread) + c;
+      add_to<Real<T>, lanes>(total, sum);
+      add_to<Real<T>, lanes>(total + channels, product);
+    });
+  });
   finish_gradient(sums.total(), rows, channels, norm, gradient);
 }
 
-// gy = scale * mask(g) + b * (y - mean) + c, the gradient of the convolution's output. The mask is
-// left out where g has gone through it already. gy may be g.
+// Puts the gradient g of relu6(norm(y)) through the ReLU6, in place, for one tile, and adds the
+// sums for the norm's gradient to sums (2 × channels).
 template <class T>
-void norm_backward_apply(const T* g, Index pixels, const T* y, Index rows, Index channels,
-                         Norm<Real<T>> norm, bool mask, NormGradient<Real<T>> gradient, T* gy) {
-  for_tiles<T>(rows, channels, pixels ? pixels : kTileRows,
-               [&](auto lanes, Index, Index row, Index row_end, Index channel) {
-                 const NormGradientAt<Real<T>, lanes> at(norm, gradient, channel);
-                 const T* from = g + (pixels ? row / pixels : row) * channels + channel;
-                 const Index step = pixels ? 0 : channels;
-                 const Index begin = row * channels + channel, end = row_end * channels;
-                 if (mask)
-                   for (Index i = begin; i < end; i += channels, from += step)
-                     store<lanes>(gy + i, at.masked(load<lanes>(from), load<lanes>(y + i)));
-                 else
-                   for (Index i = begin; i < end; i += channels, from += step)
-                     store<lanes>(gy + i, at(load<lanes>(from), load<lanes>(y + i)));
+void mask_and_sum(T* g, const T* y, Index rows, Index channels, Norm<Real<T>> norm,
+                  double* sums) {
+  for_channels<T>(channels, [&](auto lanes, Index c) {
+    using V = Vector<Real<T>, lanes>;
+    const V mean = load<lanes>(norm.mean + c), scale = load<lanes>(norm.scale + c),
+            shift = load<lanes>(norm.shift + c);
+    V sum = {}, product = {};
+    for (Index i = c; i < rows * channels; i += channels) {
+      const V value = load<lanes>(y + i);
+      const V passed = where_relu6_passes(value * scale + shift, load<lanes>(g + i));
+      store<lanes>(g + i, passed);
+      sum += passed;
+      product += passed * (value - mean);
+    }
+    add_to<Real<T>, lanes>(sums + c, sum);
+    add_to<Real<T>, lanes>(sums + channels + c, product);
+  });
+}
+
+// gy = scale * mask(g) + b * (y - mean) + c, the gradient of a convolution's output, for one tile.
+// The mask is left out where no ReLU6 follows or g has gone through it already.
+template <class T>
+void through_norm(Gradient<T> g, const T* y, Index row, Index row_end, Index channels,
+                  Norm<Real<T>> norm, NormGradient<Real<T>> gradient, bool mask, T* gy) {
+  T* const to = gy - row * channels;
+  for_channels<T>(channels, [&](auto lanes, Index c) {
+    using V = Vector<Real<T>, lanes>;
+    const NormGradientAt<Real<T>, lanes> at(norm, gradient, c);
+    if (mask)
+      g.template for_rows<lanes>(row, row_end, channels, c, [&](Index i, V passed) {
+        store<lanes>(to + i, at.masked(passed, load<lanes>(y + i)));
+      });
+    else
+      g.template for_rows<lanes>(row, row_end, channels, c, [&](Index i, V passed) {
+        store<lanes>(to + i, at(passed, load<lanes>(y + i)));
+      });
+  });
+}
+
+template <class T>
+void norm_backward_apply(Gradient<T> g, const T* y, Index rows, Index channels,
+                         Norm<Real<T>> norm, NormGradient<Real<T>> gradient, bool mask, T* gy) {
+  for_tiles(rows, kTileRows, [&](Index, Index row, Index row_end) {
+    through_norm(g, y, row, row_end, channels, norm, gradient, mask, gy + row * channels);
+  });
+}
+
+// ---------------------------------------------------------------------- matrix products
+
+#if defined(__AVX512F__)  // 32 registers
+constexpr int kBlockRows = 8, kBlockVectors = 3;
+#else  // 16 registers
+constexpr int kBlockRows = 4, kBlockVectors = 2;
+#endif
+
+template <class T>
+constexpr int kLanes = kVectorBytes / sizeof(Real<T>);
+
+// Numbers that one step along the inner dimension takes: bfloat16 is multiplied in pairs.
+template <class T>
+constexpr int kStep = sizeof(Real<T>) / sizeof(T);
+
+constexpr Index round_up(Index value, Index multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// One step's numbers for each lane, and the same of one number for all lanes.
+template <class T>
+struct Steps {
+  using Bits = std::conditional_t<std::is_same_v<T, bf16>, std::uint32_t, T>;
+  using V = Vector<Bits, kLanes<T>>;
+
+  static V load(const T* from) {
+    V values;
+    std::memcpy(&values, from, sizeof values);
+    return values;
+  }
+  static V all(const T* from) {
+    Bits value;
+    std::memcpy(&value, from, sizeof value);
+    return value - V{};
+  }
+};
+
+// sum += a · b, lane by lane.
+template <class T>
+inline Vector<Real<T>, kLanes<T>> multiply_add(typename Steps<T>::V a, typename Steps<T>::V b,
+                                               Vector<Real<T>, kLanes<T>> sum) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    using V = Vector<float, kLanes<T>>;
+#if defined(__AVX512BF16__)
+    return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    constexpr std::uint32_t high = 0xffff0000;
+    return sum + (V)(a << 16) * (V)(b << 16) + (V)(a & high) * (V)(b & high);
+#endif
+  } else {
+    return sum + a * b;
+  }
+}
+
+// The right side of a product, depth × columns, as panels of a vector of columns each: a panel
+// holds step after step, and is filled up with zeros.
+template <class T>
+class Panels {
+ public:
+  Panels(Index depth, Index columns)
+      : columns_(columns),
+        size_(round_up(depth, kStep<T>) * kLanes<T>),
+        storage_((columns + kLanes<T> - 1) / kLanes<T> * size_ / (kLanes<T> * kStep<T>)) {}
+
+  Index columns() const { return columns_; }
+  Index count() const { return (columns_ + kLanes<T> - 1) / kLanes<T>; }
+  Index size() const { return size_; }
+  const T* at(Index panel) const { return (const T*)storage_.data() + panel * size_; }
+
+  // Takes a matrix, depth × columns, row by row.
+  void fill(const T* matrix, Index depth) {
+    for (Index panel = 0; panel < count(); ++panel) {
+      const Index column = panel * kLanes<T>;
+      const Index filled = std::min<Index>(kLanes<T>, columns_ - column);
+      T* to = (T*)at(panel);
+      for (Index k = 0; k < depth; k += kStep<T>, to += kLanes<T> * kStep<T>) {
+        const T* from = matrix + k * columns_ + column;
+        if constexpr (std::is_same_v<T, bf16>) {
+          const bool pair = k + 1 < depth;
+          if (filled == kLanes<T>) {
+            using Half = Vector<std::uint16_t, kLanes<T>>;
+            using Whole = Vector<std::uint32_t, kLanes<T>>;
+            Half low, high = {};
+            std::memcpy(&low, from, sizeof low);
+            if (pair) std::memcpy(&high, from + columns_, sizeof high);
+            const Whole both = __builtin_convertvector(low, Whole) |
+                               __builtin_convertvector(high, Whole) << 16;
+            std::memcpy(to, &both, sizeof both);
+          } else {
+            for (Index lane = 0; lane < filled; ++lane) {
+              to[2 * lane] = from[lane];
+              to[2 * lane + 1] = pair ? from[columns_ + lane] : bf16{0};
+            }
+          }
+        } else {
+          std::copy_n(from, filled, to);
+        }
+      }
+    }
+  }
+
+  // Takes the transposed matrix, columns × depth, row by row.
+  void fill_transposed(const T* matrix, Index depth) {
+    for (Index column = 0; column < columns_; ++column) {
+      T* to = (T*)at(column / kLanes<T>) + column % kLanes<T> * kStep<T>;
+      const T* from = matrix + column * depth;
+      for (Index k = 0; k < depth; ++k)
+        to[k / kStep<T> * kStep<T> * kLanes<T> + k % kStep<T>] = from[k];
+    }
+  }
+
+ private:
+  Index columns_, size_;
+  std::vector<typename Steps<T>::V> storage_;
+};
+
+// A block of a product in registers: `rows` rows of a (`stride` apart) times `vectors` panels.
+// Calls finish(row, vector, sums) for each vector of the result.
+template <class T, int rows, int vectors, class Finish>
+inline void multiply_block(const T* a, Index stride, Index depth, const T* b, Index panel_size,
+                           const Finish& finish) {
+  using S = Steps<T>;
+  Vector<Real<T>, kLanes<T>> sums[rows][vectors] = {};
+  auto step = [&](const T* a, Index stride, const T* b) {
+    typename S::V columns[vectors];
+    unrolled<vectors>([&](auto v) { columns[v] = S::load(b + v * panel_size); });
+    unrolled<rows>([&](auto r) {
+      const auto row = S::all(a + r * stride);
+      unrolled<vectors>(
+          [&](auto v) { sums[r][v] = multiply_add<T>(row, columns[v], sums[r][v]); });
+    });
+  };
+  Index k = 0;
+  for (; k + kStep<T> <= depth; k += kStep<T>) step(a + k, stride, b + k * kLanes<T>);
+  if (k < depth) {  // half a pair is left
+    T last[rows][kStep<T>] = {};
+    for (int r = 0; r < rows; ++r) last[r][0] = a[r * stride + k];
+    step(last[0], kStep<T>, b + k * kLanes<T>);
+  }
+  Vector<Real<T>, kLanes<T>> results[rows][vectors];  // in memory: the loop below is a real one
+  unrolled<rows>([&](auto r) { unrolled<vectors>([&](auto v) { results[r][v] = sums[r][v]; }); });
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vectors; ++v) finish(r, v, results[r][v]);
+}
+
+// a (rows × depth, rows `stride` apart) times the panels. Calls finish(row, column, sums).
+template <class T, class Finish>
+void multiply(const T* a, Index rows, Index stride, Index depth, const Panels<T>& b,
+              const Finish& finish) {
+  auto panels = [&](auto vectors, Index panel) {
+    auto block = [&](auto block_rows, Index row) {
+      multiply_block<T, block_rows, vectors>(
+          a + row * stride, stride, depth, b.at(panel), b.size(), [&](int r, int v, auto sums) {
+            finish(row + r, (panel + v) * kLanes<T>, sums);
+          });
+    };
+    Index row = 0;
+    for (; row + kBlockRows <= rows; row += kBlockRows)
+      block(std::integral_constant<int, kBlockRows>(), row);
+    for (; row < rows; ++row) block(std::integral_constant<int, 1>(), row);
+  };
+  Index panel = 0;
+  for (; panel + kBlockVectors <= b.count(); panel += kBlockVectors)
+    panels(std::integral_constant<int, kBlockVectors>(), panel);
+  if (panel + 2 == b.count()) panels(std::integral_constant<int, 2>(), panel);
+  if (panel + 1 == b.count()) panels(std::integral_constant<int, 1>(), panel);
+}
+
+// Calls body(lanes, values) with the part of a result's vector that lies within `columns`.
+template <class T, class Body>
+inline void within(Index column, Index columns, Vector<Real<T>, kLanes<T>> values,
+                   const Body& body) {
+  constexpr int full = kLanes<T>, half = full / 2;
+  Real<T> parts[full];
+  if (column + full <= columns) return body(std::integral_constant<int, full>(), 0, values);
+  store<full>(parts, values);
+  Index i = 0;
+  if (column + half <= columns) {
+    body(std::integral_constant<int, half>(), 0, load<half>(parts));
+    i = half;
+  }
+  for (; column + i < columns; ++i)
+    body(std::integral_constant<int, 1>(), i, load<1>(parts + i));
+}
+
+// The weights as they are stored, rounded to T.
+template <class T>
+std::vector<T> rounded(const Real<T>* weight, Index count) {
+  std::vector<T> values(count);
+  for_channels<T>(count, [&](auto lanes, Index i) {
+    store<lanes>(&values[i], load<lanes>(weight + i));
+  });
+  return values;
+}
+
+// ------------------------------------------------------------------------ pointwise 1×1
+
+// Rows of a tile whose widest matrix fills a part of the second-level cache.
+template <class T>
+Index tile_rows(Index rows, Index channels) {
+  const Index threads = omp_get_max_threads();
+  const Index fitting = (Index{1} << 18) / (channels * (Index)sizeof(T));
+  const Index shared = round_up((rows + threads - 1) / threads, kBlockRows);
+  return std::clamp<Index>(fitting / kBlockRows * kBlockRows, 4 * kBlockRows,
+                           std::max<Index>(4 * kBlockRows, shared));
+}
+
+struct Pointwise {
+  Index rows, in_channels, out_channels;
+};
+
+// y = x · weightᵀ and the statistics of y. If `normalise`, x is the raw output of the convolution
+// before, and relu6(x * scale + shift) is what is multiplied.
+template <class T>
+void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const Real<T>* weight,
+                       Pointwise shape, T* y, const NormModule& module, Norm<Real<T>> y_norm) {
+  const Index in = shape.in_channels, out = shape.out_channels;
+  Panels<T> panels(in, out);
+  panels.fill_transposed(rounded<T>(weight, in * out).data(), in);
+  const Index tile = tile_rows<T>(shape.rows, std::max(in, out));
+  Scratch<T> scratch(normalise ? tile * in : 0);
+  Sums sums(2 * out);
+  for_tiles(shape.rows, tile, [&](Index thread, Index row, Index row_end) {
+    const Index rows = row_end - row;
+    const T* a = x + row * in;
+    if (normalise) {
+      activate(a, rows, in, x_norm, scratch.of(thread));
+      a = scratch.of(thread);
+    }
+    T* const to = y + row * out;
+    multiply(a, rows, in, in, panels, [&](Index r, Index column, auto values) {
+      within<T>(column, out, values, [&](auto lanes, Index offset, auto part) {
+        store<lanes>(to + r * out + column + offset, part);
+      });
+    });
+    add_moments(to, rows, out, sums.of(thread));
+  });
+  finish_statistics(sums.total(), shape.rows, out, module, y_norm);
+}
+
+// Both gradients of y = x · weightᵀ in one sweep. What comes in is the gradient g of norm(y), or of
+// relu6(norm(y)) if `mask`; it goes through the norm while its tile is in the cache.
+//
+// If `normalise`, x is the raw output of the convolution before: gx is then the gradient of
+// relu6(norm(x)) after the mask, and x_gradient receives the sums over it. Else gx is the gradient
+// of x, plus `residual` (may be null). Either result is left out if its pointer is null.
+template <class T>
+void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
+                        NormGradient<Real<T>> y_gradient, bool mask, const T* x, bool normalise,
+                        Norm<Real<T>> x_norm, NormGradient<Real<T>> x_gradient,
+                        const Real<T>* weight, Pointwise shape, const T* residual, T* gx,
+                        Real<T>* weight_gradient) {
+  using R = Real<T>;
+  const Index in = shape.in_channels, out = shape.out_channels;
+  Panels<T> weights(out, in);
+  if (gx) weights.fill(rounded<T>(weight, in * out).data(), out);
+
+  // The weights' gradient is the product, over the rows, of the narrower matrix (transposed) with
+  // the wider one (in panels): narrow × wide numbers for each thread.
+  const Index narrow = std::min(in, out), wide = std::max(in, out);
+  const Index wide_stride = round_up(wide, kLanes<T>);
+  const Index tile = tile_rows<T>(shape.rows, wide), tile_stride = round_up(tile, kStep<T>);
+  const Index threads = omp_get_max_threads();
+  std::vector<Panels<T>> wide_panels(weight_gradient ? threads : 0, Panels<T>(tile, wide));
+  Scratch<T> transposed(weight_gradient ? narrow * tile_stride : 0);
+  Scratch<R> products(weight_gradient ? narrow * wide_stride : 0);
+  Scratch<T> gradients(tile * out), activated(normalise ? tile * in : 0);
+  Sums sums(2 * in);
+
+  for_tiles(shape.rows, tile, [&](Index thread, Index row, Index row_end) {
+    const Index rows = row_end - row;
+    T* const gy = gradients.of(thread);
+    through_norm(g, y, row, row_end, out, y_norm, y_gradient, mask, gy);
+
+    if (gx) {
+      T* const to = gx + row * in;
+      const T* const shortcut = residual ? residual + row * in : nullptr;
+      multiply(gy, rows, out, out, weights, [&](Index r, Index column, auto values) {
+        within<T>(column, in, values, [&](auto lanes, Index offset, auto part) {
+          const Index i = r * in + column + offset;
+          store<lanes>(to + i, shortcut ? part + load<lanes>(shortcut + i) : part);
+        });
+      });
+      if (normalise) mask_and_sum(to, x + row * in, rows, in, x_norm, sums.of(thread));
+    }
+    if (weight_gradient) {
+      const T* values = x + row * in;
+      if (normalise) {
+        activate(values, rows, in, x_norm, activated.of(thread));
+        values = activated.of(thread);
+      }
+      const T* const narrow_tile = in < out ? values : gy;
+      const T* const wide_tile = in < out ? gy : values;
+      T* const left = transposed.of(thread);
+      for (Index r = 0; r < rows; ++r)
+        for (Index c = 0; c < narrow; ++c) left[c * tile_stride + r] = narrow_tile[r * narrow + c];
+      wide_panels[thread].fill(wide_tile, rows);
+      R* const product = products.of(thread);
+      multiply(left, narrow, tile_stride, rows, wide_panels[thread],
+               [&](Index r, Index column, auto values) {
+                 R* const to = product + r * wide_stride + column;
+                 store<kLanes<T>>(to, load<kLanes<T>>(to) + values);
                });
+    }
+  });
+
+  if (normalise && gx) finish_gradient(sums.total(), shape.rows, in, x_norm, x_gradient);
+  if (weight_gradient)
+    for_tiles(out, 1, [&](Index, Index o, Index) {
+      for (Index i = 0; i < in; ++i) {
+        const Index place = in < out ? i * wide_stride + o : o * wide_stride + i;
+        R sum = 0;
+        for (Index thread = 0; thread < threads; ++thread) sum += products.of(thread)[place];
+        weight_gradient[o * in + i] = sum;
+      }
+    });
 }
 
 // ------------------------------------------------------------------------ depthwise 3×3
@@ -445,14 +855,6 @@ std::vector<R> by_tap(const R* weight, Index channels) {
   for (Index c = 0; c < channels; ++c)
     for (int tap = 0; tap < kTaps; ++tap) taps[tap * channels + c] = weight[c * kTaps + tap];
   return taps;
-}
-
-// Calls body(integral_constant) for 0, …, count - 1, so that arrays of vectors stay in registers.
-template <int count, class Body>
-inline void unrolled(const Body& body) {
-  [&]<int... i>(std::integer_sequence<int, i...>) {
-    (body(std::integral_constant<int, i>()), ...);
-  }(std::make_integer_sequence<int, count>());
 }
 
 // A pixel of x meets the taps whose output lies on the grid: all of them for stride 1; for stride 2
@@ -524,7 +926,8 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
 }
 
 // Both gradients of a depthwise convolution in one sweep over the pixels of x. What comes in is
-// the gradient g of relu6(norm(y)); it goes through that norm on its way into the cache.
+// the gradient g of relu6(norm(y)) after the mask; it goes through the norm on its way into the
+// cache.
 //
 // If `normalise`, x is the raw output of the convolution before: gx is then the gradient of
 // relu6(norm(x)) after the mask, and x_gradient receives the sums over it. Else gx is that of x.
@@ -547,7 +950,7 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
       const Index row_end = std::min(row + bands.rows, height);
       for_channels<T>(channels, [&](auto lanes, Index c) {
         using V = Vector<R, lanes>;
-        const NormGradientAt<R, lanes> through_norm(y_norm, y_gradient, c);
+        const NormGradientAt<R, lanes> at(y_norm, y_gradient, c);
         V w[kTaps], gw[kTaps] = {}, sum = {}, product = {}, mean, scale, shift;
         unrolled<kTaps>([&](auto tap) { w[tap] = load<lanes>(&taps[tap * channels + c]); });
         if constexpr (normalise) {
@@ -565,17 +968,19 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
             const Index start = (image * out_height + next) * out_width * channels + c;
             ring.template fill<lanes>(next, 0 <= next && next < out_height, [&](Index column) {
               const Index i = start + column * channels;
-              return through_norm.masked(load<lanes>(g + i), load<lanes>(y + i));
+              return at(load<lanes>(g + i), load<lanes>(y + i));
             });
           }
+          const R* rows[3];
+          for (int dy = -1; dy <= 1; ++dy)
+            rows[dy + 1] = ring.template at<lanes>(iy / stride + dy, 0);
           auto pixel = [&](auto row_parity, auto column_parity, Index column) {
             const V value = load<lanes>(from);
             V before = value, after = value;
             if constexpr (normalise) before = value * scale + shift, after = relu6(before);
             V gradient = {};
             taps_on_grid<stride, row_parity, column_parity>([&](auto tap, int dy, int dx) {
-              const V at_output =
-                  load<lanes>(ring.template at<lanes>(iy / stride + dy, column + dx));
+              const V at_output = load<lanes>(rows[dy + 1] + (column + dx) * lanes);
               gradient += w[tap] * at_output;
               gw[tap] += after * at_output;
             });
@@ -674,23 +1079,53 @@ void norm_pool(int type, const void* y, Index images, Index pixels, Index channe
   });
 }
 
+// `pixels` rows of y share a row of g; 1 where g is as large as y.
 void norm_backward(int type, const void* g, Index pixels, const void* y, Index rows,
-                   Index channels, void* norm, int activated, void* gradient, void* z) {
+                   Index channels, void* norm, int activated, void* gradient) {
   with_type(type, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    norm_backward((const T*)g, pixels, (const T*)y, rows, channels,
+    norm_backward(Gradient<T>{(const T*)g, pixels}, (const T*)y, rows, channels,
                   Norm<Real<T>>(norm, channels), activated,
-                  NormGradient<Real<T>>(gradient, channels), (T*)z);
+                  NormGradient<Real<T>>(gradient, channels));
   });
 }
 
 void norm_backward_apply(int type, const void* g, Index pixels, const void* y, Index rows,
-                         Index channels, void* norm, int mask, void* gradient, void* gy) {
+                         Index channels, void* norm, void* gradient, int mask, void* gy) {
   with_type(type, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    norm_backward_apply((const T*)g, pixels, (const T*)y, rows, channels,
-                        Norm<Real<T>>(norm, channels), mask,
-                        NormGradient<Real<T>>(gradient, channels), (T*)gy);
+    norm_backward_apply(Gradient<T>{(const T*)g, pixels}, (const T*)y, rows, channels,
+                        Norm<Real<T>>(norm, channels), NormGradient<Real<T>>(gradient, channels),
+                        mask, (T*)gy);
+  });
+}
+
+// `x_norm` is null where x needs no normalisation.
+void pointwise_forward(int type, const void* x, void* x_norm, const void* weight,
+                       const Pointwise* shape, void* y, const NormModule* module, void* y_norm) {
+  with_type(type, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    using R = Real<T>;
+    pointwise_forward((const T*)x, x_norm != nullptr, Norm<R>(x_norm, shape->in_channels),
+                      (const R*)weight, *shape, (T*)y, *module,
+                      Norm<R>(y_norm, shape->out_channels));
+  });
+}
+
+// `x_norm` and `x_gradient` are null where x needs no normalisation; `residual`, `gx` and
+// `weight_gradient` where there is none or it isn't wanted.
+void pointwise_backward(int type, const void* g, Index pixels, const void* y, void* y_norm,
+                        void* y_gradient, int mask, const void* x, void* x_norm, void* x_gradient,
+                        const void* weight, const Pointwise* shape, const void* residual, void* gx,
+                        void* weight_gradient) {
+  with_type(type, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    using R = Real<T>;
+    const Index in = shape->in_channels, out = shape->out_channels;
+    pointwise_backward(Gradient<T>{(const T*)g, pixels}, (const T*)y, Norm<R>(y_norm, out),
+                       NormGradient<R>(y_gradient, out), mask, (const T*)x, x_norm != nullptr,
+                       Norm<R>(x_norm, in), NormGradient<R>(x_gradient, in), (const R*)weight,
+                       *shape, (const T*)residual, (T*)gx, (R*)weight_gradient);
   });
 }
 

@@ -122,6 +122,10 @@ class _Shape(ctypes.Structure):
     )
 
 
+class _Pointwise(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("rows", "in_channels", "out_channels"))
+
+
 class _Kernels:
     """The functions of `fast_ops.cpp`, called with tensors.
 
@@ -138,19 +142,22 @@ class _Kernels:
             found.argtypes, found.restype = (integer, *arguments), None
             return found  # type: ignore[no-any-return]
 
-        self._statistics = function("norm_statistics", pointer, count, count, pointer, pointer)
+        self._statistics = function("norm_statistics", pointer, count, count, *(pointer,) * 2)
         self._apply = function(
             "norm_apply", pointer, count, count, pointer, integer, pointer, pointer
         )
         self._pool = function("norm_pool", pointer, count, count, count, pointer, pointer)
         self._backward = function(
-            "norm_backward", pointer, count, pointer, count, count, pointer, integer, pointer,
-            pointer,
-        )  # fmt: skip
+            "norm_backward", pointer, count, pointer, count, count, pointer, integer, pointer
+        )
         self._backward_apply = function(
-            "norm_backward_apply", pointer, count, pointer, count, count, pointer, integer,
-            pointer, pointer,
+            "norm_backward_apply", pointer, count, pointer, count, count, pointer, pointer,
+            integer, pointer,
         )  # fmt: skip
+        self._pointwise = function("pointwise_forward", *(pointer,) * 7)
+        self._pointwise_backward = function(
+            "pointwise_backward", pointer, count, *(pointer,) * 3, integer, *(pointer,) * 8
+        )
         self._depthwise = function("depthwise_forward", *(pointer,) * 7)
         self._depthwise_backward = function("depthwise_backward", *(pointer,) * 11)
 
@@ -169,7 +176,7 @@ class _Kernels:
         z = torch.empty_like(y)
         self._apply(
             _TYPE_CODES[y.dtype], y.data_ptr(), *y.shape, norm.data_ptr(), activate,
-            None if residual is None else residual.data_ptr(), z.data_ptr(),
+            _pointer(residual), z.data_ptr(),
         )  # fmt: skip
         return z
 
@@ -183,29 +190,57 @@ class _Kernels:
         )  # fmt: skip
         return pooled
 
-    def backward(
-        self, g: Tensor, y: Tensor, norm: Tensor, activated: bool, z: Tensor | None = None
-    ) -> Tensor:
-        """The norm's gradient; ``z``, if given, receives the normalised ``y`` on the way.
+    def backward(self, g: Tensor, y: Tensor, norm: Tensor, activated: bool) -> Tensor:
+        """The norm's gradient.
 
         ``g`` has a row for each pixel, or one for each image when it comes from :meth:`pool`.
         """
         gradient = _per_channel(y)
         self._backward(
-            _TYPE_CODES[y.dtype], g.data_ptr(), _pixels_per_row(g, y), y.data_ptr(), *y.shape,
-            norm.data_ptr(), activated, gradient.data_ptr(), None if z is None else z.data_ptr(),
+            _TYPE_CODES[y.dtype], g.data_ptr(), len(y) // len(g), y.data_ptr(), *y.shape,
+            norm.data_ptr(), activated, gradient.data_ptr(),
         )  # fmt: skip
         return gradient
 
-    def backward_apply(
-        self, g: Tensor, y: Tensor, norm: Tensor, mask: bool, gradient: Tensor, gy: Tensor
-    ) -> Tensor:
-        """``gy`` becomes the gradient of ``y``; it may be ``g`` itself."""
+    def backward_apply(self, g: Tensor, y: Tensor, norm: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of ``y`` from ``g``, that of the normalised ``y`` after ReLU6."""
+        gy = torch.empty_like(y)
         self._backward_apply(
-            _TYPE_CODES[y.dtype], g.data_ptr(), _pixels_per_row(g, y), y.data_ptr(), *y.shape,
-            norm.data_ptr(), mask, gradient.data_ptr(), gy.data_ptr(),
+            _TYPE_CODES[y.dtype], g.data_ptr(), len(y) // len(g), y.data_ptr(), *y.shape,
+            norm.data_ptr(), gradient.data_ptr(), True, gy.data_ptr(),
         )  # fmt: skip
         return gy
+
+    def pointwise(
+        self, x: Tensor, x_norm: Tensor | None, weight: Tensor, module: nn.BatchNorm2d
+    ) -> tuple[Tensor, Tensor]:
+        """The 1×1 convolution of ``x``, normalised on the way if its norm is given, and its norm."""
+        y = x.new_empty(len(x), len(weight))
+        y_norm = _per_channel(y)
+        self._pointwise(
+            _TYPE_CODES[x.dtype], x.data_ptr(), _pointer(x_norm), weight.data_ptr(),
+            ctypes.byref(_Pointwise(*x.shape, len(weight))), y.data_ptr(), _norm_module(module),
+            y_norm.data_ptr(),
+        )  # fmt: skip
+        return y, y_norm
+
+    def pointwise_backward(
+        self, g: Tensor, y: Tensor, y_norm: Tensor, y_gradient: Tensor, activated: bool,
+        x: Tensor, x_norm: Tensor | None, weight: Tensor, residual: Tensor | None,
+        wants_x: bool, wants_weight: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+        """Gradients of ``x`` (masked, if ``x_norm`` is given), weight, and ``x_norm``."""
+        gx = torch.empty_like(x) if wants_x else None
+        weight_gradient = torch.empty_like(weight) if wants_weight else None
+        x_gradient = None if x_norm is None else _per_channel(x)
+        self._pointwise_backward(
+            _TYPE_CODES[x.dtype], g.data_ptr(), len(y) // len(g), y.data_ptr(), y_norm.data_ptr(),
+            y_gradient.data_ptr(), activated, x.data_ptr(), _pointer(x_norm),
+            _pointer(x_gradient), weight.data_ptr(),
+            ctypes.byref(_Pointwise(*x.shape, len(weight))), _pointer(residual), _pointer(gx),
+            _pointer(weight_gradient),
+        )  # fmt: skip
+        return gx, weight_gradient, x_gradient
 
     def depthwise(
         self, x: Tensor, norm: Tensor | None, weight: Tensor, shape: _Shape,
@@ -215,7 +250,7 @@ class _Kernels:
         y = x.new_empty(_out_rows(shape), shape.channels)
         y_norm = _per_channel(y)
         self._depthwise(
-            _TYPE_CODES[x.dtype], x.data_ptr(), None if norm is None else norm.data_ptr(),
+            _TYPE_CODES[x.dtype], x.data_ptr(), _pointer(norm),
             weight.data_ptr(), ctypes.byref(shape), y.data_ptr(), _norm_module(module),
             y_norm.data_ptr(),
         )  # fmt: skip
@@ -230,8 +265,8 @@ class _Kernels:
         x_gradient = None if x_norm is None else _per_channel(x)
         self._depthwise_backward(
             _TYPE_CODES[x.dtype], g.data_ptr(), y.data_ptr(), y_norm.data_ptr(),
-            y_gradient.data_ptr(), x.data_ptr(), None if x_norm is None else x_norm.data_ptr(),
-            None if x_gradient is None else x_gradient.data_ptr(), weight.data_ptr(),
+            y_gradient.data_ptr(), x.data_ptr(), _pointer(x_norm),
+            _pointer(x_gradient), weight.data_ptr(),
             ctypes.byref(shape), gx.data_ptr(), weight_gradient.data_ptr(),
         )  # fmt: skip
         return gx, weight_gradient, x_gradient
@@ -251,8 +286,8 @@ def _per_channel(y: Tensor) -> Tensor:
     return torch.empty(4, y.shape[1], dtype=_real(y.dtype))
 
 
-def _pixels_per_row(g: Tensor, y: Tensor) -> int:
-    return 0 if len(g) == len(y) else len(y) // len(g)
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _out_rows(shape: _Shape) -> int:
@@ -307,7 +342,7 @@ class _NormRelu6(torch.autograd.Function):
         y, norm = ctx.saved_tensors
         g = _matrix(g.to(y.dtype))
         gradient = ctx.kernels.backward(g, y, norm, True)
-        gy = ctx.kernels.backward_apply(g, y, norm, True, gradient, torch.empty_like(y))
+        gy = ctx.kernels.backward_apply(g, y, norm, gradient)
         return None, None, _maps(gy, images, height, width), gradient[2], gradient[3]
 
 
@@ -319,29 +354,25 @@ class _PooledHead(torch.autograd.Function):
         ctx: Any, kernels: _Kernels, module: nn.BatchNorm2d, dtype: torch.dtype, x: Tensor,
         kernel: Tensor, weight: Tensor, bias: Tensor,
     ) -> Tensor:  # fmt: skip
-        ctx.kernels, ctx.shape, ctx.kernel_shape = kernels, x.shape, kernel.shape
-        x, w = _matrix(x.to(dtype)), kernel.to(dtype).flatten(1)
-        y = x @ w.t()
-        norm = kernels.statistics(y, module)
-        ctx.save_for_backward(x, w, y, norm)
+        ctx.kernels, ctx.shape = kernels, x.shape
+        x = _matrix(x.to(dtype))
+        y, norm = kernels.pointwise(x, None, kernel, module)
+        ctx.save_for_backward(x, kernel, y, norm)
         return kernels.pool(y, norm, ctx.shape[0])
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         images, _, height, width = ctx.shape
-        x, w, y, norm = ctx.saved_tensors
+        x, kernel, y, norm = ctx.saved_tensors
+        _, _, _, wants_x, wants_kernel, _, _ = ctx.needs_input_grad
         g = (g / (height * width)).to(y.dtype).contiguous()
         gradient = ctx.kernels.backward(g, y, norm, True)
-        gy = ctx.kernels.backward_apply(g, y, norm, True, gradient, torch.empty_like(y))
-        gx = _maps(gy @ w, images, height, width) if ctx.needs_input_grad[3] else None
-        g_kernel = _product_gradient(gy, x, ctx.kernel_shape) if ctx.needs_input_grad[4] else None
+        gx, g_kernel, _ = ctx.kernels.pointwise_backward(
+            g, y, norm, gradient, True, x, None, kernel, None, wants_x, wants_kernel
+        )
+        gx = None if gx is None else _maps(gx, images, height, width)
         return None, None, None, gx, g_kernel, gradient[2], gradient[3]
-
-
-def _product_gradient(gy: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
-    """The gradient of a 1×1 kernel."""
-    return (gy.t() @ x).to(_real(x.dtype)).view(*shape)
 
 
 class _InvertedResidual(torch.autograd.Function):
@@ -362,21 +393,17 @@ class _InvertedResidual(torch.autograd.Function):
         assert kernel2 is not None
         assert kernel3 is not None
         shape = _Shape(images, height, width, len(kernel2), depthwise[0].stride[0])
-        x, w3 = _matrix(x.to(dtype)), kernel3.to(dtype).flatten(1)
+        x = _matrix(x.to(dtype))
 
-        w1 = y1 = n1 = None
+        y1 = n1 = None
         if kernel1 is not None:
-            w1 = kernel1.to(dtype).flatten(1)
-            y1 = x @ w1.t()
-            n1 = kernels.statistics(y1, block.conv[0][1])
+            y1, n1 = kernels.pointwise(x, None, kernel1, block.conv[0][1])
         y2, n2 = kernels.depthwise(x if y1 is None else y1, n1, kernel2, shape, depthwise[1])
-        y3 = kernels.apply(y2, n2, True, None) @ w3.t()
-        n3 = kernels.statistics(y3, norm3)
+        y3, n3 = kernels.pointwise(y2, n2, kernel3, norm3)
         out = kernels.apply(y3, n3, False, x if block.has_shortcut else None)
 
         ctx.kernels, ctx.shape, ctx.has_shortcut = kernels, shape, block.has_shortcut
-        ctx.kernel_shapes = kernel1 is not None and kernel1.shape, kernel3.shape
-        ctx.save_for_backward(x, w1, y1, n1, kernel2, y2, n2, w3, y3, n3)
+        ctx.save_for_backward(x, kernel1, y1, n1, kernel2, y2, n2, kernel3, y3, n3)
         stride = shape.stride
         return _maps(out, images, (height - 1) // stride + 1, (width - 1) // stride + 1)
 
@@ -384,30 +411,25 @@ class _InvertedResidual(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         kernels, shape = ctx.kernels, ctx.shape
-        x, w1, y1, n1, kernel2, y2, n2, w3, y3, n3 = ctx.saved_tensors
+        x, kernel1, y1, n1, kernel2, y2, n2, kernel3, y3, n3 = ctx.saved_tensors
         _, _, _, wants_x, wants_kernel1, _, _, _, _, _, wants_kernel3, _, _ = ctx.needs_input_grad
-        shape1, shape3 = ctx.kernel_shapes
         g = _matrix(g.to(x.dtype))
+        shortcut = g if ctx.has_shortcut else None
 
         g3 = kernels.backward(g, y3, n3, False)
-        gy3 = kernels.backward_apply(g, y3, n3, False, g3, torch.empty_like(y3))
-        gz2, z2 = gy3 @ w3, torch.empty_like(y2)
-        g2 = kernels.backward(gz2, y2, n2, True, z2)
-        g_kernel3 = _product_gradient(gy3, z2, shape3) if wants_kernel3 else None
-        del z2
-        gx, g_kernel2, g1 = kernels.depthwise_backward(
-            gz2, y2, n2, g2, x if y1 is None else y1, n1, kernel2, shape
+        gz2, g_kernel3, g2 = kernels.pointwise_backward(
+            g, y3, n3, g3, False, y2, n2, kernel3, None, True, wants_kernel3
         )
-        del gz2
-        g_kernel1 = None
-        if y1 is not None:
-            gy1 = kernels.backward_apply(gx, y1, n1, False, g1, gx)
-            g_kernel1 = _product_gradient(gy1, x, shape1) if wants_kernel1 else None
-            gx = None
-            if wants_x:
-                gx = torch.addmm(g, gy1, w1) if ctx.has_shortcut else gy1 @ w1
-        elif ctx.has_shortcut:
-            gx = gx + g
+        if y1 is None:
+            g_kernel1 = g1 = None
+            gx, g_kernel2, _ = kernels.depthwise_backward(gz2, y2, n2, g2, x, None, kernel2, shape)
+            if shortcut is not None:
+                gx += shortcut
+        else:
+            gz1, g_kernel2, g1 = kernels.depthwise_backward(gz2, y2, n2, g2, y1, n1, kernel2, shape)
+            gx, g_kernel1, _ = kernels.pointwise_backward(
+                gz1, y1, n1, g1, False, x, None, kernel1, shortcut, wants_x, wants_kernel1
+            )
         if gx is not None:
             gx = _maps(gx, shape.images, shape.height, shape.width)
         expansion = (None, None) if g1 is None else (g1[2], g1[3])
