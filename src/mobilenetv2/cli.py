@@ -14,25 +14,24 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from mobilenetv2 import __version__
 from mobilenetv2.config import (
     DataConfig,
     EvaluateConfig,
     InspectConfig,
-    NetworkConfig,
     NetworkName,
     PredictConfig,
     Section,
     TrainConfig,
     suggestion,
 )
-from mobilenetv2.errors import ConfigError, Mobilenetv2Error, UserError
+from mobilenetv2.errors import ConfigError, Mobilenetv2Error
 from mobilenetv2.settings import merge, read_settings, validate
+from mobilenetv2.terminal import print_classifier, print_evaluation, print_network, track
 
 if TYPE_CHECKING:
-    from torch import nn
+    from mobilenetv2.classifier import Classifier
 
 _STYLE = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
 
@@ -197,7 +196,7 @@ def _evaluate(arguments: list[str]) -> int:
     for name, pictures in sets.items():
         evaluation = evaluate(classifier, pictures)
         report[name] = evaluation.summary(classifier.labels)
-        _print_evaluation(name, report[name], config.quiet)
+        print_evaluation(name, report[name], config.quiet)
         if config.report:
             config.report.mkdir(parents=True, exist_ok=True)
             figure = plots.confusion(evaluation, classifier.labels)
@@ -210,44 +209,62 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
-def _print_evaluation(name: str, summary: dict[str, Any], quiet: bool) -> None:
-    low, high = summary["accuracy_interval"]
-    print(
-        f"{name}: accuracy {summary['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
-        f"loss {summary['loss']:.4f}, macro-F1 {summary['macro_f1']:.4f}, "
-        f"{summary['pictures']:,} pictures"
-    )
-    if quiet:
-        return
-    table = Table("class", "pictures", "precision", "recall", "F1", box=None, pad_edge=False)
-    for row in summary["classes"]:
-        figures = (f"{row[key]:.1%}" for key in ("precision", "recall", "f1"))
-        table.add_row(row["class"], f"{row['pictures']:,}", *figures)
-    Console().print(table)
-
-
 def _predict(arguments: list[str]) -> int:
     config = _parse("predict", PredictConfig, arguments)
-    if not config.pictures:
-        raise UserError("predict: name at least one picture or folder")
     from mobilenetv2.data.folders import list_pictures
-    from mobilenetv2.data.pictures import UnreadablePicture
+    from mobilenetv2.evaluation.predict_files import predict_files
     from mobilenetv2.training.device import find_device
     from mobilenetv2.training.load import load
 
+    paths = list_pictures(config.pictures)
     classifier = load(config.model)
     classifier.network.to(find_device(config.machine.device))
+    if config.csv or config.jsonl:
+        return _predict_into_file(config, classifier, paths)
     unreadable = 0
-    for path in list_pictures(config.pictures):
-        try:
-            (predictions,) = classifier.predict([path], config.top)
-        except UnreadablePicture as error:
-            _complain(str(error))
+    for prediction in predict_files(classifier, paths, config.top):
+        if prediction.error is not None:
+            _complain(f"{prediction.path}: {prediction.error}")
             unreadable += 1
             continue
-        words = "  ".join(f"{best.label} {best.probability:.1%}" for best in predictions)
-        print(f"{path}: {words}")
+        words = (f"{one.label} {one.probability:.1%}" for one in prediction.predictions)
+        print(f"{prediction.path}: {'  '.join(words)}", flush=True)
     return 1 if unreadable else 0
+
+
+def _predict_into_file(
+    config: PredictConfig, classifier: "Classifier", paths: Sequence[Path]
+) -> int:
+    """Append to the file, batch by batch; a rerun leaves out what is in it already."""
+    from mobilenetv2.evaluation.predict_files import (
+        CsvWriter,
+        JsonLinesWriter,
+        already_written,
+        predict_files,
+    )
+
+    top = min(config.top, len(classifier.labels))
+    target = config.csv or config.jsonl
+    assert target is not None
+    writer = CsvWriter(top) if config.csv else JsonLinesWriter()
+    done = already_written(target, writer)
+    remaining = [path for path in paths if writer.name(path) not in done]
+    unreadable = 0
+    try:
+        with target.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            if file.tell() == 0:
+                file.write(writer.header)
+            predictions = predict_files(classifier, remaining, top)
+            for prediction in track(predictions, len(remaining), quiet=config.quiet):
+                file.write(writer.line(prediction))
+                unreadable += prediction.error is not None
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written ({error.strerror or error})") from error
+    print(
+        f"{len(paths):,} pictures, {unreadable:,} unreadable"
+        f"{f', {len(done):,} from an earlier call' if done else ''}: {target}"
+    )
+    return 0
 
 
 def _inspect(arguments: list[str]) -> int:
@@ -255,8 +272,12 @@ def _inspect(arguments: list[str]) -> int:
     path = Path(config.thing)
     if config.thing in get_args(NetworkName) and not path.exists():
         _inspect_network(config)
+    elif path.is_dir() and not (path / "config.yaml").is_file():
+        return _inspect_folder(config, path)
     else:
-        _inspect_model(path)
+        from mobilenetv2.training.load import load
+
+        print_classifier(load(path))
     return 0
 
 
@@ -270,47 +291,27 @@ def _inspect_network(config: InspectConfig) -> None:
     settings = complete(settings, side, side)
     with torch.device("meta"):
         network = build_network(settings, config.classes, config.channels)
-    _print_network(network, settings, (config.channels, side, side))
+    print_network(network, settings, (config.channels, side, side))
 
 
-def _inspect_model(path: Path) -> None:
-    from mobilenetv2.training.load import load
+def _inspect_folder(config: InspectConfig, folder: Path) -> int:
+    from mobilenetv2.data.contact_sheet import contact_sheet
+    from mobilenetv2.data.doctor import examine
+    from mobilenetv2.data.doctor_table import render
+    from mobilenetv2.data.folders import scan_folder
+    from mobilenetv2.files import write_text, written_whole
 
-    classifier = load(path)
-    wanted = classifier.preprocessing
-    labels = classifier.labels
-    print(f"{len(labels)} classes: {', '.join(labels[:12])}{', …' if len(labels) > 12 else ''}")
-    print(
-        f"pictures: {wanted.colour}, shorter side to {wanted.resize}, centre {wanted.height}×"
-        f"{wanted.width}, mean {wanted.mean}, std {wanted.std}"
-    )
-    for name, value in classifier.training.items():
-        print(f"{name}: {value}")
-    size = (wanted.channels, wanted.height, wanted.width)
-    _print_network(classifier.network, classifier.config, size)
-
-
-def _print_network(network: "nn.Module", config: NetworkConfig, size: tuple[int, int, int]) -> None:
-    from mobilenetv2.network.cost import layer_costs
-
-    costs = layer_costs(network, *size)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("layer", "kind", "output", "parameters", "multiply-adds"):
-        table.add_column(heading, justify="left" if heading in ("layer", "kind") else "right")
-    for cost in costs:
-        shape = "×".join(map(str, cost.output))
-        table.add_row(cost.name, cost.kind, shape, f"{cost.params:,}", f"{cost.madds:,}")
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
-    channels, height, width = size
-    if config.strides is not None:
-        plan = "·".join(map(str, config.strides))
-        maps = [cost.output for cost in costs if len(cost.output) == 3]
-        print(f"strides (stem, seven stages): {plan}; last map {maps[-1][1]}×{maps[-1][2]}")
-    params, madds = sum(cost.params for cost in costs), sum(cost.madds for cost in costs)
-    print(
-        f"{config.network} width {config.width:g}, {channels}×{height}×{width}: {params:,} "
-        f"parameters, {madds / 1e6:,.2f} M multiply-adds"
-    )
+    examination = examine(scan_folder(folder))
+    if not config.quiet:
+        render(examination, Console())
+    if config.report:
+        config.report.mkdir(parents=True, exist_ok=True)
+        write_text(config.report / "doctor.json", examination.to_json())
+        with written_whole(config.report / "doctor.png") as file:
+            contact_sheet(examination).save(file, "PNG")
+        print(f"report: {config.report}")
+    serious = [finding for finding in examination.findings if finding.severity != "note"]
+    return 1 if config.strict and serious else 0
 
 
 def _parse(name: str, model: type[Settings], arguments: list[str]) -> Settings:

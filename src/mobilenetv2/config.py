@@ -276,11 +276,21 @@ class PredictConfig(OutputConfig):
     """Picture files, and folders of them to any depth."""
     top: Annotated[int, Field(ge=1)] = 3
     """How many labels to print for each picture; never more than there are."""
+    csv: Annotated[Path | None, _unset("FILE")] = None
+    """Write a table: path, error, labels, probabilities. A rerun goes on where it stopped."""
+    jsonl: Annotated[Path | None, _unset("FILE")] = None
+    """The same as one JSON object per line."""
     machine: DeviceConfig = DeviceConfig()
+
+    @model_validator(mode="after")
+    def _one_file(self) -> "PredictConfig":
+        if self.csv and self.jsonl:
+            raise ValueError("csv and jsonl: name one of them")
+        return self
 
 
 class InspectConfig(OutputConfig):
-    """Show a model's layers, parameters and multiply-adds, or a folder's health."""
+    """Show the layers, parameters and multiply-adds of a model, or the health of a folder."""
 
     thing: Positional[str] = "mobilenetv2"
     """A run folder or model file, a folder of pictures, or the name of a network."""
@@ -291,6 +301,10 @@ class InspectConfig(OutputConfig):
     """For a network by name: how many classes it tells apart."""
     channels: Literal[1, 3] = 3
     """For a network by name: 3 for RGB, 1 for grey."""
+    strict: FlagCreatePairsOff[bool] = False
+    """For a folder: exit with 1 if the doctor has any finding that is more than a note."""
+    report: Annotated[Path | None, _unset("FOLDER")] = None
+    """For a folder: write doctor.json and the contact sheet doctor.png there."""
 
 
 def explain(error: ValidationError, model: type[Section]) -> str:

@@ -93,9 +93,11 @@ def evaluate(
 ) -> Evaluation:
     """Loss and accuracy of ``classifier`` over all ``pictures``.
 
-    Eval mode, no gradients, float32; the network's training mode is given back afterwards. Sums
-    are weighted by picture, so a short last batch counts for what it holds and no more.
+    Eval mode, no gradients, float32, on a folded copy: the network itself is not touched, so its
+    training mode stays as it is. Sums are weighted by picture, so a short last batch counts for
+    what it holds and no more.
     """
+    classifier = classifier.for_inference()
     classes = len(classifier.labels)
     losses, predicted, confidences = [], [], []
     top5_hits = 0

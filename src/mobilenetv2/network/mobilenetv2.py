@@ -230,6 +230,12 @@ class MobileNetV2(nn.Module):
         self._initialise(norm_eps, norm_momentum)
 
     def _initialise(self, norm_eps: float, norm_momentum: float) -> None:
+        """Normal weights, and shortcuts that carry all at first.
+
+        The last norm of each block with a shortcut starts at zero, so that the block starts as the
+        identity (Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 5.1): the paper says
+        nothing of first weights, and short trainings get much further this way.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -239,6 +245,9 @@ class MobileNetV2(nn.Module):
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0, 0.01)
                 nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, InvertedResidual) and module.has_shortcut:
+                nn.init.zeros_(module.conv[-1].weight)
 
     def pooled_features(self, pictures: Tensor) -> Tensor:
         """Normalised pictures N×C×H×W in, features N×F out, averaged over the last map."""

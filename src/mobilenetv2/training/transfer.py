@@ -120,9 +120,8 @@ def pooled_features(
     classifier: Classifier, pictures: LabelledPictures, batch_size: int = 64
 ) -> Tensor:
     """The frozen network's features of prepared pictures: float32 N×F, on the CPU."""
-    network = classifier.network
+    network = classifier.for_inference().network
     assert isinstance(network, MobileNetV2)
-    network.eval()
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pictures), batch_size):

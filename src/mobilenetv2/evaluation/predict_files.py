@@ -1,0 +1,191 @@
+"""Prediction over any number of picture files, in constant memory and without stopping at a bad one.
+
+Files are decoded by threads a few batches ahead of the network, and results come in the order of
+the files.
+"""
+
+import csv
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mobilenetv2.classifier import Classifier, Prediction
+from mobilenetv2.data.pictures import UnreadablePicture
+from mobilenetv2.errors import UserError
+
+BATCH_SIZE = 32
+BATCHES_AHEAD = 3
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """What a file shows, or why it could not be read.
+
+    Attributes:
+        path: the file.
+        predictions: the likeliest labels first; empty if the file could not be read.
+        error: why it could not be read, without the path; None if it could.
+    """
+
+    path: Path
+    predictions: Sequence[Prediction]
+    error: str | None = None
+
+
+def predict_files(
+    classifier: Classifier, paths: Iterable[Path], top: int, batch_size: int = BATCH_SIZE
+) -> Iterator[FilePrediction]:
+    """Name what each file shows, in the order of ``paths``."""
+    classifier = classifier.for_inference()
+
+    def prepare(path: Path) -> Tensor | str:
+        try:
+            return classifier.prepare(path)
+        except UnreadablePicture as error:
+            return error.reason
+
+    remaining = iter(paths)
+    waiting: deque[tuple[Path, Future[Tensor | str]]] = deque()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            while True:
+                room = batch_size * BATCHES_AHEAD - len(waiting)
+                waiting.extend(
+                    (path, pool.submit(prepare, path)) for path in islice(remaining, room)
+                )
+                if not waiting:
+                    return
+                batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+                yield from _predict_batch(
+                    classifier, [(path, future.result()) for path, future in batch], top
+                )
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _predict_batch(
+    classifier: Classifier, batch: Sequence[tuple[Path, Tensor | str]], top: int
+) -> Iterator[FilePrediction]:
+    pictures = [picture for _, picture in batch if isinstance(picture, Tensor)]
+    named = iter(classifier.most_likely(torch.stack(pictures), top) if pictures else [])
+    for path, picture in batch:
+        if isinstance(picture, str):
+            yield FilePrediction(path, (), picture)
+        else:
+            yield FilePrediction(path, next(named))
+
+
+class PredictionWriter(Protocol):
+    """A way to write predictions, one line each."""
+
+    header: str
+
+    def name(self, path: Path) -> str:
+        """How :meth:`path_of` will call that file."""
+
+    def line(self, prediction: FilePrediction) -> str:
+        """One prediction as a line."""
+
+    def path_of(self, line: str) -> str | None:
+        """The file that a line is about; None if the line is torn."""
+
+
+class CsvWriter:
+    """Columns: path, error, then label and probability of each of the ``top`` labels."""
+
+    def name(self, path: Path) -> str:
+        """The path as the first column holds it."""
+        return _one_line(str(path))
+
+    def __init__(self, top: int) -> None:
+        columns = [f"{name}_{rank}" for rank in range(1, top + 1) for name in NAMES]
+        self._columns = ["path", "error", *columns]
+        self.header = _csv_line(self._columns)
+
+    def line(self, prediction: FilePrediction) -> str:
+        """One row."""
+        figures = [
+            text for one in prediction.predictions for text in (one.label, f"{one.probability:.6f}")
+        ]
+        row = [str(prediction.path), prediction.error or "", *figures]
+        return _csv_line(row + [""] * (len(self._columns) - len(row)))
+
+    def path_of(self, line: str) -> str | None:
+        """The first column of a whole row."""
+        row = next(csv.reader([line]), [])
+        return row[0] if len(row) == len(self._columns) else None
+
+
+NAMES = ("label", "probability")
+
+
+class JsonLinesWriter:
+    """One JSON object per line: path, error, predictions."""
+
+    header = ""
+
+    def name(self, path: Path) -> str:
+        """The path."""
+        return str(path)
+
+    def line(self, prediction: FilePrediction) -> str:
+        """One object."""
+        document = {
+            "path": str(prediction.path),
+            "error": prediction.error,
+            "predictions": [vars(one) for one in prediction.predictions],
+        }
+        return json.dumps(document, ensure_ascii=False) + "\n"
+
+    def path_of(self, line: str) -> str | None:
+        """The object's path."""
+        try:
+            return str(json.loads(line)["path"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            return None
+
+
+def already_written(target: Path, writer: PredictionWriter) -> set[str]:
+    """The files that an earlier, interrupted call named in ``target``; a torn last line is cut off.
+
+    Raises:
+        UserError: ``target`` holds something else.
+    """
+    if not target.exists():
+        return set()
+    contents = target.read_text(encoding="utf-8", errors="surrogateescape")
+    whole = contents[: contents.rfind("\n") + 1]
+    lines = whole.splitlines(keepends=True)
+    if writer.header and lines[:1] != [writer.header]:
+        raise UserError(
+            f"{target}: holds something else than these predictions; name another file or remove it"
+        )
+    paths = [writer.path_of(line) for line in lines[1 if writer.header else 0 :]]
+    if None in paths:
+        raise UserError(
+            f"{target}: line {paths.index(None) + 2} is no prediction; name another file"
+        )
+    if len(whole) < len(contents):
+        target.write_text(whole, encoding="utf-8", errors="surrogateescape")
+    return {path for path in paths if path is not None}
+
+
+def _csv_line(row: Sequence[str]) -> str:
+    text = io.StringIO()
+    # A line break in a file's name must not break the line.
+    csv.writer(text, lineterminator="\n").writerow([_one_line(cell) for cell in row])
+    return text.getvalue()
+
+
+def _one_line(cell: str) -> str:
+    return cell.replace("\r", "\\r").replace("\n", "\\n")
