@@ -1,4 +1,4 @@
-"""Prediction over any number of picture files, in constant memory and without stopping at a bad one.
+"""Prediction over any number of picture files: constant memory, no stop at a bad one.
 
 Files are decoded by threads a few batches ahead of the network, and results come in the order of
 the files.
@@ -60,9 +60,8 @@ def predict_files(
         try:
             while True:
                 room = batch_size * BATCHES_AHEAD - len(waiting)
-                waiting.extend(
-                    (path, pool.submit(prepare, path)) for path in islice(remaining, room)
-                )
+                for path in islice(remaining, room):
+                    waiting.append((path, pool.submit(prepare, path)))
                 if not waiting:
                     return
                 batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]

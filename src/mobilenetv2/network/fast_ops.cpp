@@ -20,6 +20,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -118,6 +119,10 @@ inline V where_relu6_passes(V before, V gradient) {
 
 // --------------------------------------------------------------------- loops and threads
 
+constexpr Index round_up(Index value, Index multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
 // Calls body(thread, begin, end) for equal, contiguous pieces of [0, count).
 template <class Body>
 void parallel(Index count, const Body& body) {
@@ -169,18 +174,31 @@ class Sums {
 
 }  // namespace
 
-// Zeros of any type for each thread.
+// Memory aligned for vectors, with nothing in it yet.
+template <class E>
+class Buffer {
+ public:
+  explicit Buffer(Index count) : values_((E*)::operator new(count * sizeof(E), kAlignment)) {}
+  ~Buffer() { ::operator delete(values_, kAlignment); }
+  Buffer(const Buffer&) = delete;
+  E* get() const { return values_; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  E* values_;
+};
+
+// A buffer for each thread.
 template <class E>
 class Scratch {
  public:
   explicit Scratch(Index count)
-      : stride_((count * sizeof(E) + kVectorBytes - 1) / kVectorBytes),
-        storage_(omp_get_max_threads() * stride_) {}
-  E* of(Index thread) { return (E*)(storage_.data() + thread * stride_); }
+      : stride_(round_up(count, 64)), values_(omp_get_max_threads() * stride_) {}
+  E* of(Index thread) const { return values_.get() + thread * stride_; }
 
  private:
   Index stride_;
-  std::vector<Vector<char, kVectorBytes>> storage_;
+  Buffer<E> values_;
 };
 
 // Calls body(integral_constant) for 0, …, count - 1, so that arrays of vectors stay in registers.
@@ -494,10 +512,6 @@ constexpr int kLanes = kVectorBytes / sizeof(Real<T>);
 template <class T>
 constexpr int kStep = sizeof(Real<T>) / sizeof(T);
 
-constexpr Index round_up(Index value, Index multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 // One step's numbers for each lane, and the same of one number for all lanes.
 template <class T>
 struct Steps {
@@ -533,66 +547,69 @@ inline Vector<Real<T>, kLanes<T>> multiply_add(typename Steps<T>::V a, typename 
   }
 }
 
-// The right side of a product, depth × columns, as panels of a vector of columns each: a panel
-// holds step after step, and is filled up with zeros.
+// The right side of a product, depth × columns, as panels of a vector of columns each. A panel
+// holds step after step; zeros fill up the last panel and the last step.
 template <class T>
 class Panels {
  public:
-  Panels(Index depth, Index columns)
-      : columns_(columns),
-        size_(round_up(depth, kStep<T>) * kLanes<T>),
-        storage_((columns + kLanes<T> - 1) / kLanes<T> * size_ / (kLanes<T> * kStep<T>)) {}
+  Panels(T* memory, Index depth, Index columns)
+      : memory_(memory), depth_(depth), columns_(columns), size_(round_up(depth, kStep<T>) * kLanes<T>) {
+    if (columns % kLanes<T> != 0) std::fill_n(at(count() - 1), size_, T{});
+    if (depth % kStep<T> != 0)
+      for (Index panel = 0; panel < count(); ++panel)
+        std::fill_n(at(panel + 1) - kLanes<T> * kStep<T>, kLanes<T> * kStep<T>, T{});
+  }
+  static Index memory(Index depth, Index columns) {
+    return round_up(depth, kStep<T>) * round_up(columns, kLanes<T>);
+  }
 
-  Index columns() const { return columns_; }
   Index count() const { return (columns_ + kLanes<T> - 1) / kLanes<T>; }
   Index size() const { return size_; }
-  const T* at(Index panel) const { return (const T*)storage_.data() + panel * size_; }
+  T* at(Index panel) const { return memory_ + panel * size_; }
 
   // Takes a matrix, depth × columns, row by row.
-  void fill(const T* matrix, Index depth) {
+  void fill(const T* matrix) {
     for (Index panel = 0; panel < count(); ++panel) {
       const Index column = panel * kLanes<T>;
       const Index filled = std::min<Index>(kLanes<T>, columns_ - column);
-      T* to = (T*)at(panel);
-      for (Index k = 0; k < depth; k += kStep<T>, to += kLanes<T> * kStep<T>) {
+      T* to = at(panel);
+      for (Index k = 0; k < depth_; k += kStep<T>, to += kLanes<T> * kStep<T>) {
         const T* from = matrix + k * columns_ + column;
+        const bool whole = filled == kLanes<T> && k + kStep<T> <= depth_;
         if constexpr (std::is_same_v<T, bf16>) {
-          const bool pair = k + 1 < depth;
-          if (filled == kLanes<T>) {
+          if (whole) {
             using Half = Vector<std::uint16_t, kLanes<T>>;
-            using Whole = Vector<std::uint32_t, kLanes<T>>;
-            Half low, high = {};
-            std::memcpy(&low, from, sizeof low);
-            if (pair) std::memcpy(&high, from + columns_, sizeof high);
-            const Whole both = __builtin_convertvector(low, Whole) |
-                               __builtin_convertvector(high, Whole) << 16;
+            using Pair = Vector<std::uint32_t, kLanes<T>>;
+            Half first, second;
+            std::memcpy(&first, from, sizeof first);
+            std::memcpy(&second, from + columns_, sizeof second);
+            const Pair both = __builtin_convertvector(first, Pair) |
+                              __builtin_convertvector(second, Pair) << 16;
             std::memcpy(to, &both, sizeof both);
-          } else {
-            for (Index lane = 0; lane < filled; ++lane) {
-              to[2 * lane] = from[lane];
-              to[2 * lane + 1] = pair ? from[columns_ + lane] : bf16{0};
-            }
+            continue;
           }
-        } else {
-          std::copy_n(from, filled, to);
         }
+        for (Index step = 0; step < kStep<T> && k + step < depth_; ++step)
+          for (Index lane = 0; lane < filled; ++lane)
+            to[lane * kStep<T> + step] = from[step * columns_ + lane];
       }
     }
   }
 
   // Takes the transposed matrix, columns × depth, row by row.
-  void fill_transposed(const T* matrix, Index depth) {
-    for (Index column = 0; column < columns_; ++column) {
-      T* to = (T*)at(column / kLanes<T>) + column % kLanes<T> * kStep<T>;
-      const T* from = matrix + column * depth;
-      for (Index k = 0; k < depth; ++k)
-        to[k / kStep<T> * kStep<T> * kLanes<T> + k % kStep<T>] = from[k];
+  void fill_transposed(const T* matrix) {
+    for (Index column = 0; column < columns_; ++column, matrix += depth_) {
+      T* to = at(column / kLanes<T>) + column % kLanes<T> * kStep<T>;
+      Index k = 0;
+      for (; k + kStep<T> <= depth_; k += kStep<T>, to += kLanes<T> * kStep<T>)
+        std::memcpy(to, matrix + k, kStep<T> * sizeof(T));
+      if (k < depth_) *to = matrix[k];
     }
   }
 
  private:
-  Index columns_, size_;
-  std::vector<typename Steps<T>::V> storage_;
+  T* memory_;
+  Index depth_, columns_, size_;
 };
 
 // A block of a product in registers: `rows` rows of a (`stride` apart) times `vectors` panels.
@@ -696,10 +713,11 @@ template <class T>
 void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const Real<T>* weight,
                        Pointwise shape, T* y, const NormModule& module, Norm<Real<T>> y_norm) {
   const Index in = shape.in_channels, out = shape.out_channels;
-  Panels<T> panels(in, out);
-  panels.fill_transposed(rounded<T>(weight, in * out).data(), in);
+  const Buffer<T> memory(Panels<T>::memory(in, out));
+  Panels<T> panels(memory.get(), in, out);
+  panels.fill_transposed(rounded<T>(weight, in * out).data());
   const Index tile = tile_rows<T>(shape.rows, std::max(in, out));
-  Scratch<T> scratch(normalise ? tile * in : 0);
+  const Scratch<T> scratch(normalise ? tile * in : 0);
   Sums sums(2 * out);
   for_tiles(shape.rows, tile, [&](Index thread, Index row, Index row_end) {
     const Index rows = row_end - row;
@@ -733,19 +751,24 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
                         Real<T>* weight_gradient) {
   using R = Real<T>;
   const Index in = shape.in_channels, out = shape.out_channels;
-  Panels<T> weights(out, in);
-  if (gx) weights.fill(rounded<T>(weight, in * out).data(), out);
+  const Buffer<T> memory(Panels<T>::memory(out, in));
+  Panels<T> weights(memory.get(), out, in);
+  if (gx) weights.fill(rounded<T>(weight, in * out).data());
 
   // The weights' gradient is the product, over the rows, of the narrower matrix (transposed) with
   // the wider one (in panels): narrow × wide numbers for each thread.
   const Index narrow = std::min(in, out), wide = std::max(in, out);
   const Index wide_stride = round_up(wide, kLanes<T>);
   const Index tile = tile_rows<T>(shape.rows, wide), tile_stride = round_up(tile, kStep<T>);
+  const Scratch<T> panels(weight_gradient ? Panels<T>::memory(tile, wide) : 0);
+  const Scratch<T> transposed(weight_gradient ? narrow * tile_stride : 0);
+  const Scratch<R> products(weight_gradient ? narrow * wide_stride : 0);
   const Index threads = omp_get_max_threads();
-  std::vector<Panels<T>> wide_panels(weight_gradient ? threads : 0, Panels<T>(tile, wide));
-  Scratch<T> transposed(weight_gradient ? narrow * tile_stride : 0);
-  Scratch<R> products(weight_gradient ? narrow * wide_stride : 0);
-  Scratch<T> gradients(tile * out), activated(normalise ? tile * in : 0);
+  if (weight_gradient)
+    for_tiles(threads, 1, [&](Index, Index thread, Index) {
+      std::fill_n(products.of(thread), narrow * wide_stride, R{});
+    });
+  const Scratch<T> gradients(tile * out), activated(normalise ? tile * in : 0);
   Sums sums(2 * in);
 
   for_tiles(shape.rows, tile, [&](Index thread, Index row, Index row_end) {
@@ -775,9 +798,10 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
       T* const left = transposed.of(thread);
       for (Index r = 0; r < rows; ++r)
         for (Index c = 0; c < narrow; ++c) left[c * tile_stride + r] = narrow_tile[r * narrow + c];
-      wide_panels[thread].fill(wide_tile, rows);
+      Panels<T> right(panels.of(thread), rows, wide);
+      right.fill(wide_tile);
       R* const product = products.of(thread);
-      multiply(left, narrow, tile_stride, rows, wide_panels[thread],
+      multiply(left, narrow, tile_stride, rows, right,
                [&](Index r, Index column, auto values) {
                  R* const to = product + r * wide_stride + column;
                  store<kLanes<T>>(to, load<kLanes<T>>(to) + values);

@@ -247,7 +247,9 @@ class MobileNetV2(nn.Module):
                 nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, InvertedResidual) and module.has_shortcut:
-                nn.init.zeros_(module.conv[-1].weight)
+                last_norm = module.conv[-1]
+                assert isinstance(last_norm, nn.BatchNorm2d)
+                nn.init.zeros_(last_norm.weight)
 
     def pooled_features(self, pictures: Tensor) -> Tensor:
         """Normalised pictures N×C×H×W in, features N×F out, averaged over the last map."""
