@@ -6,7 +6,6 @@ of these is one short method below it. Everything the loop needs was built befor
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.data.draws import permutation
-from mobilenetv2.data.examination import Examination
 from mobilenetv2.data.sources import DataSet
 from mobilenetv2.errors import ConfigError, Interrupted
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
-from mobilenetv2.network.cost import count_madds, count_params
+from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.find_lr import RangeTest, find_lr
 from mobilenetv2.training.finish import deliver, measure
@@ -121,13 +119,13 @@ class Training:
         console: Console,
         lr: float | None = None,
     ) -> None:
+        self.begun = begun
         self.config = begun.config
         self.data = begun.data
         self.classifier = begun.classifier
         self.network = begun.classifier.network
         self.device = begun.device
         self.tuning = begun.tuning
-        self.notes = begun.notes
         self.folder = folder
         self.console = console
 
@@ -149,7 +147,8 @@ class Training:
 
     def run(self) -> dict[str, Any]:
         """Train to the end, measure what came out, and write it down."""
-        self._announce()
+        for line in announcement(self.begun, self.batches.steps_per_epoch, self.folder):
+            self._say(line)
         steps = self.config.epochs * self.batches.steps_per_epoch
         reporter = start_reporter(
             self.config, self.folder, self.console, steps, done=self.history.steps
@@ -333,40 +332,8 @@ class Training:
         self._say(f"learning rate {test.suggestion:g}: {test.reason}")
         return test.suggestion
 
-    def _announce(self) -> None:
-        data, size, network = self.data, self.data.preprocessing, self.config.network
-        test = "" if data.test is None else f", {len(data.test):,} test"
-        madds = count_madds(self.network, size.channels, size.height, size.width) / 1e6
-        for line in (
-            *_health(data.examination),
-            *self.notes,
-            f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation{test} "
-            f"pictures; {len(data.classes)} classes; {size.height}×{size.width} {size.colour}",
-            f"{network.network} width {network.width:g}: {count_params(self.network):,} "
-            f"parameters, {madds:,.1f} M multiply-adds; {self.device.device}, "
-            f"{self.device.precision}; {self.device.fast_ops.reason}",
-            f"{self.config.epochs} epochs of {self.batches.steps_per_epoch:,} steps; "
-            f"{self.folder.path}",
-        ):
-            self._say(line)
-
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _health(examination: Examination | None) -> Iterator[str]:
-    """What the doctor says of a folder, in lines."""
-    if examination is None:
-        return
-    unusable = [picture for picture in examination.pictures if not picture.usable]
-    for picture in unusable:
-        yield f"left out: {picture.path}: {picture.reason}"
-    serious = [finding for finding in examination.findings if finding.severity != "note"]
-    if serious:
-        yield (
-            f"the doctor has {len(serious)} findings; `mobilenetv2 inspect {examination.root}` "
-            "shows them"
-        )
 
 
 def _batches(begun: Start) -> Batches:

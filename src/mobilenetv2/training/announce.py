@@ -1,0 +1,46 @@
+"""What a run says before its first step."""
+
+from collections.abc import Iterator
+
+from mobilenetv2.data.examination import Examination
+from mobilenetv2.network.cost import count_madds, count_params
+from mobilenetv2.training.run_folder import RunFolder
+from mobilenetv2.training.start import Start
+
+
+def announcement(begun: Start, steps_per_epoch: int, folder: RunFolder) -> Iterator[str]:
+    """Pictures and their health, network and cost, machine and length, in lines."""
+    data, config = begun.data, begun.config
+    size, network = data.preprocessing, config.network
+    test = "" if data.test is None else f", {len(data.test):,} test"
+    params = count_params(begun.classifier.network)
+    madds = count_madds(begun.classifier.network, size.channels, size.height, size.width)
+    yield from _health(data.examination)
+    yield from begun.notes
+    yield (
+        f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation{test} pictures; "
+        f"{len(data.classes)} classes; {size.height}×{size.width} {size.colour}"
+    )
+    width = "" if network.network == "first-version" else f" width {network.width:g}"
+    yield (
+        f"{network.network}{width}: {params:,} parameters, {madds / 1e6:,.1f} M multiply-adds; "
+        f"{begun.device.device}, {begun.device.precision}; {begun.device.fast_ops.reason}"
+    )
+    if config.batch_size > len(data.train):
+        yield f"the batch of {config.batch_size} is larger than the set: every step takes all of it"
+    yield f"{config.epochs} epochs of {steps_per_epoch:,} steps; {folder.path}"
+
+
+def _health(examination: Examination | None) -> Iterator[str]:
+    """What the doctor says of a folder."""
+    if examination is None:
+        return
+    for picture in examination.pictures:
+        if not picture.usable:
+            yield f"left out: {picture.path}: {picture.reason}"
+    serious = [finding for finding in examination.findings if finding.severity != "note"]
+    if serious:
+        yield (
+            f"the doctor has {len(serious)} findings; `mobilenetv2 inspect {examination.root}` "
+            "shows them"
+        )
