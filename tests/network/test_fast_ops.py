@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mobilenetv2.network import fast_ops
 from mobilenetv2.network.fast_ops import FastOps, choose, install, prepare_allocator, remove
+from mobilenetv2.network.fast_repairs import StridedDepthwise
 from mobilenetv2.network.mobilenetv2 import (
     ConvNormActivation,
     InvertedResidual,
@@ -160,7 +160,7 @@ def test_gradcheck(fast, block):
 def test_gradcheck_of_the_strided_depthwise_convolution():
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
     kernel = torch.randn(3, 1, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(fast_ops._StridedDepthwise.apply, (x, kernel))
+    assert torch.autograd.gradcheck(StridedDepthwise.apply, (x, kernel))
 
 
 def small_network(side: int = 20, **settings) -> MobileNetV2:
@@ -316,7 +316,7 @@ def test_install_and_remove_change_nothing_but_classes(fast):
     remove(network)
     remove(network)
     assert [type(m) for m in network.modules()] == classes
-    assert all("fast_ops" not in vars(m) for m in network.modules())
+    assert all("fast_library" not in vars(m) for m in network.modules())
 
 
 def test_off_is_off():

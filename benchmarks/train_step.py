@@ -1,0 +1,287 @@
+"""Training steps per second: ours against every mode of stock PyTorch, in one interleaved run.
+
+    python benchmarks/train_step.py --json train_step.json
+    python benchmarks/train_step.py --setting 28 --compile
+
+A step is forward, cross-entropy, backward and SGD with Nesterov momentum on one batch of random
+pictures. Each mode runs in a process of its own (so that its peak memory is its own), in rounds
+that visit all modes before any is visited again; the figure is the median over the steps of all
+rounds. Stock PyTorch runs as it comes; ours runs as the training loop does: with the fast
+operations, the prepared allocator and the fused optimizer.
+
+Two bounds are printed beside the figures. Memory: a convolution's output has to be written and read
+once forward, and backward it is read twice while its gradient is written and read once: six times
+its bytes, at the speed of a large copy. Arithmetic: three times the forward pass's multiply-adds,
+at the speed of a large matrix product. Small pictures live in the cache and may pass the first.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import machine
+from mobilenetv2.network.fast_ops import choose, install, prepare_allocator
+from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
+
+CLASSES = 10
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is trained on."""
+
+    side: int
+    batch: int
+    width: float
+    channels: int
+
+    def __str__(self) -> str:
+        return f"{self.side} px, batch {self.batch}, width {self.width:g}"
+
+    def network(self) -> MobileNetV2:
+        """The network for these pictures."""
+        torch.manual_seed(0)
+        strides = stride_plan(self.side, self.side)
+        return MobileNetV2(CLASSES, self.channels, self.width, strides)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """One way to run a training step; ``fast`` is what the fast operations are asked for."""
+
+    precision: str
+    layout: str = "channels_last"
+    compiled: bool = False
+    fast: str = "off"
+
+    def __str__(self) -> str:
+        if self.fast != "off":
+            return f"ours ({self.fast}), {self.precision}"
+        return f"{'compile' if self.compiled else 'eager'}, {self.layout}, {self.precision}"
+
+
+SETTINGS = {
+    "224": Setting(side=224, batch=32, width=1.0, channels=3),
+    "28": Setting(side=28, batch=128, width=1.0, channels=1),
+    "28-half": Setting(side=28, batch=128, width=0.5, channels=1),
+}
+DEFAULT = Mode("fp32", "NCHW")
+
+
+def modes(with_compile: bool) -> list[Mode]:
+    """Stock PyTorch's modes, then ours."""
+    stock = [
+        Mode(precision, layout, compiled)
+        for compiled in ((False, True) if with_compile else (False,))
+        for layout in ("NCHW", "channels_last")
+        for precision in DTYPES
+    ]
+    return stock + [Mode(precision, fast=fast) for fast in ("torch", "cpp") for precision in DTYPES]
+
+
+# ---------------------------------------------------------------- in a process of its own
+
+
+def measure(setting: Setting, mode: Mode, seconds: float) -> dict[str, Any]:
+    """Runs one mode: seconds of each step, of the first one, and the peak memory in MB."""
+    ours = mode.fast != "off"
+    reason = "stock"
+    if ours:
+        prepare_allocator()
+    network = setting.network().train()
+    pictures = torch.randn(setting.batch, setting.channels, setting.side, setting.side)
+    labels = torch.randint(CLASSES, (setting.batch,))
+    if mode.layout == "channels_last":
+        network = network.to(memory_format=torch.channels_last)
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+    if ours:
+        fast_ops = choose(torch.device("cpu"), mode.fast)
+        reason = fast_ops.reason
+        install(network, fast_ops)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=ours or None
+    )
+    run: nn.Module = torch.compile(network) if mode.compiled else network
+
+    def step() -> float:
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode.precision == "bf16"):
+            loss = F.cross_entropy(run(pictures), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return time.perf_counter() - start
+
+    first = step()
+    step()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        times.append(step())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    megabyte = 1 << 20 if platform.system() == "Darwin" else 1 << 10
+    return {"steps": times, "first": first, "peak_mb": peak / megabyte, "reason": reason}
+
+
+def peaks() -> dict[str, float]:
+    """What the machine can do: bytes per second of a copy, operations per second of a product."""
+
+    def best(work: Any, times: int) -> float:
+        work()
+        seconds = []
+        for _ in range(times):
+            start = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    source = torch.ones(1 << 26)
+    target = torch.empty_like(source)
+    results = {"copy": 2 * source.nbytes / best(lambda: target.copy_(source), 5)}
+    for name, dtype in DTYPES.items():
+        matrix = torch.ones(2048, 2048, dtype=dtype)
+        results[name] = 2 * 2048**3 / best(lambda m=matrix: m @ m, 5)  # type: ignore[misc]
+    return results
+
+
+# ------------------------------------------------------------------------ in the first one
+
+
+def in_process(name: str, **arguments: Any) -> Any:
+    """Runs this file's ``measure`` or ``peaks`` in a fresh process."""
+    command = [sys.executable, __file__, "--run", json.dumps([name, arguments])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_here(name: str, arguments: dict[str, Any]) -> None:
+    """The other end of :func:`in_process`."""
+    if name == "peaks":
+        print(json.dumps(peaks()))
+    else:
+        setting, mode = Setting(**arguments["setting"]), Mode(**arguments["mode"])
+        print(json.dumps(measure(setting, mode, arguments["seconds"])))
+
+
+def work_per_picture(setting: Setting) -> tuple[int, int]:
+    """Numbers that the convolutions put out, and multiply-adds, for one picture forward."""
+    outputs = multiply_adds = 0
+
+    def count(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal outputs, multiply_adds
+        assert isinstance(module, nn.Conv2d)
+        outputs += output.numel()
+        multiply_adds += output.numel() * module.weight[0].numel()
+
+    network = setting.network().eval()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        network(torch.zeros(1, setting.channels, setting.side, setting.side))
+    return outputs, multiply_adds
+
+
+def benchmark(setting: Setting, rounds: int, seconds: float, compiled: bool) -> dict[str, Any]:
+    """All modes on one setting; prints the table as it stands at the end."""
+    ways = modes(compiled)
+    runs: dict[Mode, list[dict[str, Any]]] = {mode: [] for mode in ways}
+    all_peaks: list[dict[str, float]] = []
+    for _ in range(rounds):
+        all_peaks.append(in_process("peaks"))
+        for mode in ways:
+            arguments = {"setting": dataclasses.asdict(setting), "mode": dataclasses.asdict(mode)}
+            runs[mode].append(in_process("measure", **arguments, seconds=seconds))
+
+    outputs, multiply_adds = work_per_picture(setting)
+    peak = {name: max(p[name] for p in all_peaks) for name in all_peaks[0]}
+    bound = {
+        name: {
+            "memory": peak["copy"] / (6 * outputs * dtype.itemsize),
+            "arithmetic": peak[name] / (6 * multiply_adds),
+        }
+        for name, dtype in DTYPES.items()
+    }
+    rows = []
+    for mode, results in runs.items():
+        steps = [seconds for result in results for seconds in result["steps"]]
+        rate = setting.batch / statistics.median(steps)
+        rows.append(
+            {
+                "mode": str(mode),
+                **dataclasses.asdict(mode),
+                "pictures_per_second": rate,
+                "first_step_seconds": statistics.median(r["first"] for r in results),
+                "peak_mb": max(r["peak_mb"] for r in results),
+                "share_of_memory_bound": rate / bound[mode.precision]["memory"],
+                "share_of_arithmetic_bound": rate / bound[mode.precision]["arithmetic"],
+                "reason": results[0]["reason"],
+                "steps": steps,
+            }
+        )
+    best_stock = max(r["pictures_per_second"] for r in rows if r["fast"] == "off")
+    default = next(r["pictures_per_second"] for r in rows if r["mode"] == str(DEFAULT))
+    for row in rows:
+        row["times_default"] = row["pictures_per_second"] / default
+        row["times_best_stock"] = row["pictures_per_second"] / best_stock
+
+    print(f"\n{setting} (medians of {rounds} rounds; memory bound: copy at", end=" ")
+    print(f"{peak['copy'] / 1e9:.1f} GB/s; arithmetic bound: product at", end=" ")
+    print(f"{peak['fp32'] / 1e9:.0f} GFLOP/s fp32, {peak['bf16'] / 1e9:.0f} bf16)")
+    print(f"{'mode':30}{'pictures/s':>11}{'× default':>10}{'× best':>8}{'peak MB':>9}", end="")
+    print(f"{'memory':>8}{'arithm.':>8}{'1st step':>9}")
+    for r in rows:
+        print(
+            f"{r['mode']:30}{r['pictures_per_second']:11.1f}{r['times_default']:10.2f}"
+            f"{r['times_best_stock']:8.2f}{r['peak_mb']:9.0f}{r['share_of_memory_bound']:8.0%}"
+            f"{r['share_of_arithmetic_bound']:8.0%}{r['first_step_seconds']:8.1f}s"
+        )
+    return {
+        "setting": dataclasses.asdict(setting),
+        "rounds": rounds,
+        "peaks": peak,
+        "bounds": bound,
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    """Measures what the flags ask for, prints it, and writes it down."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--setting", choices=SETTINGS, action="append", help="default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="visits to each mode")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of steps in each visit")
+    parser.add_argument("--compile", action="store_true", help="torch.compile's modes as well")
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        run_here(*json.loads(arguments.run))
+        return
+    results: dict[str, Any] = {"machine": machine.describe(), "settings": []}
+    print(machine.headline())
+    print(choose(torch.device("cpu"), "auto").reason)
+    for name in arguments.setting or SETTINGS:
+        results["settings"].append(
+            benchmark(SETTINGS[name], arguments.rounds, arguments.seconds, arguments.compile)
+        )
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

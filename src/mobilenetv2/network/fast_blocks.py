@@ -1,0 +1,271 @@
+"""The network's parts on the compiled kernels: same parameters, same numbers, fewer passes.
+
+A whole inverted residual is one operation for autograd, and only the raw outputs of its three
+convolutions are kept for backward: what lies between them (norm, ReLU6 and its mask) is computed
+again wherever it is read, inside the kernels (`fast_ops.cpp`).
+
+Whatever the kernels do not cover runs through the stock code: evaluation, other devices and dtypes,
+norms that are frozen or of another kind, Keras' padding, tracing and compiling.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mobilenetv2.network import kernels
+from mobilenetv2.network.kernels import DepthwiseShape, Kernels
+from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
+
+
+class Part(NamedTuple):
+    """A convolution and the batch norm behind it."""
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The convolution's kernel, the norm's weight and bias."""
+        return self.conv.weight, self.norm.weight, self.norm.bias
+
+
+class FastConvNormActivation(ConvNormActivation):
+    """Stock convolution; norm and ReLU6 in two passes forward and two backward."""
+
+    fast_library: str
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features N×C×H×W in, N×C'×H'×W' out."""
+        part = _part(self)
+        if _working_dtype(self, input, [part]) is None:
+            return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
+        y: Tensor = part.conv(input)
+        _count_batch([part])
+        out = NormRelu6.apply(
+            kernels.load(self.fast_library), part, y, part.norm.weight, part.norm.bias
+        )
+        return cast(Tensor, out)
+
+
+class FastInvertedResidual(InvertedResidual):
+    """The block as one operation."""
+
+    fast_library: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features N×C×H×W in, N×C'×H'×W' out."""
+        *layers, projection, norm = self.conv
+        last = Part(cast(nn.Conv2d, projection), cast(nn.BatchNorm2d, norm))
+        parts = [*map(_part, layers), last]
+        dtype = _working_dtype(self, x, parts)
+        if dtype is None or type(parts[-2].conv) is not nn.Conv2d:
+            return super().forward(x)
+        _count_batch(parts)
+        parameters = [tensor for part in parts for tensor in part.parameters()]
+        out = InvertedResidualFunction.apply(
+            kernels.load(self.fast_library), parts, dtype, self.has_shortcut, x, *parameters
+        )
+        return cast(Tensor, out)
+
+
+class FastMobileNetV2(MobileNetV2):
+    """The head's activations are averaged as they are computed, and never stored."""
+
+    fast_library: str
+
+    def pooled_features(self, pictures: Tensor) -> Tensor:
+        """Normalised pictures N×C×H×W in, features N×F out, averaged over the last map."""
+        *blocks, head = self.features
+        x = pictures
+        for block in blocks:
+            x = block(x)
+        part = _part(head)
+        dtype = _working_dtype(head, x, [part])
+        if dtype is None:
+            return cast(Tensor, head(x).mean((2, 3)))
+        _count_batch([part])
+        out = PooledHead.apply(kernels.load(self.fast_library), part, dtype, x, *part.parameters())
+        return cast(Tensor, out)
+
+
+def _part(layer: nn.Module) -> Part:
+    conv, norm, *_ = cast(nn.Sequential, layer)
+    return Part(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))
+
+
+def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch.dtype | None:
+    """The dtype of activations that the kernels work in; None where the stock code has to run."""
+    if not module.training or x.device.type != "cpu":
+        return None
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return None
+    dtype = x.dtype
+    if dtype is torch.float32 and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    if dtype not in kernels.TYPE_CODES:
+        return None
+    real = kernels.real_dtype(dtype)
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    for conv, norm in parts:
+        stride = conv.stride[0]
+        pixels = pixels if stride == 1 else _strided_pixels(x, stride)
+        if not (
+            type(norm) is nn.BatchNorm2d
+            and norm.training
+            and norm.affine
+            and norm.track_running_stats
+            and norm.momentum is not None
+            and norm.weight.dtype is real
+            and conv.weight.dtype is real
+            and conv.weight.is_contiguous()
+            and pixels > 1  # the stock code words the error
+        ):
+            return None
+    return dtype
+
+
+def _strided_pixels(x: Tensor, stride: int) -> int:
+    return x.shape[0] * ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
+
+
+def _count_batch(parts: Sequence[Part]) -> None:
+    """As ``nn.BatchNorm2d.forward`` does."""
+    for part in parts:
+        cast(Tensor, part.norm.num_batches_tracked).add_(1)
+
+
+# ---------------------------------------------------------------------------- operations
+
+
+def _matrix(x: Tensor) -> Tensor:
+    """N×C×H×W seen as pixels × channels; copies only what is not channels_last yet."""
+    return x.permute(0, 2, 3, 1).contiguous().view(-1, x.shape[1])
+
+
+def _maps(matrix: Tensor, images: int, height: int, width: int) -> Tensor:
+    return matrix.view(images, height, width, -1).permute(0, 3, 1, 2)
+
+
+class NormRelu6(torch.autograd.Function):
+    """Batch norm and ReLU6 of a convolution's output ``y``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, part: Part, y: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        """Normalises ``y`` by its own statistics; weight and bias are the norm's."""
+        images, _, height, width = y.shape
+        y = _matrix(y)
+        norm = kernels.statistics(y, part.norm)
+        ctx.kernels = kernels
+        ctx.save_for_backward(y, norm)
+        return _maps(kernels.apply(y, norm, True, None), images, height, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the inputs of :meth:`forward`."""
+        images, _, height, width = g.shape
+        y, norm = ctx.saved_tensors
+        g = _matrix(g.to(y.dtype))
+        gradient = ctx.kernels.backward(g, y, norm, True)
+        gy = ctx.kernels.backward_apply(g, y, norm, gradient)
+        return None, None, _maps(gy, images, height, width), gradient[2], gradient[3]
+
+
+class PooledHead(torch.autograd.Function):
+    """1×1 convolution, batch norm, ReLU6 and the average over the map."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, part: Part, dtype: torch.dtype, x: Tensor, kernel: Tensor,
+        weight: Tensor, bias: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Features N×C×H×W in, N×F out; weight and bias are the norm's."""
+        ctx.kernels, ctx.shape = kernels, x.shape
+        x = _matrix(x.to(dtype))
+        y, norm = kernels.pointwise(x, None, kernel, part.norm)
+        ctx.save_for_backward(x, kernel, y, norm)
+        return kernels.pool(y, norm, ctx.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the inputs of :meth:`forward`."""
+        images, _, height, width = ctx.shape
+        x, kernel, y, norm = ctx.saved_tensors
+        _, _, _, wants_x, wants_kernel, _, _ = ctx.needs_input_grad
+        g = (g / (height * width)).to(y.dtype).contiguous()
+        gradient = ctx.kernels.backward(g, y, norm, True)
+        gx, g_kernel, _ = ctx.kernels.pointwise_backward(
+            g, y, norm, gradient, True, x, None, kernel, None, wants_x, wants_kernel
+        )
+        gx = None if gx is None else _maps(gx, images, height, width)
+        return None, None, None, gx, g_kernel, gradient[2], gradient[3]
+
+
+class InvertedResidualFunction(torch.autograd.Function):
+    """A whole block: expansion (unless it has none), depthwise convolution, projection."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, parts: Sequence[Part], dtype: torch.dtype,
+        has_shortcut: bool, x: Tensor, *parameters: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Features N×C×H×W in, N×C'×H'×W' out; the parameters are those of the parts in order."""
+        *expansion, depthwise, projection = parts
+        images, _, height, width = x.shape
+        stride = depthwise.conv.stride[0]
+        shape = DepthwiseShape(images, height, width, len(depthwise.conv.weight), stride)
+        *kernel1, kernel2, kernel3 = parameters[::3]
+        x = _matrix(x.to(dtype))
+
+        saved = [x]
+        before, norm = x, None
+        for part, kernel in zip(expansion, kernel1, strict=True):
+            before, norm = kernels.pointwise(x, None, kernel, part.norm)
+            saved += [kernel, before, norm]
+        y2, norm2 = kernels.depthwise(before, norm, kernel2, shape, depthwise.norm)
+        y3, norm3 = kernels.pointwise(y2, norm2, kernel3, projection.norm)
+        out = kernels.apply(y3, norm3, False, x if has_shortcut else None)
+
+        ctx.kernels, ctx.shape, ctx.has_shortcut = kernels, shape, has_shortcut
+        ctx.save_for_backward(*saved, kernel2, y2, norm2, kernel3, y3, norm3)
+        return _maps(out, images, (height - 1) // stride + 1, (width - 1) // stride + 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the inputs of :meth:`forward`."""
+        kernels, shape = ctx.kernels, ctx.shape
+        x, *expansion, kernel2, y2, norm2, kernel3, y3, norm3 = ctx.saved_tensors
+        wants_x, *wants = ctx.needs_input_grad[4:]
+        g = _matrix(g.to(x.dtype))
+        shortcut = g if ctx.has_shortcut else None
+
+        g3 = kernels.backward(g, y3, norm3, False)
+        gz2, g_kernel3, g2 = kernels.pointwise_backward(
+            g, y3, norm3, g3, False, y2, norm2, kernel3, None, True, wants[-3]
+        )
+        if expansion:
+            kernel1, y1, norm1 = expansion
+            gz1, g_kernel2, g1 = kernels.depthwise_backward(
+                gz2, y2, norm2, g2, y1, norm1, kernel2, shape
+            )
+            gx, g_kernel1, _ = kernels.pointwise_backward(
+                gz1, y1, norm1, g1, False, x, None, kernel1, shortcut, wants_x, wants[0]
+            )
+            gradients = [g_kernel1, g1[2], g1[3]]
+        else:
+            gx, g_kernel2, _ = kernels.depthwise_backward(
+                gz2, y2, norm2, g2, x, None, kernel2, shape
+            )
+            if shortcut is not None:
+                gx += shortcut
+            gradients = []
+        if gx is not None:
+            gx = _maps(gx, shape.images, shape.height, shape.width)
+        gradients += [g_kernel2, g2[2], g2[3], g_kernel3, g3[2], g3[3]]
+        return None, None, None, None, gx, *gradients
