@@ -1,0 +1,89 @@
+"""What many tests need: data from outside, and small things to train on."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.cli import main
+from mobilenetv2.config import NetworkConfig, Preprocessing
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    folder = os.environ.get("MOBILENETV2_TEST_DATA")
+    if not folder:
+        pytest.skip("MOBILENETV2_TEST_DATA names no folder with real data")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(2, threads))
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small_classifier() -> Classifier:
+    """Three labels, grey 16×16, random weights with lived-in batch norms."""
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(
+        colour="grey", height=16, width=16, resize=16, mean=(0.4,), std=(0.3,)
+    )
+    labels = ("ant", "bee", "Käfer")
+    classifier = Classifier.create(NetworkConfig(width=0.1), preprocessing, labels)
+    for module in classifier.network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    return classifier
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a folder of random pictures, one brightness per class."""
+
+    def write(
+        classes: tuple[str, ...] = ("dark", "light"),
+        count: int = 12,
+        size: tuple[int, int] = (20, 20),
+        mode: str = "RGB",
+        name: str = "pictures",
+    ) -> Path:
+        random = np.random.default_rng(len(name))
+        for place, label in enumerate(classes):
+            folder = tmp_path / name / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                low = 40 + 120 * place
+                pixels = random.integers(low, low + 60, (*size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).convert(mode).save(folder / f"{number}.png")
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def run_cli(
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        code = exit.value.code
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+    return run
