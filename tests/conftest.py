@@ -63,7 +63,7 @@ def picture_folder(tmp_path: Path) -> Callable[..., Path]:
             folder = tmp_path / name / label
             folder.mkdir(parents=True)
             for number in range(count):
-                low = 40 + 120 * place
+                low = 20 + 170 * place // max(1, len(classes) - 1)
                 pixels = random.integers(low, low + 60, (*size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).convert(mode).save(folder / f"{number}.png")
         return tmp_path / name

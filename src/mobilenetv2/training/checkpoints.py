@@ -1,6 +1,7 @@
 """Checkpoints: all that a run needs to go on, in one ``.pth.tar`` file."""
 
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ class Checkpoint:
             ModelFileError: missing, damaged, not a checkpoint, or one with code in it.
         """
         try:
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickles that are refused right after
+                contents = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise ModelFileError(f"{path}: there is no such file") from error
         except pickle.UnpicklingError as error:

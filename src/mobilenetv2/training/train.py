@@ -275,13 +275,14 @@ class Training:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take the run back to the moment of ``checkpoint``."""
         self.network.load_state_dict(checkpoint.weights)
-        if self.average is not None and checkpoint.averaged is not None:
-            self.average.module.load_state_dict(checkpoint.averaged)
-            self.average.n_averaged.fill_(1)  # so that the next step averages instead of copying
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.schedule.load_state_dict(checkpoint.schedule)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.history = History(**checkpoint.history)
+        if self.average is not None and checkpoint.averaged is not None:
+            self.average.module.load_state_dict(checkpoint.averaged)
+            # The first step of all copies the weights, every later one averages.
+            self.average.n_averaged.fill_(self.history.steps)
         self.folder.rewind_events(self.history.steps)
         torch.set_rng_state(checkpoint.random_state)
         if checkpoint.cuda_random_state is not None and self.device.device.type == "cuda":

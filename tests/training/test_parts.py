@@ -1,0 +1,279 @@
+"""Schedules, optimizers, loss, range test, signals: each against something outside."""
+
+import math
+import os
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import lr_scheduler
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.config import (
+    AugmentConfig,
+    MachineConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from mobilenetv2.data.augment import Batch
+from mobilenetv2.data.batches import Batches, LabelledPictures
+from mobilenetv2.errors import ConfigError, NonFiniteLoss, WorkFailed
+from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.training.device import choose_device
+from mobilenetv2.training.find_lr import HIGHEST, LOWEST, find_lr, suggest
+from mobilenetv2.training.loss import batch_loss
+from mobilenetv2.training.optimizers import build_optimizer
+from mobilenetv2.training.reporter import Reporter, StepOutcome
+from mobilenetv2.training.schedules import build_schedule, schedule_factor
+from mobilenetv2.training.signals import StopRequest
+
+CPU = choose_device(MachineConfig(device="cpu", precision="fp32", fast_ops="off"))
+
+# ---------------------------------------------------------------------- schedules
+
+
+def stepped(scheduler_class: Any, steps: int, **arguments: Any) -> list[float]:
+    """The factors of one of PyTorch's own schedulers, stepped after every batch."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = scheduler_class(optimizer, **arguments)
+    factors = []
+    for _ in range(steps + 1):
+        factors.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return factors
+
+
+@pytest.mark.parametrize(
+    ("config", "scheduler", "arguments"),
+    [
+        (ScheduleConfig(), lr_scheduler.CosineAnnealingLR, {"T_max": 120}),
+        (
+            ScheduleConfig(schedule="exponential", gamma=0.9),
+            lr_scheduler.ExponentialLR,
+            {"gamma": 0.9 ** (1 / 12)},
+        ),
+        (ScheduleConfig(schedule="exponential"), lr_scheduler.ExponentialLR, {"gamma": 0.98 ** (1 / 12)}),
+        (
+            ScheduleConfig(schedule="multistep", milestones=(2, 7.5), gamma=0.3),
+            lr_scheduler.MultiStepLR,
+            {"milestones": [24, 90], "gamma": 0.3},
+        ),
+        (
+            ScheduleConfig(schedule="multistep"),
+            lr_scheduler.MultiStepLR,
+            {"milestones": [60, 90], "gamma": 0.1},
+        ),
+        (ScheduleConfig(schedule="constant"), lr_scheduler.ConstantLR, {"factor": 1.0}),
+    ],
+)
+def test_equal_to_pytorch(config: ScheduleConfig, scheduler: Any, arguments: dict[str, Any]) -> None:
+    factor = schedule_factor(config, epochs=10, steps_per_epoch=12)
+    ours = [factor(step) for step in range(121)]
+    np.testing.assert_allclose(ours, stepped(scheduler, 120, **arguments), rtol=1e-9, atol=1e-12)
+
+
+def test_fifty_thousand_pictures_ten_epochs() -> None:
+    pictures = LabelledPictures(
+        torch.zeros(50_000, 1, 8, 8, dtype=torch.uint8), torch.zeros(50_000, dtype=torch.long)
+    )
+    batches = Batches(pictures, (8, 8), 64, AugmentConfig(), 0)
+    assert batches.steps_per_epoch == 782
+    factor = schedule_factor(ScheduleConfig(), 10, batches.steps_per_epoch)
+    assert factor(7_819) > 0
+    assert factor(7_820) == 0
+
+
+@pytest.mark.parametrize("name", ["cosine", "exponential", "multistep", "constant"])
+def test_warm_up_climbs_to_the_peak_and_the_schedule_follows(name: Any) -> None:
+    factor = schedule_factor(ScheduleConfig(schedule=name, warmup_epochs=1.5), 10, 12)
+    climb = [factor(step) for step in range(18)]
+    np.testing.assert_allclose(climb, [(step + 1) / 18 for step in range(18)])
+    assert factor(18) == pytest.approx(1.0)
+    assert all(factor(step) <= 1 for step in range(18, 121))
+
+
+# --------------------------------------------------------------------- optimizers
+
+
+def test_no_decay_on_norms_and_biases_and_nothing_forgotten() -> None:
+    network = MobileNetV2(5, width=0.1)
+    optimizer = build_optimizer(network, OptimizerConfig(weight_decay=0.01), lr=0.1)
+    decayed, free = (group["params"] for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    kinds = {name: type(module) for name, module in network.named_modules()}
+    for parameter in decayed:
+        assert names[id(parameter)].endswith("weight")
+        assert kinds[names[id(parameter)].rpartition(".")[0]] in (nn.Conv2d, nn.Linear)
+    assert len(decayed) + len(free) == len(names)
+
+
+def test_frozen_parameters_are_left_out_and_rates_fall_with_depth() -> None:
+    network = MobileNetV2(5, width=0.1)
+    for parameter in network.features[:10].parameters():
+        parameter.requires_grad_(False)
+    optimizer = build_optimizer(network, OptimizerConfig(), lr=0.1, layer_decay=0.5)
+    rates = {
+        id(parameter): group["lr"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert rates[id(network.classifier[1].weight)] == 0.1
+    assert rates[id(network.features[18][0].weight)] == 0.05
+    assert rates[id(network.features[17].conv[0][0].weight)] == 0.025
+    assert id(network.features[9].conv[0][0].weight) not in rates
+
+
+def test_nesterov_by_hand() -> None:
+    """v ← μ v + g + λ w;  w ← w - η (g + λ w + μ v), PyTorch's documented form."""
+    network = nn.Linear(3, 2, bias=False)
+    config = OptimizerConfig(momentum=0.9, weight_decay=0.1)
+    optimizer = build_optimizer(network, config, lr=0.05)
+    weight = network.weight.detach().numpy().astype(float).copy()
+    velocity = np.zeros_like(weight)
+    x = torch.tensor([[1.0, -2.0, 0.5]])
+    for _ in range(5):
+        optimizer.zero_grad()
+        (network(x) ** 2).sum().backward()
+        gradient = 2 * (weight @ x.numpy().T) @ x.numpy() + 0.1 * weight
+        velocity = 0.9 * velocity + gradient
+        weight = weight - 0.05 * (gradient + 0.9 * velocity)
+        optimizer.step()
+        np.testing.assert_allclose(network.weight.detach().numpy(), weight, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_every_optimizer_lowers_the_loss(name: Any) -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(4, 1)
+    optimizer = build_optimizer(network, OptimizerConfig(optimizer=name), lr=0.01)
+    schedule = build_schedule(optimizer, ScheduleConfig(), 10, 10)
+    x, y = torch.randn(64, 4), torch.randn(64, 1)
+    before = F.mse_loss(network(x), y).item()
+    for _ in range(100):
+        optimizer.zero_grad()
+        F.mse_loss(network(x), y).backward()
+        optimizer.step()
+        schedule.step()
+    assert F.mse_loss(network(x), y).item() < before
+    assert schedule.get_last_lr() == [0.0, 0.0]
+
+
+# --------------------------------------------------------------- loss and reporting
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_loss_equals_soft_targets(
+    small_classifier: Classifier, smoothing: float, weight: float
+) -> None:
+    pictures = torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8)
+    labels, others = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([2, 1, 0, 2, 1, 0])
+    batch = Batch(pictures, labels, others if weight < 1 else None, weight)
+    small_classifier.network.eval()
+    loss, hits = batch_loss(small_classifier, batch, CPU, smoothing)
+    logits = small_classifier.logits(pictures)
+    targets = weight * F.one_hot(labels, 3) + (1 - weight) * F.one_hot(others, 3)
+    targets = targets * (1 - smoothing) + smoothing / 3
+    expected = -(targets * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-6)
+    assert int(hits) == int((logits.argmax(1) == labels).sum())
+    assert loss.requires_grad
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def record(self, events: Any) -> None:
+        self.events += events
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_loss_that_is_not_a_number_is_named_and_the_good_ones_are_told() -> None:
+    listener = Listener()
+    reporter = Reporter([listener])
+    losses = [1.0, 2.0, math.nan, 4.0]
+    for step, loss in enumerate(losses, 1):
+        reporter.step(StepOutcome(1, step, 0.1, 8, torch.tensor(loss), torch.tensor(4)))
+    with pytest.raises(NonFiniteLoss, match="loss is nan at step 3"):
+        reporter.flush()
+    assert [event["loss"] for event in listener.events] == [1.0, 2.0]
+    assert listener.events[0]["accuracy"] == 0.5
+
+
+# ---------------------------------------------------------------------- range test
+
+
+def learnable(count: int = 200) -> Batches:
+    torch.manual_seed(0)
+    labels = torch.arange(count) % 3
+    pictures = torch.randint(0, 80, (count, 1, 16, 16)) + labels.view(-1, 1, 1, 1) * 80
+    set_ = LabelledPictures(pictures.byte(), labels)
+    return Batches(set_, (16, 16), 32, AugmentConfig(), 0)
+
+
+def test_the_range_test_suggests_and_changes_nothing(small_classifier: Classifier) -> None:
+    before = {k: v.clone() for k, v in small_classifier.network.state_dict().items()}
+    batches = learnable()
+    state = torch.get_rng_state()
+    test = find_lr(small_classifier, batches, TrainConfig(), CPU)
+    assert LOWEST < test.suggestion < HIGHEST
+    assert test.lrs == sorted(test.lrs)
+    assert len(test.lrs) == len(test.losses) == len(test.smoothed)
+    assert torch.equal(torch.get_rng_state(), state)
+    after = small_classifier.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    lowest = test.lrs[int(np.argmin(test.smoothed))]
+    assert test.suggestion == pytest.approx(lowest / 4, rel=0.4)
+    assert f"{lowest:.2g}" in test.reason
+
+
+def test_nothing_is_suggested_where_nothing_falls() -> None:
+    lrs = list(np.logspace(-5, 1, 50))
+    with pytest.raises(WorkFailed, match="did not fall"):
+        suggest(lrs, [2.3] * 50, [2.3] * 50)
+    with pytest.raises(WorkFailed, match="did not fall"):
+        suggest([], [], [])
+
+
+# --------------------------------------------------------------- device and signals
+
+
+def test_devices_that_are_not_there_are_named() -> None:
+    for name in ("cuda:17", "nonsense"):
+        with pytest.raises(ConfigError, match=f"--device {name}: not available"):
+            choose_device(MachineConfig(device=name))
+
+
+def test_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    assert choose_device(MachineConfig(device="cpu", fast_ops="off")).precision == "fp32"
+    with pytest.raises(ConfigError, match="does not have it natively"):
+        choose_device(MachineConfig(device="cpu", precision="bf16"))
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    assert choose_device(MachineConfig(device="cpu", fast_ops="off")).precision == "bf16"
+
+
+def test_the_first_signal_asks_the_second_ends() -> None:
+    with StopRequest() as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        assert stop.exit_code == 143
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
