@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from machine import describe, headline
 
 import mobilenetv2
+from machine import describe, headline
 from mobilenetv2.data.named_sets import read_named_set
 
 SPRINT = {

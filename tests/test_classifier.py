@@ -20,9 +20,7 @@ def pictures(count: int = 5) -> torch.Tensor:
     return torch.randint(0, 256, (count, 1, 16, 16), dtype=torch.uint8)
 
 
-def test_saved_and_loaded_it_answers_the_same(
-    small_classifier: Classifier, tmp_path: Path
-) -> None:
+def test_saved_and_loaded_it_answers_the_same(small_classifier: Classifier, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     small_classifier.save(path)
     loaded = Classifier.load(path)
@@ -155,7 +153,9 @@ def test_metadata_that_is_no_json(tmp_path: Path, small_classifier: Classifier) 
             Classifier.load(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_flipped_and_cut_headers_never_crash(
     small_classifier: Classifier, tmp_path: Path, data: st.DataObject

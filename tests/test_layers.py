@@ -20,7 +20,9 @@ LAYERS = {
     "terminal": 6, "cli": 6, "__main__": 7,
 }  # fmt: skip
 HEAVY = ("torch", "torchvision", "matplotlib", "sklearn", "onnx", "onnxruntime", "openvino", "h5py")
-MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py")
+MODULES = sorted(
+    path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py"
+)
 
 
 def imports(path: Path, *, top_only: bool = False) -> list[str]:
@@ -79,7 +81,9 @@ def test_no_circles_inside_a_folder() -> None:
 @pytest.mark.parametrize("module", ["mobilenetv2", "mobilenetv2.cli", "mobilenetv2.config"])
 def test_importing_is_cheap(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert output.stdout.strip() == "[]"
 
 

@@ -18,7 +18,9 @@ def test_sorted_complete_and_importable() -> None:
 def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse(Path(mobilenetv2.__file__).read_text())
     block = next(
-        node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
     )
     seen = {
         alias.name: node.module.removeprefix("mobilenetv2.")

@@ -34,8 +34,9 @@ def test_draws_are_uniform_and_independent() -> None:
     expected = draws.numel() / 50
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < 100  # 49 degrees of freedom: p below 1e-4
-    other_epoch, other_seed = uniform(0, 1, torch.arange(100_000), 4), uniform(
-        1, 0, torch.arange(100_000), 4
+    other_epoch, other_seed = (
+        uniform(0, 1, torch.arange(100_000), 4),
+        uniform(1, 0, torch.arange(100_000), 4),
     )
     columns = torch.cat([draws, other_epoch, other_seed], 1)
     correlation = torch.corrcoef(columns.T) - torch.eye(12)
@@ -164,9 +165,7 @@ def test_rotation_and_zoom_equal_torchvision(
     fixed_draws(monkeypatch, **draw)
     ours = apply(pictures, config)
     theirs = [
-        tv.affine(
-            pictures.float(), sign * angle, [0, 0], scale, [0.0], InterpolationMode.BILINEAR
-        )
+        tv.affine(pictures.float(), sign * angle, [0, 0], scale, [0.0], InterpolationMode.BILINEAR)
         for sign in (1, -1)
     ]
     inside = (..., slice(8, -8), slice(8, -8))
@@ -195,7 +194,7 @@ def test_erasing_blanks_the_asked_share() -> None:
     ).pictures
     shares = (blanked == 0).float().mean((1, 2, 3))
     assert float((shares > 0).float().mean()) == pytest.approx(0.25, abs=0.04)
-    assert 0 < float(shares[shares > 0].min())
+    assert float(shares[shares > 0].min()) > 0
     assert float(shares.max()) < 0.36
 
 

@@ -184,9 +184,7 @@ def test_one_road_for_every_picture(picture_folder: Write, size: tuple[int, int]
     data = load_data(DataConfig(data=str(folder), val_fraction=0.5))
     classifier = Classifier.create(NetworkConfig(width=0.1), data.preprocessing, data.classes)
     wanted = (data.preprocessing.height, data.preprocessing.width)
-    _, measured = load_for_measuring(
-        DataConfig(data=str(folder)), data.preprocessing, data.classes
-    )
+    _, measured = load_for_measuring(DataConfig(data=str(folder)), data.preprocessing, data.classes)
     assert len(measured) == 8
     for part in (data.train.centre(wanted), data.val, measured):
         for name, picture in zip(part.names, part.pictures, strict=True):
@@ -216,9 +214,7 @@ def test_labels_find_their_place(picture_folder: Write) -> None:
     for name, label in zip(measured.names, measured.labels.tolist(), strict=True):
         assert label == (2 if "/dark/" in name else 0)
     with pytest.raises(DataError, match="does not know the class 'light'; did you mean 'lights'"):
-        load_for_measuring(
-            DataConfig(data=str(folder)), data.preprocessing, ("lights", "dark")
-        )
+        load_for_measuring(DataConfig(data=str(folder)), data.preprocessing, ("lights", "dark"))
 
 
 @pytest.mark.parametrize("name", NAMES)

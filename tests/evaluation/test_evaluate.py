@@ -82,7 +82,12 @@ def test_per_class_equals_scikit_learn() -> None:
 @pytest.mark.parametrize(
     ("hits", "count", "low", "high"),
     # Newcombe 1998, "Two-sided confidence intervals for the single proportion", Table I, method 3
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
 def test_wilson_interval_equals_the_literature(
     hits: int, count: int, low: float, high: float

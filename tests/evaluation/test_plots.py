@@ -31,7 +31,9 @@ def events(steps: int, epochs: int) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (0, 1), (1, 1), (5, 1), (700, 7), (100_000, 30)])
+@pytest.mark.parametrize(
+    ("steps", "epochs"), [(0, 0), (0, 1), (1, 1), (5, 1), (700, 7), (100_000, 30)]
+)
 def test_curves_of_any_length(tmp_path: Path, steps: int, epochs: int) -> None:
     figure = plots.curves(events(steps, epochs))
     plots.save(figure, tmp_path / "curves.png")

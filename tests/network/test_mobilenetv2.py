@@ -26,9 +26,7 @@ WIDTHS = (1.4, 1.3, 1.0, 0.75, 0.5, 0.35, 0.25, 0.1)
 
 def torchvision_network(width: float, classes: int = 1000) -> nn.Module:
     multiple = 4 if width == 0.1 else 8
-    network: nn.Module = mobilenet_v2(
-        num_classes=classes, width_mult=width, round_nearest=multiple
-    )
+    network: nn.Module = mobilenet_v2(num_classes=classes, width_mult=width, round_nearest=multiple)
     return network
 
 
@@ -75,9 +73,7 @@ def test_equal_outputs_and_gradients(width: float) -> None:
 @pytest.mark.parametrize("classes", [2, 10])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (33, 47), (64, 96)])
-def test_any_size_channels_and_classes(
-    classes: int, channels: int, size: tuple[int, int]
-) -> None:
+def test_any_size_channels_and_classes(classes: int, channels: int, size: tuple[int, int]) -> None:
     network = MobileNetV2(classes, channels, 0.1, stride_plan(*size)).eval()
     assert network(torch.zeros(2, channels, *size)).shape == (2, classes)
 

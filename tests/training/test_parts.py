@@ -58,7 +58,11 @@ def stepped(scheduler_class: Any, steps: int, **arguments: Any) -> list[float]:
             lr_scheduler.ExponentialLR,
             {"gamma": 0.9 ** (1 / 12)},
         ),
-        (ScheduleConfig(schedule="exponential"), lr_scheduler.ExponentialLR, {"gamma": 0.98 ** (1 / 12)}),
+        (
+            ScheduleConfig(schedule="exponential"),
+            lr_scheduler.ExponentialLR,
+            {"gamma": 0.98 ** (1 / 12)},
+        ),
         (
             ScheduleConfig(schedule="multistep", milestones=(2, 7.5), gamma=0.3),
             lr_scheduler.MultiStepLR,
@@ -72,7 +76,9 @@ def stepped(scheduler_class: Any, steps: int, **arguments: Any) -> list[float]:
         (ScheduleConfig(schedule="constant"), lr_scheduler.ConstantLR, {"factor": 1.0}),
     ],
 )
-def test_equal_to_pytorch(config: ScheduleConfig, scheduler: Any, arguments: dict[str, Any]) -> None:
+def test_equal_to_pytorch(
+    config: ScheduleConfig, scheduler: Any, arguments: dict[str, Any]
+) -> None:
     factor = schedule_factor(config, epochs=10, steps_per_epoch=12)
     ours = [factor(step) for step in range(121)]
     np.testing.assert_allclose(ours, stepped(scheduler, 120, **arguments), rtol=1e-9, atol=1e-12)

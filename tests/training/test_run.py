@@ -60,7 +60,9 @@ def same_run(a: Path, b: Path) -> None:
     assert events(a) == events(b)
     ours, theirs = (timeless(json.loads((run / "result.json").read_text())) for run in (a, b))
     assert ours == theirs
-    assert all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True)
+    )
 
 
 @pytest.fixture(scope="session")

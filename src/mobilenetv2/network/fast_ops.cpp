@@ -563,6 +563,7 @@ class Panels {
     return round_up(depth, kStep<T>) * round_up(columns, kLanes<T>);
   }
 
+  Index columns() const { return columns_; }
   Index count() const { return (columns_ + kLanes<T> - 1) / kLanes<T>; }
   Index size() const { return size_; }
   T* at(Index panel) const { return memory_ + panel * size_; }
@@ -613,43 +614,59 @@ class Panels {
 };
 
 // A block of a product in registers: `rows` rows of a (`stride` apart) times `vectors` panels.
-// Calls finish(row, vector, sums) for each vector of the result.
+// Calls finish(lanes, row, column, sums) for each vector of the result; for the last panel, if it
+// is not full, with pieces of a vector.
 template <class T, int rows, int vectors, class Finish>
 inline void multiply_block(const T* a, Index stride, Index depth, const T* b, Index panel_size,
-                           const Finish& finish) {
+                           Index columns, const Finish& finish) {
   using S = Steps<T>;
-  Vector<Real<T>, kLanes<T>> sums[rows][vectors] = {};
+  constexpr int lanes = kLanes<T>;
+  Vector<Real<T>, lanes> sums[rows][vectors] = {};
   auto step = [&](const T* a, Index stride, const T* b) {
-    typename S::V columns[vectors];
-    unrolled<vectors>([&](auto v) { columns[v] = S::load(b + v * panel_size); });
+    typename S::V right[vectors];
+    unrolled<vectors>([&](auto v) { right[v] = S::load(b + v * panel_size); });
     unrolled<rows>([&](auto r) {
-      const auto row = S::all(a + r * stride);
-      unrolled<vectors>(
-          [&](auto v) { sums[r][v] = multiply_add<T>(row, columns[v], sums[r][v]); });
+      const auto left = S::all(a + r * stride);
+      unrolled<vectors>([&](auto v) { sums[r][v] = multiply_add<T>(left, right[v], sums[r][v]); });
     });
   };
   Index k = 0;
-  for (; k + kStep<T> <= depth; k += kStep<T>) step(a + k, stride, b + k * kLanes<T>);
+  for (; k + kStep<T> <= depth; k += kStep<T>) step(a + k, stride, b + k * lanes);
   if (k < depth) {  // half a pair is left
     T last[rows][kStep<T>] = {};
     for (int r = 0; r < rows; ++r) last[r][0] = a[r * stride + k];
-    step(last[0], kStep<T>, b + k * kLanes<T>);
+    step(last[0], kStep<T>, b + k * lanes);
   }
-  Vector<Real<T>, kLanes<T>> results[rows][vectors];  // in memory: the loop below is a real one
-  unrolled<rows>([&](auto r) { unrolled<vectors>([&](auto v) { results[r][v] = sums[r][v]; }); });
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < vectors; ++v) finish(r, v, results[r][v]);
+  if (columns == vectors * lanes) {
+    unrolled<rows>([&](auto r) {
+      unrolled<vectors>([&](auto v) {
+        finish(std::integral_constant<int, lanes>(), r, v * lanes, sums[r][v]);
+      });
+    });
+  } else {
+    Real<T> results[rows][vectors * lanes];
+    unrolled<rows>([&](auto r) {
+      unrolled<vectors>([&](auto v) { store<lanes>(&results[r][v * lanes], sums[r][v]); });
+    });
+    for (int r = 0; r < rows; ++r)
+      for_channels<T>(columns, [&](auto part, Index column) {
+        finish(part, r, column, load<part>(&results[r][column]));
+      });
+  }
 }
 
-// a (rows × depth, rows `stride` apart) times the panels. Calls finish(row, column, sums).
+// a (rows × depth, rows `stride` apart) times the panels. Calls finish(lanes, row, column, sums).
 template <class T, class Finish>
 void multiply(const T* a, Index rows, Index stride, Index depth, const Panels<T>& b,
               const Finish& finish) {
   auto panels = [&](auto vectors, Index panel) {
+    const Index first = panel * kLanes<T>;
+    const Index columns = std::min<Index>(vectors * kLanes<T>, b.columns() - first);
     auto block = [&](auto block_rows, Index row) {
       multiply_block<T, block_rows, vectors>(
-          a + row * stride, stride, depth, b.at(panel), b.size(), [&](int r, int v, auto sums) {
-            finish(row + r, (panel + v) * kLanes<T>, sums);
+          a + row * stride, stride, depth, b.at(panel), b.size(), columns,
+          [&](auto lanes, Index r, Index column, auto sums) {
+            finish(lanes, row + r, first + column, sums);
           });
     };
     Index row = 0;
@@ -662,23 +679,6 @@ void multiply(const T* a, Index rows, Index stride, Index depth, const Panels<T>
     panels(std::integral_constant<int, kBlockVectors>(), panel);
   if (panel + 2 == b.count()) panels(std::integral_constant<int, 2>(), panel);
   if (panel + 1 == b.count()) panels(std::integral_constant<int, 1>(), panel);
-}
-
-// Calls body(lanes, values) with the part of a result's vector that lies within `columns`.
-template <class T, class Body>
-inline void within(Index column, Index columns, Vector<Real<T>, kLanes<T>> values,
-                   const Body& body) {
-  constexpr int full = kLanes<T>, half = full / 2;
-  Real<T> parts[full];
-  if (column + full <= columns) return body(std::integral_constant<int, full>(), 0, values);
-  store<full>(parts, values);
-  Index i = 0;
-  if (column + half <= columns) {
-    body(std::integral_constant<int, half>(), 0, load<half>(parts));
-    i = half;
-  }
-  for (; column + i < columns; ++i)
-    body(std::integral_constant<int, 1>(), i, load<1>(parts + i));
 }
 
 // The weights as they are stored, rounded to T.
@@ -727,10 +727,8 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
       a = scratch.of(thread);
     }
     T* const to = y + row * out;
-    multiply(a, rows, in, in, panels, [&](Index r, Index column, auto values) {
-      within<T>(column, out, values, [&](auto lanes, Index offset, auto part) {
-        store<lanes>(to + r * out + column + offset, part);
-      });
+    multiply(a, rows, in, in, panels, [&](auto lanes, Index r, Index column, auto sums) {
+      store<lanes>(to + r * out + column, sums);
     });
     add_moments(to, rows, out, sums.of(thread));
   });
@@ -779,11 +777,9 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
     if (gx) {
       T* const to = gx + row * in;
       const T* const shortcut = residual ? residual + row * in : nullptr;
-      multiply(gy, rows, out, out, weights, [&](Index r, Index column, auto values) {
-        within<T>(column, in, values, [&](auto lanes, Index offset, auto part) {
-          const Index i = r * in + column + offset;
-          store<lanes>(to + i, shortcut ? part + load<lanes>(shortcut + i) : part);
-        });
+      multiply(gy, rows, out, out, weights, [&](auto lanes, Index r, Index column, auto sums) {
+        const Index i = r * in + column;
+        store<lanes>(to + i, shortcut ? sums + load<lanes>(shortcut + i) : sums);
       });
       if (normalise) mask_and_sum(to, x + row * in, rows, in, x_norm, sums.of(thread));
     }
@@ -802,9 +798,9 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
       right.fill(wide_tile);
       R* const product = products.of(thread);
       multiply(left, narrow, tile_stride, rows, right,
-               [&](Index r, Index column, auto values) {
+               [&](auto lanes, Index r, Index column, auto sums) {
                  R* const to = product + r * wide_stride + column;
-                 store<kLanes<T>>(to, load<kLanes<T>>(to) + values);
+                 store<lanes>(to, load<lanes>(to) + sums);
                });
     }
   });

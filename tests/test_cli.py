@@ -1,0 +1,326 @@
+"""The command line: help, precedence, and clear words for what cannot be done."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mobilenetv2
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.cli import COMMANDS
+
+Run = Callable[..., tuple[int, str, str]]
+QUICK = (
+    "--width", "0.1", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "512",
+    "--fast-ops", "off",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    settings: dict[str, Any] = {
+        "width": 0.1, "epochs": 1, "warmup_epochs": 0, "batch_size": 512, "fast_ops": "off",
+    }  # fmt: skip
+    mobilenetv2.train(mobilenetv2.configure("digits", out=out, **settings))
+    return out
+
+
+def test_help_names_every_command_and_needs_no_pytorch(run_cli: Run) -> None:
+    code, out, _ = run_cli("--help")
+    assert code == 0
+    for name in ("train", "evaluate", "predict", "find-lr", "inspect"):
+        assert name in COMMANDS
+        assert f"  {name} " in out
+    assert run_cli()[0] == 0
+    assert run_cli("--version")[1].strip() == f"mobilenetv2 {mobilenetv2.__version__}"
+    program = (
+        "import sys; from mobilenetv2.cli import main\n"
+        "try: main(['train', 'mnist', '--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert "--label-smoothing" in output
+    assert output.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(run_cli: Run, name: str) -> None:
+    code, out, _ = run_cli(name, "--help")
+    assert code == 0
+    assert f"mobilenetv2 {name}" in out
+
+
+def test_help_shows_the_defaults_of_the_data(run_cli: Run) -> None:
+    def default(*arguments: str) -> str:
+        words = " ".join(run_cli("train", *arguments, "--help")[1].split())
+        return words.split("--epochs INT")[1].split("default: ")[1].split(")")[0]
+
+    assert default("digits") != default("cifar10")
+    assert default("cifar10") == str(mobilenetv2.configure("cifar10").epochs)
+
+
+def settings_of(run_cli: Run, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Any:
+    seen: list[mobilenetv2.TrainConfig] = []
+
+    def record(config: mobilenetv2.TrainConfig, _: Any) -> dict[str, Any]:
+        seen.append(config)
+        raise mobilenetv2.WorkFailed("enough")
+
+    monkeypatch.setattr("mobilenetv2.training.train.train", record)
+    code, _, error = run_cli("train", *arguments)
+    assert (code, error.strip()) == (1, "mobilenetv2: enough")
+    return seen[0]
+
+
+def test_default_below_recipe_below_file_below_flag(
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("lr: 1e-3\nepochs: 7\nschedule:\n  schedule: constant\n")
+    recipe = mobilenetv2.configure("mnist")
+    config = settings_of(run_cli, monkeypatch, "mnist", "--config", file, "--epochs", "9")
+    assert config.data.data == "mnist"
+    assert config.epochs == 9
+    assert config.optimizer.lr == 0.001
+    assert config.schedule.schedule == "constant"
+    assert config.network == recipe.network
+    assert recipe.network.width == 0.5
+
+    file.write_text("data: kmnist\nbatch-size: 33")
+    config = settings_of(run_cli, monkeypatch, f"--config={file}")
+    assert (config.data.data, config.batch_size) == ("kmnist", 33)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "no such command.*did you mean 'train'"),
+        (["train", "minst"], "did you mean 'mnist'"),
+        (["train", "no/such/folder"], "neither a folder nor a known data set"),
+        (["train", "--lr", "-1"], "lr: must be greater than 0, got -1"),
+        (["train", "--lr", "nan"], "lr: "),
+        (["train", "--epochs", "0"], "epochs: must be greater than or equal to 1"),
+        (["train", "--batch-size", "0"], "batch_size: "),
+        (["train", "--width", "0"], "width: "),
+        (["train", "--image-size", "4"], "image_size: "),
+        (["train", "--val-fraction", "1.5"], "val_fraction: "),
+        (["train", "--warmup-epochs", "99"], "warmup_epochs .99. must be less than epochs"),
+        (["train", "--momentum", "0"], "nesterov needs momentum"),
+        (["train", "--device", "cuda:9"], "--device cuda:9: not available"),
+        (["train", "--lrr", "1"], "(?s)Unrecognized options.*--lr"),
+        (["train", "--optimizer", "sdg"], "invalid choice"),
+        (["train", "--epochs", "many"], "(?s)epochs"),
+        (["train", "--config"], "--config needs a value"),
+        (["train", "--config", "missing.yaml"], "missing.yaml: cannot be read"),
+        (["train", "--resume", "missing"], "not a run folder"),
+        (["train", "--weights", "missing.pth"], "missing.pth"),
+        (["train", "--weights", "imagenet", "--network", "first-version"], "there are none for"),
+        (["train", "--out", "/proc/nowhere/run"], "--out /proc/nowhere/run: cannot be written"),
+        (["evaluate", "missing"], "no such run folder or model file"),
+        (["evaluate", "missing.safetensors"], "no such run folder or model file"),
+        (["predict", "missing", "missing.png"], "missing.png"),
+        (["predict"], "required"),
+        (["inspect", "missing"], "missing"),
+        (["find-lr", "--epochs", "0"], "epochs: "),
+    ],
+)
+def test_wrong_input_gets_words_and_exit_code_two(
+    run_cli: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
+) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run_cli(*arguments)
+    assert code == 2
+    assert re.search(words, error), error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_folders_get_words(run_cli: Run, tmp_path: Path, picture_folder: Any) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    lonely = picture_folder(classes=("only",), name="lonely")
+    broken = picture_folder(name="broken", count=2)
+    for path in broken.glob("dark/*"):
+        path.write_bytes(b"no picture")
+    differing = tmp_path / "differing"
+    for split, label in (("train", "dark"), ("train", "light"), ("val", "dark"), ("val", "new")):
+        (differing / split / label).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(differing / split / label / "x.png")
+    for folder, word in (
+        (empty, "empty"),
+        (lonely, "only"),
+        (broken, "dark"),
+        (differing, "lacks class"),
+    ):
+        code, _, error = run_cli("train", folder, "--out", tmp_path / "run", *QUICK)
+        assert code == 2
+        assert word in error
+        assert "Traceback" not in error
+        assert not (tmp_path / "run").exists()
+
+
+def test_yaml_mistakes_name_file_and_key(run_cli: Run, tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    for text, words in (("lrr: 1", "did you mean 'lr'"), ("lr: [", "not valid YAML")):
+        file.write_text(text)
+        code, _, error = run_cli("train", "--config", file)
+        assert code == 2
+        assert words in error
+        assert str(file) in error
+
+
+def test_a_run_is_never_overwritten_unless_asked(
+    run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        code, out, _ = run_cli("train", "--quiet", *QUICK)
+        assert code == 0
+        assert len(out.strip().splitlines()) == 1
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"digits", "digits-2"}
+    first = (tmp_path / "runs" / "digits" / "result.json").read_text()
+    code, _, error = run_cli("train", "--out", "runs/digits", *QUICK)
+    assert code == 2
+    assert "--overwrite" in error
+    assert (tmp_path / "runs" / "digits" / "result.json").read_text() == first
+    code, *_ = run_cli("train", "--out", "runs/digits", "--overwrite", "--seed", "5", *QUICK)
+    assert code == 0
+    assert json.loads((tmp_path / "runs" / "digits" / "result.json").read_text())["seed"] == 5
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    code, _, error = run_cli("train", "--out", "mine", "--overwrite", *QUICK)
+    assert code == 2
+    assert "thesis.txt" in error
+
+
+def test_evaluate_other_data(run_cli: Run, run_folder: Path, picture_folder: Any) -> None:
+    code, out, _ = run_cli("evaluate", run_folder / "model.safetensors", "digits", "--quiet")
+    assert code == 0
+    assert out.startswith("test: accuracy")
+    folder = picture_folder(classes=("3", "7"), mode="L", size=(8, 8))
+    code, out, _ = run_cli("evaluate", run_folder, folder)
+    assert code == 0
+    assert "24 pictures" in out
+    code, _, error = run_cli("evaluate", run_folder, picture_folder(name="others"))
+    assert code == 2
+    assert "does not know the class 'dark'" in error
+
+
+def test_a_model_alone_does_not_know_its_data(
+    run_cli: Run, tmp_path: Path, small_classifier: Classifier
+) -> None:
+    small_classifier.save(tmp_path / "m.safetensors")
+    code, _, error = run_cli("evaluate", tmp_path / "m.safetensors")
+    assert code == 2
+    assert "name the data" in error
+
+
+def write_digit(path: Path, value: int = 128) -> Path:
+    Image.fromarray(np.full((8, 8), value, np.uint8)).save(path)
+    return path
+
+
+def test_predict_prints_labels_with_probabilities(
+    run_cli: Run, run_folder: Path, tmp_path: Path
+) -> None:
+    picture = write_digit(tmp_path / "Ziffer drei.png")
+    code, out, _ = run_cli("predict", run_folder, picture, "--top", "99")
+    assert code == 0
+    assert out.startswith(f"{picture}: ")
+    assert out.count("%") == 10
+    (tmp_path / "broken.png").write_bytes(b"x")
+    code, out, error = run_cli("predict", run_folder, tmp_path)
+    assert code == 1
+    assert str(picture) in out
+    assert "broken.png" in error
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_predict_into_a_file_goes_on_where_it_stopped(
+    run_cli: Run, run_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    for number in range(70):
+        write_digit(album / f"{number:02}, {'ü' * (number % 3)}.png", number * 3)
+    (album / "05x.png").write_bytes(b"broken")
+    target = tmp_path / f"out.{kind}"
+    code, out, _ = run_cli("predict", run_folder, album, f"--{kind}", target, "--top", "2")
+    assert code == 0
+    assert "71 pictures, 1 unreadable" in out
+    whole = target.read_text()
+    # As if the call had been killed in the middle of a line.
+    target.write_text(whole[: len(whole) // 2])
+    code, out, _ = run_cli("predict", run_folder, album, f"--{kind}", target, "--top", "2")
+    assert code == 0
+    assert "from an earlier call" in out
+    assert target.read_text() == whole
+    if kind == "csv":
+        rows = list(csv.DictReader(whole.splitlines()))
+        assert [row["path"] for row in rows] == sorted(str(path) for path in album.iterdir())
+        assert rows[6]["error"]
+        probabilities = [float(row["probability_1"]) for row in rows if not row["error"]]
+        assert all(0.1 <= value <= 1 for value in probabilities)
+    else:
+        first = json.loads(whole.splitlines()[0])
+        assert len(first["predictions"]) == 2
+    target.write_text("something else\n")
+    code, _, error = run_cli("predict", run_folder, album, f"--{kind}", target, "--top", "2")
+    assert code == 2
+    assert target.read_text() == "something else\n"
+
+
+def test_inspect_shows_plan_costs_and_health(
+    run_cli: Run, run_folder: Path, picture_folder: Any, tmp_path: Path
+) -> None:
+    code, out, _ = run_cli("inspect")
+    assert code == 0
+    assert "3,504,872 parameters, 300.77 M multiply-adds" in out
+    code, out, _ = run_cli("inspect", "--image-size", "32", "--width", "0.5")
+    assert "2·1·2·2·1·1·1·1; last map 4×4" in out
+    code, out, _ = run_cli(
+        "inspect", "first-version", "--image-size", "28", "--classes", "10", "--channels", "1"
+    )
+    assert "801,210 parameters, 27.68 M multiply-adds" in out
+    code, out, _ = run_cli("inspect", run_folder)
+    assert "10 classes: 0, 1, 2" in out
+
+    folder = picture_folder()
+    (folder / "dark" / "bad.png").write_bytes(b"x")
+    code, out, _ = run_cli("inspect", folder, "--report", tmp_path / "report")
+    assert code == 0
+    assert "bad.png" in out
+    assert {p.name for p in (tmp_path / "report").iterdir()} == {"doctor.json", "doctor.png"}
+    assert run_cli("inspect", folder, "--strict", "--quiet")[0] == 1
+
+
+def test_find_lr_suggests_and_draws(
+    run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run_cli("find-lr", "digits", *QUICK, "--batch-size", "64")
+    assert code == 0
+    assert out.startswith("suggested learning rate: 0.")
+    assert (tmp_path / "find-lr.png").exists()
+
+
+def test_a_reader_that_has_seen_enough(run_folder: Path) -> None:
+    command = f"{sys.executable} -m mobilenetv2 inspect | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
