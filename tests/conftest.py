@@ -79,10 +79,10 @@ def run_cli(
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as exit:
+        with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
-        code = exit.value.code
+        code = ended.value.code
         assert isinstance(code, int)
         return code, captured.out, captured.err
 

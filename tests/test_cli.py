@@ -281,7 +281,7 @@ def test_predict_into_a_file_goes_on_where_it_stopped(
         first = json.loads(whole.splitlines()[0])
         assert len(first["predictions"]) == 2
     target.write_text("something else\n")
-    code, _, error = run_cli("predict", run_folder, album, f"--{kind}", target, "--top", "2")
+    code, *_ = run_cli("predict", run_folder, album, f"--{kind}", target, "--top", "2")
     assert code == 2
     assert target.read_text() == "something else\n"
 

@@ -1,4 +1,4 @@
-"""Imports go one way: cli → shipping → training → evaluation → classifier → network, data → base."""
+"""Imports go one way, from the command line down to the settings."""
 
 import ast
 import subprocess

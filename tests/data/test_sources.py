@@ -130,7 +130,7 @@ def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
         raise RuntimeError("no network")
 
     monkeypatch.setattr("torchvision.datasets.mnist.MNIST.download", offline)
-    with pytest.raises(DataError, match="no network.*--data-dir"):
+    with pytest.raises(DataError, match=r"no network.*--data-dir"):
         load_data(DataConfig(data="mnist", data_dir=tmp_path / "empty"))
 
 
