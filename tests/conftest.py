@@ -1,6 +1,9 @@
 """What many tests need: data from outside, and small things to train on."""
 
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before PyTorch loads
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

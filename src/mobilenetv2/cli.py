@@ -49,6 +49,10 @@ class Command:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 failed, 2 impossible request, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Read when PyTorch is loaded. By default, a thread that waits for another one spins; where a
+    # browser wants the same core, it keeps out the very thread that it waits for, and training
+    # gets slower by an order of magnitude (docs/performance.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
