@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -30,7 +30,8 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         Path(neighbour).chmod(_permissions(path))
         Path(neighbour).replace(path)
         neighbour = None
-        _flush_folder(path.parent)
+        with suppress(OSError):  # the file is in place; some network drives cannot flush folders
+            _flush_folder(path.parent)
     except OSError as error:
         raise WorkFailed(
             f"{path}: cannot be written ({error.strerror or error}); the file is as it was before"
