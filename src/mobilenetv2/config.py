@@ -315,11 +315,12 @@ def explain(error: ValidationError, model: type[Section]) -> str:
         names = [part for part in problem["loc"] if isinstance(part, str)]
         if problem["type"] == "extra_forbidden":
             key = names[-1]
-            section = flags.get(key)
-            hint = f"; it belongs below {section!r}" if section else suggestion(key, flags)
+            home = flags.get(key)
+            hint = f"; it belongs below {home!r}" if home else suggestion(key, flags)
             lines[key] = f"unknown setting {key!r}{hint}"
         else:
-            key = next((part for part in reversed(names) if part in flags), "")
+            section = names[0] if names else ""
+            key = next((part for part in reversed(names) if part in flags), section)
             message = problem["msg"].removeprefix("Value error, ")
             message = message.replace("Input should be", "must be")
             # The first problem of a key is about its usual type; the alternatives add nothing.

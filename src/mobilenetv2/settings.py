@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mobilenetv2.config import TrainConfig, flag_names
+from mobilenetv2.config import Section, TrainConfig, flag_names
 from mobilenetv2.errors import ConfigError
 
 
@@ -35,7 +35,8 @@ def parse_settings(text: str, origin: str) -> dict[str, Any]:
     """
     try:
         settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        # PyYAML lets through what converting a value raises, such as the 13th month of a date.
         raise ConfigError(f"{origin}: not valid YAML: {error}") from error
     if settings is None:
         return {}
@@ -87,7 +88,7 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         section = sections.get(key)
-        is_section = isinstance(value, dict)
+        is_section = isinstance(value, dict | Section)
         if section is None or is_section:
             nested = merge(nested, {key: value})
         else:
