@@ -9,12 +9,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors_bytes
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ METADATA_KEY = "mobilenetv2"
 PREDICT_BATCH = 32
 
 Item = TypeVar("Item")
+Labels = Annotated[tuple[str, ...], Field(min_length=1)]
 PictureLike = str | Path | Image.Image | np.ndarray[Any, Any]
 
 
@@ -164,7 +165,8 @@ class Classifier:
             name: tensor.detach().cpu().contiguous()
             for name, tensor in self.network.state_dict().items()
         }
-        text = json.dumps(self.metadata(), ensure_ascii=False, indent=1)
+        # Escaped to ASCII, so that labels from folder names in a broken encoding survive too.
+        text = json.dumps(self.metadata(), indent=1)
         with written_whole(Path(path)) as file:
             file.write(to_safetensors_bytes(weights, {METADATA_KEY: text}))
 
@@ -188,7 +190,7 @@ class Classifier:
             )
         try:
             description = json.loads(metadata)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ModelFileError(f"{path}: its metadata is not JSON ({error})") from error
         return cls.from_parts(description, weights, str(path))
 
@@ -204,7 +206,7 @@ class Classifier:
         try:
             config = NetworkConfig(**metadata["network"])
             preprocessing = Preprocessing(**metadata["preprocessing"])
-            labels = TypeAdapter(tuple[str, ...]).validate_python(metadata["labels"])
+            labels = TypeAdapter(Labels).validate_python(metadata["labels"])
             training = TypeAdapter(dict[str, Any]).validate_python(metadata.get("training", {}))
         except (KeyError, TypeError, AttributeError, ConfigError, ValidationError) as error:
             raise ModelFileError(f"{origin}: its description is damaged: {error}") from error
@@ -212,7 +214,8 @@ class Classifier:
             # No memory is taken for weights that the file does not hold.
             with torch.device("meta"):
                 network = build_network(config, len(labels), preprocessing.channels)
-            network.load_state_dict(weights, assign=True)
+            floats = {name: _as_float32(tensor) for name, tensor in weights.items()}
+            network.load_state_dict(floats, assign=True)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ModelFileError(
@@ -229,9 +232,16 @@ def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
+def _as_float32(weight: Tensor) -> Tensor:
+    """Weights of another precision in the one that networks predict in; counters as they are."""
+    if weight.is_complex():
+        raise ValueError("weights are real numbers, these are complex")
+    return weight.float() if weight.is_floating_point() else weight
+
+
 def _to_image(array: np.ndarray[Any, Any]) -> Image.Image:
     shapes = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
-    if array.dtype != np.uint8 or not shapes:
+    if array.dtype != np.uint8 or not shapes or not array.size:
         raise UserError(
             "a picture given as an array must be uint8 of shape H×W (grey) or H×W×3 (RGB); got "
             f"{array.dtype} of shape {array.shape}"
