@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.errors import DataError
 from mobilenetv2.evaluation.metrics import (
     Array,
     PerClass,
@@ -19,7 +20,9 @@ from mobilenetv2.evaluation.metrics import (
 )
 
 BATCH_SIZE = 500
-"""Pictures at once. The result does not depend on it beyond the rounding of float32 logits."""
+BATCH_PIXELS = BATCH_SIZE * 64 * 64
+"""Pictures at once, and fewer of large ones: 500 photos would need gigabytes. The result does not
+depend on it beyond the rounding of float32 logits."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,22 @@ class Evaluation:
 
 
 def evaluate(
-    classifier: Classifier, pictures: LabelledPictures, batch_size: int = BATCH_SIZE
+    classifier: Classifier, pictures: LabelledPictures, batch_size: int | None = None
 ) -> Evaluation:
     """Loss and accuracy of ``classifier`` over all ``pictures``.
 
     Eval mode, no gradients, float32, on a folded copy: the network itself is not touched, so its
     training mode stays as it is. Sums are weighted by picture, so a short last batch counts for
     what it holds and no more.
+
+    Raises:
+        DataError: there are no pictures.
     """
+    if not len(pictures):
+        raise DataError("there are no pictures to measure on")
+    if batch_size is None:
+        height, width = pictures.pictures.shape[-2:]
+        batch_size = max(1, min(BATCH_SIZE, BATCH_PIXELS // (height * width)))
     classifier = classifier.for_inference()
     classes = len(classifier.labels)
     losses, predicted, confidences = [], [], []
