@@ -84,10 +84,11 @@ class Batches:
 
 
 def batch_bounds(pictures: int, batch_size: int) -> list[tuple[int, int]]:
-    """Start and end of each batch; the last one is kept, and holds one picture only if all do.
+    """Start and end of each batch; the last one is kept.
 
     Batch norm cannot learn from a single picture whose last feature map is 1×1, so a last batch of
-    one takes a second picture from its neighbour. The number of steps does not change.
+    one takes a second picture from its neighbour, where that has more than two. The number of steps
+    does not change.
 
     >>> batch_bounds(7, 3)
     [(0, 3), (3, 5), (5, 7)]

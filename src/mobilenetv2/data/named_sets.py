@@ -9,6 +9,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def _cifar(name: str, folder: Path) -> NamedSet:
     dataset_class = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
     try:
         train = dataset_class(str(folder), train=True)
-    except RuntimeError:  # not there, or damaged
+    except (OSError, RuntimeError):  # not there, damaged or forbidden
         _download(name, folder, lambda: dataset_class(str(folder), download=True))
         train = dataset_class(str(folder), train=True)
     test = dataset_class(str(folder), train=False)
@@ -158,7 +159,7 @@ def _download(name: str, folder: Path, fetch: Callable[[], object]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fetch()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPException) as error:
         raise DataError(
             f"{name}: not found in {folder}, and the download failed ({error}). Put the files "
             "there yourself, or name the folder that holds them with --data-dir"

@@ -6,6 +6,7 @@ the whole run.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,14 @@ from mobilenetv2.errors import DataError
 SMALL_SIDE = 96
 """Pictures up to this side keep their own size; larger ones are photos and become 224 px."""
 
-PHOTO_SIDE, PHOTO_RESIZE = 224, 256  # the field's habit: the centre 7/8 of the shorter side
+SMALLEST_SIDE = 8
+
+PHOTO_SIDE, PHOTO_MARGIN = 224, 32
+"""The field's habit: of the shorter side, resized to 256 px, the centre 224. For other sizes the
+margin is in proportion, but a multiple of 4: only then is the centre of a square with margin equal
+to the square that is cropped at once, whichever way an odd pixel is rounded."""
+
+STATISTICS_BATCH = 1000
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 
 
@@ -126,26 +134,23 @@ def _load_named(config: DataConfig, raw: NamedSet, preprocessing: Preprocessing 
     height, width = pictures.shape[1:3]
     train_at, val_at = stratified_split(labels, config.val_fraction, config.split_seed)
     if preprocessing is None:
-        colour = _colour(config.colour, is_grey=pictures.ndim == 3)
         target = _pair(config.image_size or (height, width))
         # Whole pictures, no crop: the shorter side is resized so that the target is covered.
         resize = math.ceil(max(target[0] / height, target[1] / width) * min(height, width))
-        mean, std = _statistics(pictures[train_at], colour)
-        preprocessing = Preprocessing(
-            colour=colour, height=target[0], width=target[1], resize=resize, mean=mean, std=std
-        )
+        colour = _colour(config.colour, is_grey=pictures.ndim == 3)
+        wanted = _unmeasured(colour, target, resize)
+    else:
+        wanted = preprocessing
 
     def labelled(pictures: Array, labels: Array) -> LabelledPictures:
-        return LabelledPictures(_prepare(pictures, preprocessing), torch.from_numpy(labels))
+        return LabelledPictures(_prepare(pictures, wanted), torch.from_numpy(labels))
 
-    return DataSet(
-        config.data,
-        raw.classes,
-        labelled(pictures[train_at], labels[train_at]),
-        labelled(pictures[val_at], labels[val_at]),
-        labelled(*raw.test),
-        preprocessing,
-    )
+    train = labelled(pictures[train_at], labels[train_at])
+    val = labelled(pictures[val_at], labels[val_at])
+    test = labelled(*raw.test)
+    if preprocessing is None:
+        wanted = _measured(wanted, train.pictures)
+    return DataSet(config.data, raw.classes, train, val, test, wanted)
 
 
 def _prepare(pictures: Array, wanted: Preprocessing) -> Tensor:
@@ -178,6 +183,11 @@ def _load_folder(
     config: DataConfig, examination: Examination, preprocessing: Preprocessing | None
 ) -> DataSet:
     examination.require_usable()
+    for split in examination.splits:
+        if not examination.usable(split):
+            raise DataError(
+                f"{config.data}: no picture of {split}/ can be decoded; replace or remove them"
+            )
     train = examination.usable("train")
     if "val" in examination.splits:
         val = examination.usable("val")
@@ -189,15 +199,18 @@ def _load_folder(
             config.split_seed,
         )
         train, val = tuple(train[at] for at in train_at), tuple(train[at] for at in val_at)
+        if not val:
+            raise DataError(
+                f"{config.data}: no picture is left for validation, as in every class all readable "
+                "ones show the same. Add pictures, or a val/ folder beside train/"
+            )
     wanted = preprocessing or _derive_preprocessing(config, train)
     # Photos keep the whole square around the crop that is evaluated: 256 around 224.
-    margin = wanted.resize - min(wanted.height, wanted.width)
+    margin = max(0, wanted.resize - min(wanted.height, wanted.width))
     around = {"height": wanted.height + margin, "width": wanted.width + margin}
     pictures = load_files(train, wanted.model_copy(update=around))
     if preprocessing is None:
-        channels_last = pictures.pictures.permute(0, 2, 3, 1).numpy()
-        mean, std = _statistics(channels_last, wanted.colour)
-        wanted = wanted.model_copy(update={"mean": mean, "std": std})
+        wanted = _measured(wanted, pictures.pictures)
     test = load_files(examination.usable("test"), wanted) if "test" in examination.splits else None
     name, classes = config.data, examination.classes
     return DataSet(name, classes, pictures, load_files(val, wanted), test, wanted, examination)
@@ -208,16 +221,15 @@ def _derive_preprocessing(config: DataConfig, pictures: Sequence[PictureReport])
     sizes = [(picture.height, picture.width) for picture in pictures]
     colour = _colour(config.colour, is_grey=all(p.mode in GREY_MODES for p in pictures))
     small = max(max(size) for size in sizes) <= SMALL_SIDE
-    if config.image_size is None:
-        size = max(set(sizes), key=sizes.count) if small else (PHOTO_SIDE, PHOTO_SIDE)
-    else:
+    if config.image_size is not None:
         size = _pair(config.image_size)
-    shorter = min(size)
-    resize = shorter if small else round(shorter * PHOTO_RESIZE / PHOTO_SIDE)
-    half = (0.5,) * (3 if colour == "rgb" else 1)
-    return Preprocessing(
-        colour=colour, height=size[0], width=size[1], resize=resize, mean=half, std=half
-    )
+    elif small:
+        height, width = Counter(sizes).most_common(1)[0][0]
+        size = (max(height, SMALLEST_SIDE), max(width, SMALLEST_SIDE))
+    else:
+        size = (PHOTO_SIDE, PHOTO_SIDE)
+    margin = 0 if small else 4 * round(min(size) * PHOTO_MARGIN / PHOTO_SIDE / 4)
+    return _unmeasured(colour, size, min(size) + margin)
 
 
 def _require_all_readable(examination: Examination, split: str) -> None:
@@ -244,21 +256,32 @@ def _colour(asked: Literal["auto", "rgb", "grey"], is_grey: bool) -> Literal["rg
     return asked
 
 
-def _statistics(
-    pictures: Array, colour: Literal["rgb", "grey"]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in units of 0…1, to four digits.
-
-    Args:
-        pictures: uint8, the channels last where there are three.
-        colour: what the network sees.
-    """
-    if pictures.ndim == 3 or pictures.shape[-1] == 1 or colour == "grey":
-        channels = [pictures]
-    else:
-        channels = [pictures[..., channel] for channel in range(3)]
-    mean = tuple(round(float(channel.mean(dtype=np.float64)) / 255, 4) for channel in channels)
-    std = tuple(
-        max(round(float(channel.std(dtype=np.float64)) / 255, 4), 1e-3) for channel in channels
+def _unmeasured(
+    colour: Literal["rgb", "grey"], size: tuple[int, int], resize: int
+) -> Preprocessing:
+    """Preprocessing whose mean and deviation wait for the pictures that it makes."""
+    half = (0.5,) * (3 if colour == "rgb" else 1)
+    return Preprocessing(
+        colour=colour, height=size[0], width=size[1], resize=resize, mean=half, std=half
     )
-    return (mean * 3, std * 3) if colour == "rgb" and len(mean) == 1 else (mean, std)
+
+
+def _measured(wanted: Preprocessing, pictures: Tensor) -> Preprocessing:
+    """With mean and standard deviation of each channel of ``pictures``, uint8 N×C×H×W.
+
+    In units of 0…1, to four digits; exact, from counts of the 256 values.
+    """
+    mean, std = [], []
+    values = torch.arange(256, dtype=torch.float64) / 255
+    for channel in range(pictures.shape[1]):
+        counts = torch.zeros(256, dtype=torch.float64)
+        for some in pictures[:, channel].split(STATISTICS_BATCH):
+            counts += torch.bincount(some.flatten(), minlength=256)
+        shares = counts / counts.sum()
+        mean.append(float((shares * values).sum()))
+        std.append(float((shares * (values - mean[-1]) ** 2).sum().sqrt()))
+    rounded = {
+        "mean": tuple(round(number, 4) for number in mean),
+        "std": tuple(max(round(number, 4), 1e-3) for number in std),
+    }
+    return wanted.model_copy(update=rounded)
