@@ -79,7 +79,9 @@ class Classifier:
         """One picture as the network sees it before normalisation: uint8 C×H×W.
 
         Args:
-            picture: a file, a PIL image, or a uint8 array H×W or H×W×3 (RGB).
+            picture: a file, a PIL image, or a uint8 array H×W or H×W×3 (RGB). A large JPEG comes
+                slightly different from a PIL image than from its file: files are decoded at a
+                fraction of their size, in training as here.
 
         Raises:
             UnreadablePicture: the file is not a picture or is broken.
@@ -88,7 +90,9 @@ class Classifier:
             return torch.from_numpy(read_file(Path(picture), self.preprocessing))
         if isinstance(picture, np.ndarray):
             picture = _to_image(picture)
-        return torch.from_numpy(fit(ImageOps.exif_transpose(picture), self.preprocessing))
+        upright = ImageOps.exif_transpose(picture)
+        upright.format = picture.format  # a copy forgets it, and it tells the scale of 16-bit greys
+        return torch.from_numpy(fit(upright, self.preprocessing))
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """Pictures N×C×H×W in 0…255 to the network's float32 input."""
@@ -119,13 +123,14 @@ class Classifier:
 
         ``top`` above the number of classes means all of them.
         """
-        inference = self.for_inference()
-        return [
-            *itertools.chain.from_iterable(
-                inference.most_likely(torch.stack([inference.prepare(one) for one in few]), top)
-                for few in _batched(pictures, PREDICT_BATCH)
-            )
-        ]
+        classifier = self
+        predictions: list[list[Prediction]] = []
+        for few in _batched(pictures, PREDICT_BATCH):
+            if classifier is self and len(few) == PREDICT_BATCH:
+                classifier = self.for_inference()  # costs more than it saves on a few pictures
+            prepared = torch.stack([self.prepare(one) for one in few])
+            predictions += classifier.most_likely(prepared, top)
+        return predictions
 
     def most_likely(self, pictures: Tensor, top: int) -> list[list[Prediction]]:
         """The ``top`` most likely labels of prepared pictures uint8 N×C×H×W."""
