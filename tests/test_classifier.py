@@ -1,6 +1,8 @@
 """The classifier: one file, read back exactly, and nothing else accepted."""
 
 import contextlib
+import dataclasses
+import errno
 import json
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mobilenetv2.classifier import METADATA_KEY, Classifier
-from mobilenetv2.errors import ModelFileError, UserError
+from mobilenetv2.errors import ModelFileError, UserError, WorkFailed
 
 
 def pictures(count: int = 5) -> torch.Tensor:
@@ -103,6 +105,9 @@ def test_many_pictures_go_in_batches(small_classifier: Classifier) -> None:
         np.zeros((16, 16, 4), np.uint8),
         np.zeros((3, 16, 16), np.uint8),
         np.zeros(16, np.uint8),
+        np.zeros((0, 16), np.uint8),
+        np.zeros((16, 16), bool),
+        np.zeros((16, 16), np.int64),
     ],
 )
 def test_other_arrays_are_refused(small_classifier: Classifier, array: np.ndarray) -> None:
@@ -173,3 +178,149 @@ def test_flipped_and_cut_headers_never_crash(
         path.write_bytes(damaged)
         with contextlib.suppress(ModelFileError):
             Classifier.load(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_predict(
+    small_classifier: Classifier, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    path = tmp_path / "x.safetensors"
+    weights = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in small_classifier.network.state_dict().items()
+    }
+    save_file(weights, path, {METADATA_KEY: json.dumps(small_classifier.metadata())})
+    batch = pictures()
+    tolerance = 1e-6 if dtype == torch.float64 else 0.1
+    torch.testing.assert_close(
+        Classifier.load(path).logits(batch), small_classifier.logits(batch),
+        rtol=tolerance, atol=tolerance,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_weights_that_are_no_real_numbers_are_refused(
+    small_classifier: Classifier, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    path = tmp_path / "x.safetensors"
+    weights = {name: t.to(dtype) for name, t in small_classifier.network.state_dict().items()}
+    save_file(weights, path, {METADATA_KEY: json.dumps(small_classifier.metadata())})
+    with pytest.raises(ModelFileError, match="do not fit the network"):
+        Classifier.load(path)
+
+
+def test_a_classifier_has_labels(small_classifier: Classifier, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    weights = small_classifier.network.state_dict()
+    for name in ("classifier.1.weight", "classifier.1.bias"):
+        weights[name] = weights[name][:0]
+    save_file(
+        weights, path, {METADATA_KEY: json.dumps(small_classifier.metadata() | {"labels": []})}
+    )
+    with pytest.raises(ModelFileError, match="description is damaged"):
+        Classifier.load(path)
+
+
+def test_numbers_without_end_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(2)}, path, {METADATA_KEY: '{"a": ' + "1" * 5000 + "}"})
+    with pytest.raises(ModelFileError, match="not JSON"):
+        Classifier.load(path)
+
+
+def test_labels_in_a_broken_encoding_survive(small_classifier: Classifier, tmp_path: Path) -> None:
+    """As of a folder that another system named: refusing it after a training would lose that."""
+    path = tmp_path / "x.safetensors"
+    labels = ("caf\udce9", "b", "虎")
+    dataclasses.replace(small_classifier, labels=labels).save(path)
+    assert Classifier.load(path).labels == labels
+
+
+def test_a_failed_save_keeps_the_old_model(
+    small_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    small_classifier.save(path)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(WorkFailed, match="No space left"):
+        small_classifier.save(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_loaded_classifier_can_be_trained_on(
+    small_classifier: Classifier, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.safetensors"
+    small_classifier.save(path)
+    loaded = Classifier.load(path)
+    network = loaded.network.train()
+    network(loaded.normalize(pictures())).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert not any(tensor.is_meta for tensor in network.state_dict().values())
+
+
+def test_sixteen_bit_greys_keep_their_scale_from_pillow(
+    small_classifier: Classifier, tmp_path: Path
+) -> None:
+    """A dark picture stays dark, whether its file is named or opened with Pillow."""
+    path = tmp_path / "dark.pgm"
+    values = np.random.default_rng(0).integers(0, 250, (16, 16)).astype(">u2")
+    path.write_bytes(b"P5\n16 16\n65535\n" + values.tobytes())
+    from_file = small_classifier.prepare(path)
+    with Image.open(path) as image:
+        assert torch.equal(small_classifier.prepare(image), from_file)
+    assert from_file.max() <= 1
+
+
+def test_predicting_leaves_the_picture_alone(small_classifier: Classifier) -> None:
+    image = Image.fromarray(np.arange(12 * 30, dtype=np.uint8).reshape(12, 30))
+    before = image.tobytes()
+    small_classifier.predict([image])
+    assert (image.size, image.tobytes()) == ((30, 12), before)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_what_loads_also_predicts(
+    small_classifier: Classifier, tmp_path: Path, data: st.DataObject
+) -> None:
+    """Wherever a byte is changed, the file is refused or gives logits."""
+    path = tmp_path / "x.safetensors"
+    if not path.exists():
+        small_classifier.save(path)
+        (tmp_path / "whole").write_bytes(path.read_bytes())
+    contents = bytearray((tmp_path / "whole").read_bytes())
+    header = 8 + int.from_bytes(contents[:8], "little")
+    place = data.draw(st.integers(0, header - 1) | st.integers(header, len(contents) - 1))
+    contents[place] = data.draw(st.integers(0, 255) | st.sampled_from(b'FIUB0123456789"{}[]:,'))
+    path.write_bytes(contents)
+    try:
+        loaded = Classifier.load(path)
+    except ModelFileError:
+        return
+    preprocessing = loaded.preprocessing
+    shape = (1, preprocessing.channels, preprocessing.height, preprocessing.width)
+    assert loaded.logits(torch.zeros(shape, dtype=torch.uint8)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(("count", "foldings"), [(0, 0), (1, 0), (31, 0), (32, 1), (100, 1)])
+def test_folding_happens_once_and_only_for_many(
+    small_classifier: Classifier, monkeypatch: pytest.MonkeyPatch, count: int, foldings: int
+) -> None:
+    folded, original = [], Classifier.for_inference
+
+    def for_inference(self: Classifier) -> Classifier:
+        folded.append(1)
+        return original(self)
+
+    monkeypatch.setattr(Classifier, "for_inference", for_inference)
+    answers = small_classifier.predict([np.zeros((16, 16), np.uint8)] * count)
+    assert (len(answers), len(folded)) == (count, foldings)

@@ -1,11 +1,7 @@
 """Named sets and folders: what comes out of them, and words for what is wrong with them."""
 
-import gzip
-import hashlib
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,33 +10,11 @@ from PIL import Image
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import DataConfig, NetworkConfig
-from mobilenetv2.data.named_sets import NAMES, read_idx
+from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.data.sources import load_data, load_for_measuring
 from mobilenetv2.errors import DataError
 
 Write = Callable[..., Path]
-
-
-def idx(array: np.ndarray[Any, Any]) -> bytes:
-    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    return header + array.astype(np.uint8).tobytes()
-
-
-def write_mnist(folder: Path, count: int = 60, *, zipped: bool = False) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
-    for part in ("train", "t10k"):
-        pictures = random.integers(0, 256, (count, 28, 28))
-        for name, array in (
-            (f"{part}-images-idx3-ubyte", pictures),
-            (f"{part}-labels-idx1-ubyte", np.arange(count) % 10),
-        ):
-            contents = idx(array)
-            if zipped:
-                (folder / f"{name}.gz").write_bytes(gzip.compress(contents))
-            else:
-                (folder / name).write_bytes(contents)
-    return folder
 
 
 def test_digits_need_no_file_and_share_nothing() -> None:
@@ -72,66 +46,12 @@ def test_the_split_is_stratified() -> None:
 
 
 def test_real_mnist(test_data: Path) -> None:
-    path = test_data / "data" / "mnist" / "train-images-idx3-ubyte.gz"
-    assert hashlib.md5(gzip.decompress(path.read_bytes())).hexdigest() == (
-        "6bbc9ace898e44ae57da46a324031adb"
-    )
-    data = load_data(DataConfig(data="mnist", data_dir=path.parent))
+    data = load_data(DataConfig(data="mnist", data_dir=test_data / "data" / "mnist"))
     assert (len(data.train), len(data.val)) == (54_000, 6_000)
     assert data.test is not None
     assert data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert data.preprocessing.mean == pytest.approx((0.1307,), abs=2e-4)
     assert data.preprocessing.std == pytest.approx((0.3081,), abs=2e-4)
-
-
-@pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("inside", ["", "MNIST/raw", "mnist"])
-def test_idx_files_are_found(tmp_path: Path, inside: str, zipped: bool) -> None:
-    write_mnist(tmp_path / inside, zipped=zipped)
-    data = load_data(DataConfig(data="mnist", data_dir=tmp_path))
-    assert len(data.train) + len(data.val) == 60
-
-
-@pytest.mark.parametrize(
-    ("contents", "words"),
-    [
-        (b"", "not an idx file"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "not an idx file"),
-        (idx(np.zeros(5)), "not an idx file"),
-        (idx(np.zeros((3, 28, 28)))[:-1], "truncated or damaged"),
-        (idx(np.zeros((3, 28, 28))) + b"x", "truncated or damaged"),
-        (gzip.compress(idx(np.zeros((3, 28, 28))))[:-20], "cannot be read"),
-        (b"\x1f\x8b" + bytes(50), "cannot be read"),
-        (bytes([0, 0, 8, 3]) + b"\xff" * 12, "truncated or damaged"),
-    ],
-)
-def test_damaged_idx_files_are_named(tmp_path: Path, contents: bytes, words: str) -> None:
-    path = tmp_path / "images"
-    path.write_bytes(contents)
-    with pytest.raises(DataError, match=words) as error:
-        read_idx(path, axes=3)
-    assert str(path) in str(error.value)
-
-
-def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
-    write_mnist(tmp_path)
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(59)))
-    with pytest.raises(DataError, match="do not belong together"):
-        load_data(DataConfig(data="mnist", data_dir=tmp_path))
-    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    write_labels = idx(np.arange(60) % 10)
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(write_labels)
-    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte"):
-        load_data(DataConfig(data="mnist", data_dir=tmp_path))
-
-
-def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.mnist.MNIST.download", offline)
-    with pytest.raises(DataError, match=r"no network.*--data-dir"):
-        load_data(DataConfig(data="mnist", data_dir=tmp_path / "empty"))
 
 
 def test_cifar_comes_through_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import torch
 from sklearn import metrics as reference
 
 from mobilenetv2.classifier import Classifier
+from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.errors import DataError
 from mobilenetv2.evaluation.evaluate import evaluate
-from mobilenetv2.evaluation.metrics import accuracy_interval, confusion_matrix, per_class
 
 
 @pytest.fixture
@@ -65,35 +66,47 @@ def test_the_summary_has_every_class(
     assert low <= summary["accuracy"] <= high
 
 
-def test_per_class_equals_scikit_learn() -> None:
-    random = np.random.default_rng(0)
-    for classes in (2, 5, 9):
-        truth, guesses = random.integers(0, classes, (2, 200))
-        truth[truth == 1] = 0  # one class never occurs
-        ours = per_class(confusion_matrix(truth, guesses, classes))
-        precision, recall, f1, _ = reference.precision_recall_fscore_support(
-            truth, guesses, labels=range(classes), zero_division=0
-        )
-        np.testing.assert_allclose(ours.precision, precision)
-        np.testing.assert_allclose(ours.recall, recall)
-        np.testing.assert_allclose(ours.f1, f1)
+def test_top_five_of_many_classes_equals_scikit_learn() -> None:
+    torch.manual_seed(1)
+    preprocessing = Preprocessing(
+        colour="rgb", height=16, width=16, resize=16, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    labels = [f"class {number}" for number in range(12)]
+    classifier = Classifier.create(NetworkConfig(width=0.1), preprocessing, labels)
+    torch.nn.init.normal_(classifier.network.classifier[1].weight)
+    pictures = torch.randint(0, 256, (200, 3, 16, 16), dtype=torch.uint8)
+    truth = torch.randint(0, 12, (200,))
+    evaluation = evaluate(classifier, LabelledPictures(pictures, truth))
+    logits = classifier.logits(pictures).numpy()
+    for k, ours in ((1, evaluation.accuracy), (5, evaluation.top5_accuracy)):
+        theirs = reference.top_k_accuracy_score(truth.numpy(), logits, k=k, labels=range(12))
+        assert ours == theirs
+    assert 0.2 < evaluation.top5_accuracy < 0.8
+    assert evaluation.confidence == pytest.approx(
+        torch.from_numpy(logits).softmax(1).max(1).values.numpy(), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(
-    ("hits", "count", "low", "high"),
-    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", Table I, method 3
-    [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
+    ("side", "expected"), [(8, [500, 500, 24]), (64, [500, 500, 24]), (224, [40] * 25 + [24])]
 )
-def test_wilson_interval_equals_the_literature(
-    hits: int, count: int, low: float, high: float
+def test_photos_come_in_smaller_batches(
+    small_classifier: Classifier, monkeypatch: pytest.MonkeyPatch, side: int, expected: list[int]
 ) -> None:
-    assert accuracy_interval(hits, count) == pytest.approx((low, high), abs=1e-4)
+    seen: list[int] = []
+
+    def logits(_: Classifier, pictures: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pictures))
+        return torch.zeros(len(pictures), 3)
+
+    monkeypatch.setattr(Classifier, "logits", logits)
+    pictures = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(1024, 1, side, side)
+    evaluate(small_classifier, LabelledPictures(pictures, torch.zeros(1024, dtype=torch.long)))
+    assert seen == expected
 
 
-def test_nothing_counted_says_nothing() -> None:
-    assert accuracy_interval(0, 0) == (0.0, 1.0)
+def test_nothing_cannot_be_measured(
+    small_classifier: Classifier, labelled: LabelledPictures
+) -> None:
+    with pytest.raises(DataError, match="no pictures"):
+        evaluate(small_classifier, labelled.select(torch.zeros(0, dtype=torch.long)))
