@@ -1,7 +1,10 @@
 """Named sets and folders: what comes out of them, and words for what is wrong with them."""
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from PIL import Image
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import DataConfig, NetworkConfig
-from mobilenetv2.data.named_sets import NAMES
+from mobilenetv2.data.named_sets import NAMES, read_named_set
 from mobilenetv2.data.sources import load_data, load_for_measuring
 from mobilenetv2.errors import DataError
 
@@ -141,3 +144,197 @@ def test_labels_find_their_place(picture_folder: Write) -> None:
 def test_typos_get_a_suggestion(name: str) -> None:
     with pytest.raises(DataError, match=f"did you mean '{name}'"):
         load_data(DataConfig(data=name + "x"))
+
+
+def write_every_kind(folder: Path) -> int:
+    """A folder with what real folders hold; returns how many pictures."""
+    random = np.random.default_rng(0)
+
+    def photo(width: int, height: int) -> Image.Image:
+        coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+    def turned(orientation: int) -> Image.Exif:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        return exif
+
+    def transparent(mode: str) -> Image.Image:
+        image = photo(160, 120).convert(mode)
+        image.putalpha(photo(160, 120).convert("L"))
+        return image
+
+    for label in ("a", "b"):
+        place = folder / label
+        place.mkdir(parents=True)
+        photo(300, 200).save(place / "plain.jpg")
+        photo(1200, 900).save(place / "large.jpg")  # decoded at a fraction of its size
+        photo(160, 120).save(place / "sideways.jpg", exif=turned(6))
+        photo(160, 120).save(place / "sideways.tif", exif=turned(8))
+        photo(160, 120).convert("CMYK").save(place / "print.jpg")
+        photo(160, 120).convert("L").save(place / "grey.png")
+        photo(161, 123).convert("P").save(place / "palette.png", transparency=3)
+        photo(160, 120).convert("1").save(place / "bilevel.png")
+        photo(160, 120).save(place / "colour-key.png", transparency=(3, 4, 5))
+        transparent("RGBA").save(place / "transparent.png")
+        transparent("LA").save(place / "transparent-grey.png")
+        photo(160, 120).save(place / "web.webp")
+        photo(64, 48).save(place / "small.gif")
+        photo(700, 90).save(place / "long.png")
+        photo(90, 701).save(place / "tall.bmp")
+        deep = random.integers(0, 65536, (120, 160)).astype(np.uint16)
+        Image.fromarray(deep).save(place / "deep.png")
+        Image.fromarray((deep // 300).astype(np.int32)).save(place / "wide.tif")
+        Image.fromarray(random.random((120, 160), np.float32)).save(place / "float.tif")
+        (place / "dark.pgm").write_bytes(
+            b"P5\n160 120\n65535\n" + (deep // 300).astype(">u2").tobytes()
+        )
+    return 2 * 19
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"colour": "grey"}, {"image_size": 100}, {"image_size": 33}, {"image_size": (48, 64)}],
+    ids=str,
+)
+def test_one_road_for_every_kind_of_picture(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Bit for bit: what was trained and measured on is what prediction makes of the same file."""
+    folder = tmp_path / "pictures"
+    count = write_every_kind(folder)
+    data = load_data(DataConfig(data=str(folder), val_fraction=0.4, **settings))
+    assert len(data.train) + len(data.val) == count
+    classifier = Classifier.create(NetworkConfig(width=0.1), data.preprocessing, data.classes)
+    saved = tmp_path / "model.safetensors"
+    classifier.save(saved)
+    classifier = Classifier.load(saved)  # mean and deviation travelled through JSON
+    wanted = (data.preprocessing.height, data.preprocessing.width)
+    _, measured = load_for_measuring(DataConfig(data=str(folder)), data.preprocessing, data.classes)
+    assert len(measured) == count
+    for part in (data.train.centre(wanted), data.val, measured):
+        for name, picture in zip(part.names, part.pictures, strict=True):
+            assert torch.equal(classifier.prepare(name), picture), name
+            if not name.endswith(".jpg"):
+                with Image.open(name) as image:
+                    assert torch.equal(classifier.prepare(image), picture), name
+
+
+def test_named_sets_take_the_same_road(small_classifier: Classifier) -> None:
+    """A digit as an array, as an image and in the set: the same bits, at any size."""
+    for settings in ({}, {"image_size": 20}, {"colour": "rgb", "image_size": (16, 24)}):
+        data = load_data(DataConfig(**settings))
+        classifier = dataclasses.replace(small_classifier, preprocessing=data.preprocessing)
+        originals = read_named_set(DataConfig()).test[0]
+        assert data.test is not None
+        for original, picture in zip(originals[:30], data.test.pictures[:30], strict=True):
+            assert torch.equal(classifier.prepare(original), picture)
+            assert torch.equal(classifier.prepare(Image.fromarray(original)), picture)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_mean_and_deviation_are_those_of_numpy(picture_folder: Write, mode: str) -> None:
+    data = load_data(DataConfig(data=str(picture_folder(mode=mode, count=30))))
+    values = data.train.pictures.numpy().astype(np.float64) / 255
+    assert data.preprocessing.mean == pytest.approx(values.mean((0, 2, 3)), abs=5e-5)
+    assert data.preprocessing.std == pytest.approx(values.std((0, 2, 3)), abs=5e-5)
+    classifier = Classifier.create(NetworkConfig(width=0.1), data.preprocessing, data.classes)
+    normalised = classifier.normalize(data.train.pictures)
+    assert float(normalised.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(normalised.std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_constant_channel_does_not_explode(tmp_path: Path) -> None:
+    for label, value in (("a", 10), ("b", 200)):
+        (tmp_path / label).mkdir()
+        for number in range(6):
+            pixels = np.full((16, 16, 3), 7, np.uint8)
+            pixels[..., 0] = np.random.default_rng(number + value).integers(0, 256, (16, 16))
+            Image.fromarray(pixels).save(tmp_path / label / f"{number}.png")
+    data = load_data(DataConfig(data=str(tmp_path), val_fraction=0.3))
+    assert data.preprocessing.std[1] == data.preprocessing.std[2] == 1e-3
+    classifier = Classifier.create(NetworkConfig(width=0.1), data.preprocessing, data.classes)
+    assert classifier.normalize(data.train.pictures).abs().max() < 10
+
+
+def test_the_held_out_pictures_depend_on_the_split_seed_alone(picture_folder: Write) -> None:
+    folder = picture_folder(count=40)
+    first, again, other = (
+        set(load_data(DataConfig(data=str(folder), split_seed=seed, val_fraction=0.3)).val.names)
+        for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    moved = folder.rename(folder.with_name("elsewhere"))
+    there = load_data(DataConfig(data=str(moved), val_fraction=0.3)).val.names
+    assert {Path(name).relative_to(moved) for name in there} == {
+        Path(name).relative_to(folder) for name in first
+    }
+
+
+def test_copies_of_a_picture_stay_on_one_side(picture_folder: Write) -> None:
+    folder = picture_folder(count=20)
+    for path in sorted(folder.glob("*/*.png")):
+        (path.parent / f"copy of {path.name}").write_bytes(path.read_bytes())
+    data = load_data(DataConfig(data=str(folder), val_fraction=0.3))
+    seen = [
+        {picture.numpy().tobytes() for picture in part.pictures} for part in (data.train, data.val)
+    ]
+    assert not seen[0] & seen[1]
+
+
+def test_a_folder_with_its_own_sets(picture_folder: Write) -> None:
+    root = picture_folder(name="set/train").parent
+    picture_folder(name="set/val", count=5)
+    picture_folder(name="set/test", count=7)
+    data = load_data(DataConfig(data=str(root)))
+    assert data.test is not None
+    assert [len(part) for part in (data.train, data.val, data.test)] == [24, 10, 14]
+    for part, name in ((data.train, "train"), (data.val, "val"), (data.test, "test")):
+        assert all(f"/{name}/" in file for file in part.names)
+        assert part.labels.dtype == torch.int64
+    name, measured = load_for_measuring(
+        DataConfig(data=str(root)), data.preprocessing, data.classes
+    )
+    assert (name, len(measured)) == ("test", 14)
+    assert torch.equal(measured.pictures, data.test.pictures)
+    shutil.rmtree(root / "test")
+    name, measured = load_for_measuring(
+        DataConfig(data=str(root)), data.preprocessing, data.classes
+    )
+    assert (name, len(measured)) == ("validation", 10)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_set_without_a_readable_picture_is_refused(picture_folder: Write, split: str) -> None:
+    root = picture_folder(name="set/train").parent
+    for path in picture_folder(name=f"set/{split}", count=2).glob("*/*.png"):
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match=f"no picture of {split}/ can be decoded"):
+        load_data(DataConfig(data=str(root)))
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_nothing_left_to_validate_on_is_said(tmp_path: Path, count: int) -> None:
+    for label, value in (("a", 10), ("b", 200)):
+        (tmp_path / label).mkdir()
+        for number in range(count):
+            Image.new("RGB", (20, 20), (value,) * 3).save(tmp_path / label / f"{number}.png")
+    with pytest.raises(DataError, match="no picture is left for validation"):
+        load_data(DataConfig(data=str(tmp_path)))
+
+
+def test_tiny_pictures_are_enlarged(picture_folder: Write) -> None:
+    data = load_data(DataConfig(data=str(picture_folder(size=(5, 11)))))
+    assert data.train.pictures.shape[2:] == (8, 11)
+
+
+def test_the_usual_size_wins_and_upright_counts(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(6):
+            pixels = random.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / label / f"{number}.jpg", exif=exif)
+        Image.fromarray(pixels).resize((90, 90)).save(tmp_path / label / "odd.png")
+    data = load_data(DataConfig(data=str(tmp_path)))
+    assert (data.preprocessing.height, data.preprocessing.width) == (48, 32)

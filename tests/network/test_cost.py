@@ -55,3 +55,57 @@ def test_settings_are_completed() -> None:
     config = complete(NetworkConfig(network="first-version"), 28, 28)
     assert config.strides is None
     assert isinstance(build_network(config, 10, 1), FirstVersion)
+
+
+def test_keras_counts_the_running_statistics_too() -> None:
+    with torch.device("meta"):
+        network = MobileNetV2()
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    statistics = sum(2 * norm.num_features for norm in norms)
+    assert statistics == 34_112
+    assert count_params(network) + statistics == 3_538_984
+
+
+@pytest.mark.parametrize(
+    ("network", "channels", "size"),
+    [
+        (MobileNetV2(7, 1, 0.35, (2, 1, 2, 1, 1, 1, 1, 1)), 1, (28, 40)),
+        (MobileNetV2(7, 3, 0.35, padding="keras"), 3, (65, 96)),
+        (FirstVersion(7, 3), 3, (28, 28)),
+    ],
+)
+def test_every_layer_is_as_large_as_it_is(
+    network: torch.nn.Module, channels: int, size: tuple[int, int]
+) -> None:
+    """Shapes and multiply-adds as measured on a real forward pass, counted by hand."""
+    expected: dict[str, tuple[tuple[int, ...], int]] = {}
+
+    def hook(name: str) -> object:
+        def record(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+            shape = tuple(output.shape[1:])
+            if isinstance(module, torch.nn.Conv2d):
+                per_value = module.in_channels // module.groups * 9
+                if module.kernel_size == (1, 1):
+                    per_value //= 9
+            else:
+                per_value = module.in_features
+            expected[name] = (shape, output.numel() * per_value)
+
+        return record
+
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(hook(name))
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, channels, *size))
+    measured = dict(expected)
+    costs = layer_costs(network, channels, *size)
+    assert {cost.name: (cost.output, cost.madds) for cost in costs} == measured
+
+
+def test_counting_changes_nothing() -> None:
+    network = MobileNetV2(3, 1, 0.1).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    count_madds(network, 1, 64, 64)
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+    assert all(module.training for module in network.modules())

@@ -31,3 +31,17 @@ def test_equal_to_the_hand_typed_layers() -> None:
 
 def test_other_sizes_channels_and_classes() -> None:
     assert FirstVersion(3, 3).eval()(torch.zeros(2, 3, 40, 31)).shape == (2, 3)
+
+
+def test_the_description_to_the_letter() -> None:
+    """No shortcut, a bias everywhere, no norm after the projection, ReLU6 before each norm."""
+    network = FirstVersion()
+    modules = list(network.modules())
+    convolutions = [module for module in modules if isinstance(module, nn.Conv2d)]
+    assert all(module.bias is not None for module in convolutions)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 801_210
+    kinds = [type(module) for module in modules]
+    for place, kind in enumerate(kinds):
+        if kind is nn.BatchNorm2d:
+            assert kinds[place - 1] is nn.ReLU6
+    assert kinds.count(nn.BatchNorm2d) == kinds.count(nn.ReLU6) == 12

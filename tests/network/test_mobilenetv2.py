@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import mobilenet_v2
+from torchvision.models._utils import _make_divisible
 
 from mobilenetv2.network.mobilenetv2 import (
     PAPER_STRIDES,
@@ -108,6 +109,56 @@ def test_channel_rounding(channels: float, multiple: int) -> None:
     assert rounded % multiple == 0
     assert rounded >= 0.9 * channels
     assert rounded <= max(multiple, channels + multiple)
+
+
+@given(st.floats(0.5, 5000), st.sampled_from([1, 4, 8, 16, 32]))
+def test_channel_rounding_is_the_published_rule(channels: float, multiple: int) -> None:
+    assert round_channels(channels, multiple) == _make_divisible(channels, multiple)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.2, 0.6, 0.9, 1.05, 1.15, 1.7, 2.5, 4.0])
+def test_widths_that_nobody_published(width: float) -> None:
+    multiple = 4 if width <= 0.1 else 8
+    with torch.device("meta"):
+        ours = MobileNetV2(7, width=width)
+        theirs = mobilenet_v2(num_classes=7, width_mult=width, round_nearest=multiple)
+    shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+    assert ours.feature_channels == theirs.last_channel
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("side", [8, 11, 32, 64])
+def test_small_pictures_can_be_learnt_from(batch: int, side: int) -> None:
+    """Also a last batch of one: the plan leaves batch norm more than one value per channel."""
+    network = MobileNetV2(2, 1, 0.1, stride_plan(side, side)).train()
+    network(torch.randn(batch, 1, side, side)).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_settings_reach_the_layers() -> None:
+    network = MobileNetV2(
+        2, 1, 0.1, (1, 1, 2, 1, 2, 1, 1, 1), 0.35, "keras", norm_eps=1e-3, norm_momentum=0.01
+    )
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    strided = [module for module in convolutions if module.stride == (2, 2)]
+    assert len(strided) == 2
+    assert all(isinstance(module, KerasPaddedConv2d) for module in strided)
+    assert sum(isinstance(module, KerasPaddedConv2d) for module in convolutions) == 2
+    assert all(module.bias is None for module in convolutions)
+    assert network.classifier[0].p == 0.35
+    relus = [module for module in network.modules() if isinstance(module, nn.ReLU6)]
+    assert len(relus) == 1 + 1 + 2 * 16 + 1  # linear bottlenecks: none after a projection
+
+
+def test_pooled_features_are_what_the_classifier_sees() -> None:
+    network = MobileNetV2(5, 3, 0.1, stride_plan(32, 32)).eval()
+    pictures = torch.randn(2, 3, 32, 32)
+    features = network.pooled_features(pictures)
+    assert features.shape == (2, network.feature_channels)
+    torch.testing.assert_close(network.classifier(features), network(pictures))
 
 
 @given(
