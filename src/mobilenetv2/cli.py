@@ -4,6 +4,7 @@ Each command is a settings model, which tyro turns into flags and help, and a fu
 imported inside the functions, so that help comes at once.
 """
 
+import io
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
 
 import tyro
+from pydantic import model_validator
 from rich.console import Console
 
 from mobilenetv2 import __version__
@@ -53,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # browser wants the same core, it keeps out the very thread that it waits for, and training
     # gets slower by an order of magnitude (docs/performance.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a log in another encoding is no reason to stop
+            stream.reconfigure(errors="replace")
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
@@ -106,12 +111,14 @@ def _train(arguments: list[str]) -> int:
 
     console = Console(quiet=config.quiet)
     result = resume(config.resume, console) if config.resume else train(config, console)
-    set_name = "validation" if result["test_accuracy"] is None else "test"
-    accuracy = result["test_accuracy"] or result["val_accuracy"]
+    set_name, key = "test", "test_accuracy"
+    if result[key] is None:
+        set_name, key = "validation", "val_accuracy"
     low, high = result["accuracy_interval"]
     print(
-        f"{set_name} accuracy {accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}), best epoch "
-        f"{result['best_epoch']} of {result['epochs']}, {result['seconds']:.1f} s: {result['run']}"
+        f"{set_name} accuracy {result[key]:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+        f"best epoch {result['best_epoch']} of {result['epochs']}, "
+        f"{result['seconds']:.1f} s: {result['run']}"
     )
     return 0
 
@@ -122,23 +129,34 @@ def _find_lr(arguments: list[str]) -> int:
     from mobilenetv2.training.train import run_range_test
 
     test = run_range_test(config)
-    folder = config.out or Path()
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "find-lr.png"
-    plots.save(plots.lr_range(test.lrs, test.losses, test.smoothed, test.suggestion), picture)
     print(f"suggested learning rate: {test.suggestion:g}")
     if not config.quiet:
-        print(f"{test.reason}.\nThe curve: {picture}")
+        print(f"{test.reason}.")
+    picture = _made("--out", config.out or Path()) / "find-lr.png"
+    plots.save(plots.lr_range(test.lrs, test.losses, test.smoothed, test.suggestion), picture)
+    if not config.quiet:
+        print(f"The curve: {picture}")
     return 0
+
+
+class _FirstLook(TrainConfig):
+    """The same flags, to see which were given; what they add up to is checked later."""
+
+    data: DataConfig = DataConfig(data="")
+    epochs: int = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "_FirstLook":
+        return self
 
 
 def _read_train_config(command: str, arguments: list[str]) -> TrainConfig:
     """Default < recipe of the data set < ``--config`` file < flag."""
     path, arguments = _take_option("--config", arguments)
     helpless = [argument for argument in arguments if argument not in ("-h", "--help")]
-    # The first look is for the name of the data alone: it decides the defaults of everything else.
+    # Data and length of the run decide the defaults of everything else.
     first, _ = tyro.cli(
-        TrainConfig,
+        _FirstLook,
         args=helpless,
         prog=f"mobilenetv2 {command}",
         config=_STYLE,
@@ -147,12 +165,9 @@ def _read_train_config(command: str, arguments: list[str]) -> TrainConfig:
     from mobilenetv2.training.recipes import recipe_settings
 
     from_file = read_settings(Path(path)) if path else {}
-    data = first.data.data
-    if data == DataConfig().data:
-        data = from_file.get("data", {}).get("data", data)
-    defaults = validate(
-        merge(recipe_settings(str(data)), from_file), f"--config {path}" if path else "recipe"
-    )
+    data = first.data.data or from_file.get("data", {}).get("data", DataConfig().data)
+    recipe = recipe_settings(str(data), first.epochs or from_file.get("epochs"))
+    defaults = validate(merge(recipe, from_file), f"--config {path}" if path else "recipe")
     return tyro.cli(
         TrainConfig,
         args=arguments,
@@ -196,13 +211,14 @@ def _evaluate(arguments: list[str]) -> int:
     else:
         data = DataConfig(data=config.data, data_dir=config.source.data_dir)
         sets = dict([load_for_measuring(data, wanted, classifier.labels)])
+    if config.report:
+        _made("--report", config.report)
     report: dict[str, Any] = {}
     for name, pictures in sets.items():
         evaluation = evaluate(classifier, pictures)
         report[name] = evaluation.summary(classifier.labels)
         print_evaluation(name, report[name], config.quiet)
         if config.report:
-            config.report.mkdir(parents=True, exist_ok=True)
             figure = plots.confusion(evaluation, classifier.labels)
             plots.save(figure, config.report / f"{name}-confusion.png")
             figure = plots.mistakes(evaluation, pictures, classifier.labels)
@@ -309,13 +325,23 @@ def _inspect_folder(config: InspectConfig, folder: Path) -> int:
     if not config.quiet:
         render(examination, Console())
     if config.report:
-        config.report.mkdir(parents=True, exist_ok=True)
+        _made("--report", config.report)
         write_text(config.report / "doctor.json", examination.to_json())
         with written_whole(config.report / "doctor.png") as file:
             contact_sheet(examination).save(file, "PNG")
         print(f"report: {config.report}")
     serious = [finding for finding in examination.findings if finding.severity != "note"]
     return 1 if config.strict and serious else 0
+
+
+def _made(flag: str, folder: Path) -> Path:
+    """The folder that ``flag`` names, made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"{flag} {folder}: cannot be written ({reason})") from error
+    return folder
 
 
 def _parse(name: str, model: type[Settings], arguments: list[str]) -> Settings:

@@ -7,8 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
 
 from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.errors import WorkFailed
 from mobilenetv2.evaluation import plots
 from mobilenetv2.evaluation.evaluate import Evaluation
 from mobilenetv2.evaluation.metrics import confusion_matrix
@@ -26,7 +32,8 @@ def events(steps: int, epochs: int) -> list[dict[str, Any]]:
     for epoch in range(1, epochs + 1):
         found.append(
             {"event": "epoch", "epoch": epoch, "step": steps * epoch // epochs,
-             "val_loss": 1 / epoch, "val_accuracy": 1 - 1 / (epoch + 1)}
+             "val_loss": 1 / epoch, "val_accuracy": 1 - 1 / (epoch + 1),
+             "train_loss": 0.5 / epoch, "train_accuracy": 1 - 0.5 / (epoch + 1)}
         )  # fmt: skip
     return found
 
@@ -61,7 +68,7 @@ def evaluation(truth: list[int], guesses: list[int], classes: int) -> Evaluation
     return Evaluation(len(truth), 0.5, hits, hits, confusion, np.array(guesses), confidence)
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100])
+@pytest.mark.parametrize("classes", [2, 10, 100, 200])
 def test_confusion_of_any_size(tmp_path: Path, classes: int) -> None:
     truth = list(range(classes)) * 3
     guesses = [(label + (place == 1)) % classes for place, label in enumerate(truth)]
@@ -69,7 +76,7 @@ def test_confusion_of_any_size(tmp_path: Path, classes: int) -> None:
     figure = plots.confusion(evaluation(truth, guesses, classes), labels)
     plots.save(figure, tmp_path / "confusion.png")
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert (len(texts) > 0) == (classes <= plots.MAX_NAMED_CLASSES)
+    assert (len(texts) > 0) == (classes <= plots.MAX_COUNTED_CLASSES)
     if texts:
         assert sum(map(int, texts)) == len(truth)
 
@@ -89,7 +96,7 @@ def test_mistakes_are_the_surest_ones_first(tmp_path: Path, wrong: int) -> None:
     if wrong:
         surest = max(result.confidence[:wrong])
         assert f"{surest:.0%}" in titles[0]
-        assert "is a cat" in titles[0]
+        assert "is “a cat”" in titles[0]
 
 
 def test_the_range_test_shows_its_suggestion(tmp_path: Path) -> None:
@@ -98,3 +105,122 @@ def test_the_range_test_shows_its_suggestion(tmp_path: Path) -> None:
     figure = plots.lr_range(lrs, losses, losses, 0.05)
     plots.save(figure, tmp_path / "lr.png")
     assert "suggestion: 0.05" in str([t.get_text() for t in figure.axes[0].get_legend().texts])
+
+
+def inside(figure: Figure, axes: Axes, text: Text) -> bool:
+    """Whether all of a text lies within its axes."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    frame, box = axes.get_window_extent(renderer), text.get_window_extent(renderer)
+    return bool(
+        frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    )
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(5, 1), (700, 7), (100_000, 90)])
+def test_curves_show_what_happened(steps: int, epochs: int) -> None:
+    figure = plots.curves(events(steps, epochs))
+    loss, accuracy, rate = figure.axes
+    lines = {str(line.get_label()): line for line in loss.lines}
+    points = lines["validation, after each epoch"].get_xydata()
+    assert points[-1].tolist() == [steps, 1 / epochs]
+    measured = lines["training pictures, measured like validation"].get_xydata()
+    assert measured[-1].tolist() == [steps, 0.5 / epochs]
+    (best,) = accuracy.texts
+    assert best.get_text() == f"{1 - 1 / (epochs + 1):.2%}"
+    assert inside(figure, accuracy, best)
+    low, high = accuracy.get_ylim()
+    assert low < 0.5
+    assert 1 < high < 1.05
+    assert rate.get_xlim()[0] == 0
+    assert rate.get_xlim()[1] >= steps
+    assert ("1 epoch;" in loss.get_title(loc="left")) == (epochs == 1)
+
+
+def test_an_early_spike_does_not_flatten_the_rest() -> None:
+    found = events(2000, 2)
+    found[3]["loss"] = 1e6
+    bottom, top = plots.curves(found).axes[0].get_ylim()
+    assert (bottom, top) == (0, pytest.approx(3.2, abs=0.5))
+
+
+def test_the_last_percents_can_be_seen() -> None:
+    found = events(1000, 10)
+    for event in found:
+        for key in event.keys() & {"accuracy", "val_accuracy", "train_accuracy"}:
+            event[key] = 0.99 + event[key] / 200
+    low, _ = plots.curves(found).axes[1].get_ylim()
+    assert low > 0.98
+
+
+def test_the_most_frequent_confusions_are_named(tmp_path: Path) -> None:
+    truth, guesses = [0] * 9 + [1] * 9 + [2] * 9, [0] * 5 + [2] * 4 + [1] * 8 + [0] + [2] * 9
+    figure = plots.confusion(evaluation(truth, guesses, 3), ["ant", "bee", "wasp"])
+    title = figure.get_suptitle().splitlines()
+    assert title[1:] == ["“ant” taken for “wasp”: 4 pictures", "“bee” taken for “ant”: 1 picture"]
+    perfect = plots.confusion(evaluation([0, 1], [0, 1], 2), ["ant", "bee"])
+    assert "taken for" not in perfect.get_suptitle()
+
+
+def test_rows_are_the_truth() -> None:
+    figure = plots.confusion(evaluation([0, 0, 0, 1], [1, 1, 1, 1], 2), ["ant", "bee"])
+    axes = figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    assert cells == {(1, 0): "3", (1, 1): "1"}  # x is the prediction, y the truth
+    assert np.array_equal(axes.images[0].get_array(), [[0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["US$", "AU$"],
+        ["$\\frac$", "a_b^c$"],
+        ["虎", "猫"],
+        ["caf\udce9", "🐈"],
+        ["a" * 300, ""],
+    ],
+    ids=ascii,
+)
+def test_names_of_every_kind_can_be_drawn(tmp_path: Path, labels: list[str]) -> None:
+    """No name is taken for a formula, and none ends a training in an error or a warning."""
+    result = evaluation([0, 0, 1], [1, 0, 0], 2)
+    pictures = LabelledPictures(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1]))
+    for figure in (
+        plots.confusion(result, labels),
+        plots.mistakes(result, pictures, labels),
+    ):
+        plots.save(figure, tmp_path / "x.png")
+        with Image.open(tmp_path / "x.png") as image:
+            image.verify()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_pictures_shown_are_the_ones_that_were_wrong(channels: int) -> None:
+    """Each picture holds its own number, so that no other can stand in its place."""
+    numbers = torch.arange(40, dtype=torch.uint8)
+    pictures = LabelledPictures(
+        numbers.view(40, 1, 1, 1).expand(40, channels, 6, 12), torch.zeros(40, dtype=torch.long)
+    )
+    wrong = [3, 17, 31]
+    result = evaluation([0] * 40, [int(number in wrong) for number in range(40)], 2)
+    figure = plots.mistakes(result, pictures, ["ant", "bee"])
+    shown = [int(axes.images[0].get_array().flat[0]) for axes in figure.axes if axes.images]
+    assert shown == [31, 17, 3]
+    titles = [axes.get_title() for axes in figure.axes if axes.images]
+    assert titles[0] == f"“bee” {result.confidence[31]:.0%}\nis “ant”"
+    assert figure.get_suptitle() == "3 of 40 pictures wrong"
+
+
+def test_a_figure_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"old")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    figure = plots.curves(events(3, 1))
+    monkeypatch.setattr(figure, "savefig", fail)
+    with pytest.raises(WorkFailed, match="No space left"):
+        plots.save(figure, path)
+    assert path.read_bytes() == b"old"

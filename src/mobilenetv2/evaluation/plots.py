@@ -3,6 +3,8 @@
 They use matplotlib's objects, never pyplot: no global figure, no display, nothing to close.
 """
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +20,37 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRAIN, VAL, RATE = "#1f6fb4", "#d1495b", "#66788a"
+TRAIN, MEASURED, VAL, RATE = "#1f6fb4", "#2a9d6f", "#d1495b", "#66788a"
 MAX_POINTS = 1500  # more cannot be told apart at the width of the figure
-MAX_NAMED_CLASSES = 30
+MAX_COUNTED_CLASSES = 30  # numbers in the cells of a confusion matrix
+MAX_NAMED_CLASSES = 120  # names beside it
+SHOWN_CONFUSIONS = 3
+
+# Fonts for what matplotlib's own lacks, above all Chinese, Japanese and Korean; where installed.
+FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "PingFang SC",
+    "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "Arial Unicode MS",
+)  # fmt: skip
 
 
 def save(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
-    with written_whole(path) as file:
+    from matplotlib.font_manager import get_font_names
+    from matplotlib.text import Text
+
+    families = ["DejaVu Sans", *sorted(set(FONTS) & set(get_font_names()), key=FONTS.index)]
+    for text in figure.findobj(Text):
+        text.set_fontfamily(families)
+    with written_whole(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # then it is a small box
         figure.savefig(file, format="png", dpi=150)
 
 
 def curves(events: Sequence[Mapping[str, Any]]) -> "Figure":
     """Loss and accuracy of every batch (faint), smoothed, with validation; learning rate below.
+
+    Where an epoch measured training pictures like the validation set, they stand beside it: the gap
+    between the two is what over-fitting costs.
 
     Args:
         events: what ``metrics.jsonl`` holds; steps and epochs are drawn.
@@ -48,34 +68,40 @@ def curves(events: Sequence[Mapping[str, Any]]) -> "Figure":
     for axes, key, name in ((loss, "loss", "loss"), (accuracy, "accuracy", "accuracy")):
         values = np.array([event[key] for event in steps], dtype=float)
         _faint_and_smooth(axes, at, values)
-        axes.plot(
-            epoch_at,
-            [event[f"val_{key}"] for event in epochs],
-            color=VAL,
-            marker="o",
-            markersize=4,
-            linewidth=1,
-            label="validation, after each epoch",
-        )
+        for part, colour, label in (
+            ("train", MEASURED, "training pictures, measured like validation"),
+            ("val", VAL, "validation, after each epoch"),
+        ):
+            if any(f"{part}_{key}" in event for event in epochs):
+                axes.plot(
+                    epoch_at,
+                    [event.get(f"{part}_{key}", math.nan) for event in epochs],
+                    color=colour,
+                    marker="o",
+                    markersize=4 if len(epochs) <= 40 else 2.5,
+                    linewidth=1,
+                    label=label,
+                )
         axes.set_ylabel(name)
         axes.grid(alpha=0.25)
     _loss_limits(loss, [event["loss"] for event in steps])
-    accuracy.set_ylim(top=1.005)
-    accuracy.yaxis.set_major_formatter("{x:.0%}")
-    loss.legend(frameon=False)
+    _accuracy_limits(accuracy, [event["accuracy"] for event in steps], epochs)
+    if steps or epochs:
+        loss.legend(frameon=False)
     if epochs:
         best = max(epochs, key=lambda event: (event["val_accuracy"], -event["val_loss"]))
         accuracy.annotate(
             f"{best['val_accuracy']:.2%}",
             (best["step"], best["val_accuracy"]),
-            xytext=(0, -16),
+            xytext=(0, -17),
             textcoords="offset points",
-            ha="center",
+            ha="right",
             color=VAL,
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
         )
         loss.set_title(
-            f"{len(steps):,} steps, {len(epochs)} epochs; best validation "
-            f"{best['val_accuracy']:.2%} in epoch {best['epoch']}",
+            f"{_count(len(steps), 'step')}, {_count(len(epochs), 'epoch')}; best validation "
+            f"accuracy {best['val_accuracy']:.2%} in epoch {best['epoch']}",
             loc="left",
             fontsize=10,
         )
@@ -83,9 +109,10 @@ def curves(events: Sequence[Mapping[str, Any]]) -> "Figure":
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
     rate.set_xlabel("step (batch)")
+    rate.xaxis.set_major_formatter("{x:,.0f}")
+    rate.xaxis.get_major_locator().set_params(integer=True)
     rate.grid(alpha=0.25)
-    if len(at) > 1:
-        rate.set_xlim(0, at[-1] * 1.02)
+    rate.set_xlim(0, max([1, *at[-1:], *epoch_at[-1:]]) * 1.02)
     return figure
 
 
@@ -94,17 +121,24 @@ def confusion(evaluation: Evaluation, labels: Sequence[str]) -> "Figure":
     from matplotlib.figure import Figure
 
     classes = len(labels)
-    named = classes <= MAX_NAMED_CLASSES
-    side = min(12.0, max(4.5, 2.5 + 0.42 * classes)) if named else 10.0
+    named = [_name(label, 24) for label in labels]
+    side = min(12.0, max(5.0, 2.5 + 0.42 * classes))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     counts = evaluation.confusion
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     # The square root lets one mistake in a hundred be seen beside the diagonal.
     axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
-    if named:
-        axes.set_xticks(range(classes), labels, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(classes), labels)
+    if classes <= MAX_NAMED_CLASSES:
+        axes.set_xticks(range(classes), named)
+        axes.set_yticks(range(classes), named)
+        axes.tick_params(labelsize=min(10.0, 620 / classes))
+        if max(map(len, named)) > 3:
+            steep = classes > MAX_COUNTED_CLASSES
+            for text in axes.get_xticklabels():
+                text.set(rotation=90 if steep else 45, rotation_mode="anchor", ha="right")
+                text.set_verticalalignment("center" if steep else "top")
+    if classes <= MAX_COUNTED_CLASSES:
         size = min(9.0, 100 / classes + 3)
         for row, column in zip(*np.nonzero(counts), strict=True):
             axes.text(
@@ -119,9 +153,9 @@ def confusion(evaluation: Evaluation, labels: Sequence[str]) -> "Figure":
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     low, high = evaluation.interval
-    axes.set_title(
-        f"{evaluation.accuracy:.2%} of {evaluation.count:,} pictures "
-        f"(95 % interval {low:.1%} to {high:.1%})",
+    figure.suptitle(
+        f"{evaluation.accuracy:.2%} of {_count(evaluation.count, 'picture')} right "
+        f"(95% interval {low:.2%} to {high:.2%})" + _worst_confusions(counts, labels),
         fontsize=10,
     )
     return figure
@@ -136,25 +170,28 @@ def mistakes(
     truth = pictures.labels.cpu().numpy()
     wrong = np.nonzero(evaluation.predicted != truth)[0]
     wrong = wrong[np.argsort(-evaluation.confidence[wrong], kind="stable")][:most]
-    columns = 6
-    rows = max(1, -(-len(wrong) // columns))
-    figure = Figure(figsize=(9, 0.7 + 1.75 * rows), layout="constrained")
+    columns = min(6, max(3, len(wrong)))
+    rows = -(-len(wrong) // columns)
+    height, width = pictures.pictures.shape[-2:]
+    cell = min(3.0, 1.5 * height / width) + 0.45
+    figure = Figure(figsize=(1.5 * columns, 0.45 + cell * rows), layout="constrained")
     total = evaluation.count - evaluation.hits
     figure.suptitle(
-        f"{total:,} of {evaluation.count:,} pictures are wrong"
-        + (f"; the {len(wrong)} surest of them" if total > len(wrong) else ""),
+        f"{total or 'none'} of {_count(evaluation.count, 'picture')} wrong"
+        + (f"; the {len(wrong)} it was surest of" if total > len(wrong) else ""),
         fontsize=10,
     )
+    if not rows:
+        return figure
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, index in zip(grid, wrong, strict=False):
         picture = pictures.pictures[index].cpu().permute(1, 2, 0).numpy()
         axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
-        guess, actual = labels[evaluation.predicted[index]], labels[truth[index]]
-        axes.set_title(
-            f"{_short(guess)} {evaluation.confidence[index]:.0%}\nis {_short(actual)}", fontsize=8
-        )
+        guess, actual = _name(labels[evaluation.predicted[index]]), _name(labels[truth[index]])
+        sure = f"{evaluation.confidence[index]:.0%}"
+        axes.set_title(f"“{guess}” {sure}\nis “{actual}”", fontsize=8)
     return figure
 
 
@@ -196,7 +233,8 @@ def _faint_and_smooth(axes: "Axes", at: Array, values: Array) -> None:
     window = max(1, len(values) // 50) | 1  # odd, so that it is centred
     if len(values) <= MAX_POINTS:
         marker = "." if len(values) < 50 else None
-        axes.plot(at, values, color=TRAIN, alpha=0.3, linewidth=0.8, marker=marker,
+        faint = 0.3 if window > 1 else 0.8
+        axes.plot(at, values, color=TRAIN, alpha=faint, linewidth=0.8, marker=marker,
                   label="each batch")  # fmt: skip
     else:  # the range that the batches of each pixel column cover
         groups = np.array_split(np.arange(len(values)), MAX_POINTS // 2)
@@ -205,10 +243,12 @@ def _faint_and_smooth(axes: "Axes", at: Array, values: Array) -> None:
         middle = [at[group].mean() for group in groups]
         axes.fill_between(middle, low, high, color=TRAIN, alpha=0.2, linewidth=0,
                           label="each batch")  # fmt: skip
+    if window == 1:
+        return
     stride = max(1, len(values) // MAX_POINTS)
     smoothed = smooth(values, window)
     axes.plot(at[::stride], smoothed[::stride], color=TRAIN, linewidth=1.6,
-              label=f"mean of {window} batches" if window > 1 else "batch")  # fmt: skip
+              label=f"mean of {window:,} batches")  # fmt: skip
 
 
 def _loss_limits(axes: "Axes", losses: Sequence[float]) -> None:
@@ -218,5 +258,36 @@ def _loss_limits(axes: "Axes", losses: Sequence[float]) -> None:
         axes.set_ylim(bottom=0, top=max(top, axes.dataLim.ymin) * 1.08)
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= 16 else f"{label[:15]}…"
+def _accuracy_limits(
+    axes: "Axes", accuracies: Sequence[float], epochs: Sequence[Mapping[str, Any]]
+) -> None:
+    """The range where something happens: the last percents are what a learner looks for."""
+    bottom = 0.0
+    if len(accuracies) > 20:
+        lowest = [float(np.percentile(accuracies, 2)), *(event["val_accuracy"] for event in epochs)]
+        bottom = max(0.0, min(lowest))
+    margin = 0.02 * (1 - bottom) + 1e-4
+    axes.set_ylim(bottom - margin, 1 + margin)
+    axes.yaxis.set_major_formatter("{x:.0%}" if bottom < 0.95 else "{x:.1%}")
+
+
+def _worst_confusions(counts: Array, labels: Sequence[str]) -> str:
+    """The most frequent confusions in words, one per line; nothing where there are none."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN_CONFUSIONS]
+    pairs = [divmod(int(place), len(labels)) for place in order if wrong.flat[place]]
+    return "".join(
+        f"\n“{_name(labels[truth], 24)}” taken for “{_name(labels[guess], 24)}”: "
+        + _count(int(wrong[truth, guess]), "picture")
+        for truth, guess in pairs
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _name(label: str, longest: int = 16) -> str:
+    """A class name that fits and that every font can try: no formulas, no broken characters."""
+    short = label if len(label) <= longest else f"{label[: longest - 1]}…"
+    return short.encode("utf-8", "replace").decode().replace("$", r"\$")

@@ -4,16 +4,23 @@ import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.errors import ModelFileError
+from mobilenetv2.config import TrainConfig
+from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.files import written_whole
 
 FORMAT = "mobilenetv2 checkpoint 1"
+
+FREE_SETTINGS = frozenset(
+    ["data", "data_dir", "machine", "out", "overwrite", "resume", "quiet", "tensorboard"]
+)
+"""Settings that may change before a run goes on: where it happens and what it shows."""
 
 
 @dataclass
@@ -21,6 +28,7 @@ class Checkpoint:
     """A moment of a run.
 
     Attributes:
+        settings: of the run, as JSON-ready values.
         classifier: metadata of the classifier (JSON-ready), enough to build its network.
         weights: state dict of the network that is trained.
         averaged: state dict of the moving average, where there is one.
@@ -34,6 +42,9 @@ class Checkpoint:
         history: what the loop keeps between epochs: totals, best so far.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True)
+
+    settings: dict[str, Any]
     classifier: dict[str, Any]
     weights: dict[str, Tensor]
     averaged: dict[str, Tensor] | None
@@ -76,14 +87,50 @@ class Checkpoint:
         if not isinstance(contents, dict) or contents.pop("format", None) != FORMAT:
             raise ModelFileError(f"{path}: not a checkpoint of this program ({FORMAT!r} expected)")
         try:
-            return cls(**contents)
+            checkpoint = cls(**contents)
         except TypeError as error:
             raise ModelFileError(f"{path}: the checkpoint is incomplete ({error})") from error
+        try:
+            TypeAdapter(cls).validate_python(contents)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise ModelFileError(f"{path}: the checkpoint is damaged ({where})") from error
+        return checkpoint
 
     def build_classifier(self, origin: str) -> Classifier:
         """The classifier at this moment, averaged where the run keeps an average."""
         weights = self.weights if self.averaged is None else self.averaged
         return Classifier.from_parts(self.classifier, weights, origin)
+
+    def require_settings(self, config: TrainConfig, origin: str) -> None:
+        """Make sure that a run would go on as it was begun.
+
+        Raises:
+            ConfigError: names the settings that differ.
+        """
+        now = _flat(config.model_dump(mode="json"))
+        then = _flat(self.settings)
+        changed = [
+            f"{name} was {then.get(name)} and is {now.get(name)}"
+            for name in sorted(now.keys() | then.keys())
+            if now.get(name) != then.get(name)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{origin}: config.yaml is not what the checkpoint was made with: "
+                f"{'; '.join(changed)}. Change it back, or start a new run"
+            )
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without their sections, and without those that may change."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and name != "machine":
+            flat |= _flat(value)
+        elif name not in FREE_SETTINGS:
+            flat[name] = value
+    return flat
 
 
 def _first_line(error: Exception) -> str:

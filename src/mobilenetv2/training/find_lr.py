@@ -23,6 +23,7 @@ from mobilenetv2.training.optimizers import build_optimizer
 LOWEST, HIGHEST = 1e-5, 10.0
 STEPS = 120
 SMOOTHING = 0.9
+SETTLED = 10  # steps that the smoothing looks back on; before that, it is the luck of few batches
 DIVERGED = 3.0  # times the lowest smoothed loss
 MARGIN = 4.0  # how far below the rate of the lowest loss a run can hold out for its whole length
 
@@ -76,7 +77,7 @@ def find_lr(
         lrs.append(lr)
         losses.append(value)
         smoothed.append(average / (1 - SMOOTHING ** (step + 1)))
-        if smoothed[-1] > DIVERGED * min(smoothed):
+        if step > SETTLED and smoothed[-1] > DIVERGED * min(smoothed[SETTLED:]):
             break
     torch.set_rng_state(state)
     return suggest(lrs, losses, smoothed)
@@ -88,8 +89,8 @@ def suggest(lrs: list[float], losses: list[float], smoothed: list[float]) -> Ran
     Raises:
         WorkFailed: the loss never fell.
     """
-    lowest = min(range(len(smoothed)), key=smoothed.__getitem__) if smoothed else 0
-    if lowest < 5 or smoothed[lowest] > 0.98 * smoothed[0]:
+    lowest = min(range(SETTLED, len(smoothed)), key=smoothed.__getitem__, default=0)
+    if not lowest or smoothed[lowest] > 0.98 * smoothed[SETTLED]:
         raise WorkFailed(
             "find-lr: the loss did not fall at any learning rate, so none can be suggested; check "
             "the labels and the pictures (`mobilenetv2 inspect`)"

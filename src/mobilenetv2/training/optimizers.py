@@ -34,15 +34,18 @@ def build_optimizer(
         ):
             if chosen:
                 groups.append({"params": chosen, "lr": lr * share, "weight_decay": decay})
+    # One pass over all weights instead of one for each: the same numbers, a shorter step.
+    fused = next(network.parameters()).device.type in ("cpu", "cuda")
     match config.optimizer:
         case "sgd":
-            return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov)
+            momentum, nesterov = config.momentum, config.nesterov
+            return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov, fused=fused)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr, RMSPROP_DECAY, momentum=config.momentum)
         case "adam":
-            return torch.optim.Adam(groups, lr, betas=(config.momentum, 0.999))
+            return torch.optim.Adam(groups, lr, betas=(config.momentum, 0.999), fused=fused)
         case "adamw":
-            return torch.optim.AdamW(groups, lr, betas=(config.momentum, 0.999))
+            return torch.optim.AdamW(groups, lr, betas=(config.momentum, 0.999), fused=fused)
 
 
 def _by_depth(network: nn.Module, layer_decay: float) -> list[tuple[float, list[nn.Parameter]]]:

@@ -33,16 +33,29 @@ def configure(data: str = "digits", **settings: Any) -> TrainConfig:
     0.2
     """
     given = nest({"data": data, **settings})
-    return validate(merge(recipe_settings(data), given), "settings")
+    return validate(merge(recipe_settings(data, given.get("epochs")), given), "settings")
 
 
-def recipe_settings(data: str) -> dict[str, Any]:
-    """The recipe of a data set, by its name, or by what a folder's pictures look like."""
+def recipe_settings(data: str, epochs: object = None) -> dict[str, Any]:
+    """The recipe of a data set, by its name, or by what a folder's pictures look like.
+
+    Args:
+        data: a name or a folder.
+        epochs: what was asked for instead of the recipe's number; a shorter run gets its share of
+            the warm-up.
+
+    >>> whole, half = recipe_settings("mnist"), recipe_settings("mnist", epochs=7)
+    >>> whole["epochs"], whole["schedule"], half["schedule"]
+    (14, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
+    """
     recipes = resources.files("mobilenetv2") / "recipes"
     recipe = recipes / f"{data}.yaml"
     if not recipe.is_file():
         recipe = recipes / f"{_kind_of_folder(Path(data))}.yaml"
-    return parse_settings(recipe.read_text(encoding="utf-8"), recipe.name)
+    settings = parse_settings(recipe.read_text(encoding="utf-8"), recipe.name)
+    if isinstance(epochs, int) and epochs < settings["epochs"]:
+        settings["schedule"]["warmup_epochs"] *= epochs / settings["epochs"]
+    return settings
 
 
 def _kind_of_folder(folder: Path) -> str:

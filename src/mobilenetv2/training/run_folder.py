@@ -71,7 +71,8 @@ class RunFolder:
                 f"--out {path or 'runs'}: cannot be written ({error.strerror}: {where}); name "
                 "another folder"
             ) from error
-        write_text(folder.config, to_yaml(config))
+        # What is read from there later was not asked to overwrite anything.
+        write_text(folder.config, to_yaml(config.model_copy(update={"overwrite": False})))
         return folder
 
     @classmethod
@@ -108,7 +109,11 @@ class RunFolder:
 
     def rewind_events(self, step: int) -> None:
         """Drop what ``metrics.jsonl`` says of the time after ``step``, which will come again."""
-        kept = [event for event in self.read_events() if event.get("step", math.inf) <= step]
+        kept = [
+            event
+            for event in self.read_events()
+            if event.get("step", math.inf) <= step and event.get("event") != "end"
+        ]
         write_text(self.metrics, to_lines(kept))
 
     def append_events(self, events: Iterable[Event]) -> None:

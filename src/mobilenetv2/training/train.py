@@ -20,7 +20,7 @@ from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.data.draws import permutation
 from mobilenetv2.data.sources import DataSet
-from mobilenetv2.errors import ConfigError, Interrupted
+from mobilenetv2.errors import ConfigError, Interrupted, ModelFileError
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
 from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoints import Checkpoint
@@ -64,7 +64,7 @@ def resume(path: Path, console: Console | None = None) -> dict[str, Any]:
 
     Raises:
         ModelFileError: there is no run, or its checkpoint cannot be used.
-        ConfigError: the run is finished already.
+        ConfigError: the run is finished already, or was begun with other settings.
     """
     folder = RunFolder.open(path)
     if folder.result.exists():
@@ -80,8 +80,12 @@ def resume(path: Path, console: Console | None = None) -> dict[str, Any]:
             f"--resume {path}: the checkpoint is for another network or other labels "
             f"({', '.join(stored.labels[:5])}, …) than config.yaml and the data say"
         )
+    checkpoint.require_settings(begun.config, f"--resume {path}")
     training = Training(begun, folder, console or Console(quiet=True), checkpoint.lr)
-    training.restore(checkpoint)
+    try:
+        training.restore(checkpoint)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{folder.last}: the checkpoint is damaged ({error})") from error
     return training.run()
 
 
@@ -106,7 +110,6 @@ class History:
     pictures: int = 0
     best_epoch: int = 0
     best_accuracy: float = -1.0
-    best_loss: float = math.inf
 
 
 class Training:
@@ -221,10 +224,12 @@ class Training:
             raise non_finite("validation loss", val.loss, step, epoch, lr)
         self.epoch, self.step = self.epoch + 1, 0
         history = self.history
-        is_best = (val.accuracy, -val.loss) > (history.best_accuracy, -history.best_loss)
+        # Of equally good epochs the later one counts: its learning rate was lower, and on a small
+        # validation set an early tie is luck.
+        is_best = val.accuracy >= history.best_accuracy
         if is_best:
             history.best_epoch = self.epoch
-            history.best_accuracy, history.best_loss = val.accuracy, val.loss
+            history.best_accuracy = val.accuracy
         self._tick()
         event = {
             "event": "epoch",
@@ -259,6 +264,7 @@ class Training:
         self._tick()
         on_cuda = self.device.device.type == "cuda"
         Checkpoint(
+            settings=self.config.model_dump(mode="json"),
             classifier=self.classifier.metadata(),
             weights=self.network.state_dict(),
             averaged=None if self.average is None else self.average.module.state_dict(),
