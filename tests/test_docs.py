@@ -1,0 +1,203 @@
+"""The documentation: its commands are understood and do run, its links and pictures exist."""
+
+import json
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobilenetv2 import cli
+from mobilenetv2.errors import WorkFailed
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+ENGLISH, CHINESE = DOCS / "tutorial/en", DOCS / "tutorial/zh"
+TUTORIAL = ("index", "1-validate", "2-watch", "3-optimizer", "4-schedules", "5-label-smoothing",
+            "6-save-and-load", "photos")  # fmt: skip
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+PAIRS = [("README.md", "README.zh-CN.md")] + [
+    (f"docs/tutorial/en/{page}.md", f"docs/tutorial/zh/{page}.md") for page in TUTORIAL
+]
+QUICK = ("--epochs", "2", "--width", "0.1", "--fast-ops", "off")
+"""Added to each `train`: what is tested is that the commands work, not what they reach."""
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The contents of the fenced blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.M)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each `mobilenetv2 …` in lines of a shell, without comments."""
+    for line in text.splitlines():
+        for part in line.split("#")[0].split("&&"):
+            words = shlex.split(part)
+            if words and words[0] == "mobilenetv2":
+                yield words[1:]
+
+
+def shown_commands(page: Path) -> list[list[str]]:
+    """Those in console blocks."""
+    return [words for block in blocks(page, "console") for words in commands(block)]
+
+
+def mentioned_commands(page: Path) -> list[list[str]]:
+    """Those in running text, such as `mobilenetv2 train --epochs 3`."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.M)
+    spans = re.findall(r"`(mobilenetv2 [a-z][^`]*)`", " ".join(prose.split()))
+    return [words for span in spans for words in commands(span)]
+
+
+def links(page: Path) -> list[str]:
+    """Where links and pictures lead, inside the repository."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+    return [target for target in targets if not re.match(r"[a-z]+:", target)]
+
+
+def pictures(page: Path) -> list[str]:
+    return [Path(link).name for link in links(page) if link.endswith(".png")]
+
+
+ALL_COMMANDS = sorted(
+    {
+        (name_of(page), shlex.join(words))
+        for page in PAGES
+        for words in shown_commands(page) + mentioned_commands(page)
+    }
+)
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(ALL_COMMANDS) > 60
+    assert {name_of(ENGLISH / f"{page}.md") for page in TUTORIAL} <= {name_of(p) for p in PAGES}
+
+
+@pytest.mark.parametrize(("page", "command"), ALL_COMMANDS)
+def test_every_command_is_understood(
+    page: str, command: str, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the point where the work would begin."""
+
+    def reach(*_: Any, **__: Any) -> Any:
+        raise WorkFailed("understood")
+
+    word, *arguments = shlex.split(command)
+    if word == "COMMAND":
+        return
+    assert word in cli.COMMANDS
+    for work in (
+        "training.train.train",
+        "training.train.resume",
+        "training.train.run_range_test",
+        "training.load.load",
+        "data.folders.list_pictures",
+        "data.folders.scan_folder",
+    ):
+        monkeypatch.setattr(f"mobilenetv2.{work}", reach)
+    code, out, error = run_cli(word, *arguments)
+    if "--help" in arguments or (word == "inspect" and not arguments[0].startswith("runs")):
+        assert code == 0 or "understood" in error, error
+        assert out or error
+    else:
+        assert (code, error.strip()) == (1, "mobilenetv2: understood")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_and_picture_exists(page: Path) -> None:
+    missing = [link for link in links(page) if not (page.parent / link.split("#")[0]).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_both_languages_show_the_same(english: str, chinese: str) -> None:
+    one, other = ROOT / english, ROOT / chinese
+    assert shown_commands(one) == shown_commands(other)
+    assert pictures(one) == pictures(other)
+    assert len(blocks(one, "python")) == len(blocks(other, "python"))
+    assert re.findall(r"^#+ ", one.read_text("utf-8"), re.M) == re.findall(
+        r"^#+ ", other.read_text("utf-8"), re.M
+    )
+    assert other.name in one.read_text("utf-8").split("\n# ")[0] or english == "README.md"
+    assert one.name in other.read_text("utf-8").split("\n# ")[0] or english == "README.md"
+
+
+def test_pictures_are_small_used_and_made_by_a_command_of_the_tutorial() -> None:
+    made = runpy.run_path(str(DOCS / "make_pictures"))["PICTURES"]
+    files = {file.name for file in (DOCS / "pictures").iterdir()}
+    assert {name for names in made.values() for name in names.values()} == files
+    assert {name for page in PAGES for name in pictures(page)} == files
+    assert all(file.stat().st_size <= 150_000 for file in (DOCS / "pictures").iterdir())
+    shown = {shlex.join(words) for page in ENGLISH.glob("*.md") for words in shown_commands(page)}
+    assert {command.removeprefix("mobilenetv2 ") for command in made} <= shown
+
+
+# ------------------------------------------------------------------ the tutorial, really run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_tutorial_runs_from_its_first_page_to_its_last(language: str, tmp_path: Path) -> None:
+    """Every command and every Python block, in reading order, in one folder, as a reader would."""
+    pages = [DOCS / "tutorial" / language / f"{page}.md" for page in TUTORIAL]
+    resumed = {
+        words[words.index("--resume") + 1]
+        for page in pages
+        for words in shown_commands(page)
+        if "--resume" in words
+    }
+    for page in pages:
+        text = page.read_text("utf-8")
+        for kind, block in re.findall(r"^```(console|python)\n(.*?)^```", text, re.DOTALL | re.M):
+            if kind == "python":
+                execute([sys.executable, "-W", "error", "-c", block], tmp_path)
+                continue
+            for words in commands(block):
+                run_shortened(words, tmp_path, resumed)
+    result = json.loads((tmp_path / "runs/digits/result.json").read_text())
+    assert result["data"] == "digits"
+    curves = (tmp_path / "runs/long/metrics.jsonl").read_text().splitlines()
+    steps = [event["step"] for event in map(json.loads, curves) if event["event"] == "step"]
+    assert steps == list(range(1, 2 * 21 + 1))
+
+
+def run_shortened(words: list[str], folder: Path, resumed: set[str]) -> None:
+    """Run a command with little to do; stop it with Ctrl-C where a later one goes on with it."""
+    program = [sys.executable, "-m", "mobilenetv2"]
+    if words[0] != "train" or "--resume" in words:
+        execute([*program, *words], folder)
+        return
+    if "--epochs" in words:
+        at = words.index("--epochs")
+        words = words[:at] + words[at + 2 :]
+    out = words[words.index("--out") + 1] if "--out" in words else None
+    program += [*words, *QUICK]
+    if out not in resumed:
+        execute(program, folder)
+        return
+    process = subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, text=True)
+    metrics = folder / str(out) / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130, error
+    assert f"--resume {out}" in error
+
+
+def execute(program: list[str], folder: Path) -> None:
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(program)}\n{done.stdout}\n{done.stderr}"
