@@ -89,7 +89,7 @@ def curves(events: Sequence[Mapping[str, Any]]) -> "Figure":
     if steps or epochs:
         loss.legend(frameon=False)
     if epochs:
-        best = max(epochs, key=lambda event: (event["val_accuracy"], -event["val_loss"]))
+        best = max(epochs, key=lambda event: (event["val_accuracy"], event["epoch"]))
         accuracy.annotate(
             f"{best['val_accuracy']:.2%}",
             (best["step"], best["val_accuracy"]),
