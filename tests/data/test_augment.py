@@ -269,3 +269,19 @@ def test_mixing_takes_turns_and_needs_two() -> None:
     alone = augment(Batch(pictures[:1], torch.arange(1)), (8, 8), torch.arange(1), both, (0, 0, 0))
     assert alone.other_labels is None
     assert alone.weight == 1
+
+
+@pytest.mark.parametrize(("draw", "factor"), [(0.0, 0.0), (0.5, 1.0), (1.0, 2.0)])
+def test_saturation(monkeypatch: pytest.MonkeyPatch, draw: float, factor: float) -> None:
+    """Colours move towards grey and away from it; at 0 the three channels are one."""
+
+    def draws(_seed: int, _epoch: int, indices: torch.Tensor, count: int) -> torch.Tensor:
+        numbers = torch.full((len(indices), count), 0.5)
+        numbers[:, 11] = draw
+        return numbers
+
+    monkeypatch.setattr(augmentation, "uniform", draws)
+    pictures = torch.randint(90, 160, (3, 3, 9, 9), dtype=torch.uint8)
+    ours = apply(pictures, AugmentConfig(colour_jitter=1.0))
+    grey = pictures.float().mean(1, keepdim=True)
+    torch.testing.assert_close(ours, grey + factor * (pictures - grey), atol=1e-3, rtol=0)
