@@ -23,7 +23,9 @@ ENGLISH, CHINESE = DOCS / "tutorial/en", DOCS / "tutorial/zh"
 TUTORIAL = ("index", "1-validate", "2-watch", "3-optimizer", "4-schedules", "5-label-smoothing",
             "6-save-and-load", "photos")  # fmt: skip
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-PAIRS = [("README.md", "README.zh-CN.md")]
+PAIRS = [("README.md", "README.zh-CN.md")] + [
+    (f"docs/tutorial/en/{page}.md", f"docs/tutorial/zh/{page}.md") for page in TUTORIAL
+]
 QUICK = ("--epochs", "2", "--width", "0.1", "--fast-ops", "off")
 """Added to each `train`: what is tested is that the commands work, not what they reach."""
 
@@ -72,21 +74,22 @@ def pictures(page: Path) -> list[str]:
 
 ALL_COMMANDS = sorted(
     {
-        (name_of(page), shlex.join(words))
+        shlex.join(words)
         for page in PAGES
         for words in shown_commands(page) + mentioned_commands(page)
+        if words[0] != "COMMAND"
     }
 )
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(ALL_COMMANDS) > 60
-    assert {name_of(ENGLISH / f"{page}.md") for page in TUTORIAL} <= {name_of(p) for p in PAGES}
+    assert len(ALL_COMMANDS) > 25
+    assert {f"docs/tutorial/en/{page}.md" for page in TUTORIAL} <= {name_of(p) for p in PAGES}
 
 
-@pytest.mark.parametrize(("page", "command"), ALL_COMMANDS)
+@pytest.mark.parametrize("command", ALL_COMMANDS)
 def test_every_command_is_understood(
-    page: str, command: str, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+    command: str, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to the point where the work would begin."""
 
@@ -94,8 +97,6 @@ def test_every_command_is_understood(
         raise WorkFailed("understood")
 
     word, *arguments = shlex.split(command)
-    if word == "COMMAND":
-        return
     assert word in cli.COMMANDS
     for work in (
         "training.train.train",
@@ -103,15 +104,21 @@ def test_every_command_is_understood(
         "training.train.run_range_test",
         "training.load.load",
         "data.folders.list_pictures",
-        "data.folders.scan_folder",
     ):
         monkeypatch.setattr(f"mobilenetv2.{work}", reach)
+    if word == "inspect":  # what it does depends on what is there
+        monkeypatch.setitem(cli.COMMANDS, "inspect", cli.Command(parse_inspect, ""))
     code, out, error = run_cli(word, *arguments)
-    if "--help" in arguments or (word == "inspect" and not arguments[0].startswith("runs")):
-        assert code == 0 or "understood" in error, error
-        assert out or error
+    if "--help" in arguments:
+        assert (code, error) == (0, "")
+        assert f"mobilenetv2 {word}" in out
     else:
         assert (code, error.strip()) == (1, "mobilenetv2: understood")
+
+
+def parse_inspect(arguments: list[str]) -> int:
+    cli._parse("inspect", cli.InspectConfig, arguments)
+    raise WorkFailed("understood")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -129,8 +136,9 @@ def test_both_languages_show_the_same(english: str, chinese: str) -> None:
     assert re.findall(r"^#+ ", one.read_text("utf-8"), re.M) == re.findall(
         r"^#+ ", other.read_text("utf-8"), re.M
     )
-    assert other.name in one.read_text("utf-8").split("\n# ")[0] or english == "README.md"
-    assert one.name in other.read_text("utf-8").split("\n# ")[0] or english == "README.md"
+    for page, twin in ((one, other), (other, one)):
+        first = next(link for link in links(page) if link.endswith(".md"))
+        assert (page.parent / first).resolve() == twin
 
 
 def test_pictures_are_small_used_and_made_by_a_command_of_the_tutorial() -> None:
