@@ -1,0 +1,103 @@
+"""Checkpoints: what goes in comes out, and what is wrong with a file or its settings is said."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mobilenetv2
+from mobilenetv2.errors import ConfigError, ModelFileError
+from mobilenetv2.files import write_text
+from mobilenetv2.training.checkpoints import Checkpoint
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b) and a.dtype == b.dtype
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def test_what_goes_in_comes_out(unfinished: Path) -> None:
+    stored = Checkpoint.load(unfinished / "last.pth.tar")
+    stored.save(unfinished / "again.pth.tar")
+    again = Checkpoint.load(unfinished / "again.pth.tar")
+    assert equal(vars(stored), vars(again))
+    assert stored.epoch == 1
+    assert stored.step == 0
+    assert stored.history["steps"] == 3
+    assert stored.schedule["last_epoch"] == 3
+    assert stored.settings["optimizer"]["lr"] == 0.05
+    averaged = stored.averaged
+    assert averaged is not None
+    assert averaged.keys() == stored.weights.keys()
+    assert not equal(averaged, stored.weights)
+
+
+def test_plain_pytorch_can_read_it(unfinished: Path) -> None:
+    stored = torch.load(unfinished / "last.pth.tar", weights_only=True)
+    network = mobilenetv2.load(unfinished / "last.pth.tar").network
+    network.load_state_dict(stored["weights"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": 5},
+        {"weights": {"a": 5}},
+        {"weights": {}},
+        {"averaged": {}},
+        {"classifier": 5},
+        {"classifier": {}},
+        {"settings": 5},
+        {"history": 5},
+        {"history": {"x": 1}},
+        {"optimizer": 5},
+        {"optimizer": {}},
+        {"optimizer": {"state": {}, "param_groups": []}},
+        {"schedule": 5},
+        {"random_state": 5},
+        {"random_state": torch.zeros(3, dtype=torch.uint8)},
+        {"epoch": "one"},
+        {"step": None},
+        {"lr": "much"},
+        {"surprise": 1},
+    ],
+    ids=str,
+)
+def test_odd_contents_are_refused_in_words(unfinished: Path, change: dict[str, Any]) -> None:
+    last = unfinished / "last.pth.tar"
+    torch.save({**torch.load(last, weights_only=True), **change}, last)
+    with pytest.raises(ModelFileError, match=r"last\.pth\.tar: "):
+        mobilenetv2.resume(unfinished)
+    assert not (unfinished / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("optimizer: sgd", "optimizer: adam", "optimizer was sgd and is adam"),
+        ("epochs: 2", "epochs: 3", "epochs was 2 and is 3"),
+        ("batch_size: 6", "batch_size: 5", "batch_size was 6 and is 5"),
+        ("seed: 0", "seed: 1", "seed was 0 and is 1"),
+    ],
+)
+def test_a_run_goes_on_only_as_it_was_begun(
+    unfinished: Path, old: str, new: str, words: str
+) -> None:
+    text = (unfinished / "config.yaml").read_text()
+    write_text(unfinished / "config.yaml", text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=words):
+        mobilenetv2.resume(unfinished)
+
+
+def test_what_only_says_where_may_change(unfinished: Path) -> None:
+    text = (unfinished / "config.yaml").read_text()
+    text = text.replace("quiet: false", "quiet: true").replace("device: auto", "device: cpu")
+    write_text(unfinished / "config.yaml", text)
+    moved = unfinished.rename(unfinished.parent / "moved")
+    assert mobilenetv2.resume(moved)["steps"] == 6

@@ -1,0 +1,219 @@
+"""A run that was stopped anywhere goes on to the end that it would have had."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mobilenetv2
+from mobilenetv2.config import TrainConfig
+from mobilenetv2.errors import Interrupted
+from mobilenetv2.training import train as module
+from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.find_lr import RangeTest
+from mobilenetv2.training.run_folder import RunFolder
+from mobilenetv2.training.train import Training
+
+Quick = Callable[..., TrainConfig]
+TIMES = {"seconds", "training_seconds", "images_per_second", "run"}
+
+
+def timeless(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if name not in TIMES}
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [timeless(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    assert events(a) == events(b)
+    ours, theirs = (timeless(json.loads((run / "result.json").read_text())) for run in (a, b))
+    assert ours == theirs
+    for name in ("last.pth.tar", "best.pth.tar"):
+        first, second = Checkpoint.load(a / name), Checkpoint.load(b / name)
+        for key, tensor in first.weights.items():
+            assert torch.equal(tensor, second.weights[key]), (name, key)
+        assert torch.equal(first.random_state, second.random_state)
+
+
+def out_of(config: TrainConfig) -> Path:
+    assert config.out is not None
+    return config.out
+
+
+class PowerCut(BaseException):
+    """Nothing in the product catches it."""
+
+
+def cut_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after: bool) -> None:
+    """Fail before or after the ``call``-th call, counted from 1."""
+    original = getattr(owner, name)
+    calls = 0
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and not after:
+            raise PowerCut
+        result = original(*arguments, **options)
+        if calls == call:
+            raise PowerCut
+        return result
+
+    patch.setattr(owner, name, called)
+
+
+PLACES = [
+    (Training, "_train_step", 2, True),
+    (Training, "_train_step", 6, False),
+    (Training, "_validate_epoch", 1, True),
+    (Checkpoint, "save", 2, False),  # 1 is the start, 2 and 3 are best and last of an epoch
+    (Checkpoint, "save", 2, True),
+    (Checkpoint, "save", 3, False),
+    (RunFolder, "append_events", 2, True),
+    (module, "deliver", 1, True),
+    (RunFolder, "write_result", 1, False),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(quick_settings: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    mobilenetv2.train(quick_settings(out, **RICH))
+    return out
+
+
+RICH: dict[str, Any] = {
+    "ema": 0.5, "dropout": 0.5, "cutmix": 1.0, "mixup": 1.0, "shift": 0.2, "erase": 0.5,
+    "optimizer": "adamw", "lr": 0.01, "schedule": "multistep", "clip_norm": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("owner", "name", "call", "after"), PLACES)
+def test_a_power_cut_anywhere_changes_nothing(
+    quick: Quick, whole: Path, owner: Any, name: str, call: int, after: bool
+) -> None:
+    config = quick(**RICH)
+    run = out_of(config)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        cut_at(patch, owner, name, call, after=after)
+        mobilenetv2.train(config)
+    assert not (run / "result.json").exists()
+    mobilenetv2.resume(run)
+    assert_same(whole, run)
+
+
+def test_a_power_cut_while_going_on_changes_nothing(quick: Quick, whole: Path) -> None:
+    config = quick(**RICH)
+    for owner, name, begin in (
+        (Training, "_train_step", lambda: mobilenetv2.train(config)),
+        (RunFolder, "rewind_events", lambda: mobilenetv2.resume(out_of(config))),
+        (Training, "_train_step", lambda: mobilenetv2.resume(out_of(config))),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+            cut_at(patch, owner, name, 1, after=True)
+            begin()
+    mobilenetv2.resume(out_of(config))
+    assert_same(whole, out_of(config))
+
+
+def test_the_rate_that_was_found_is_kept(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = []
+
+    def find_lr(*_: Any) -> RangeTest:
+        searches.append(1)
+        return RangeTest([], [], [], 0.03, "because")
+
+    monkeypatch.setattr(module, "find_lr", find_lr)
+    config = quick(lr="auto")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        cut_at(patch, Training, "_train_step", 2, after=True)
+        mobilenetv2.train(config)
+    result = mobilenetv2.resume(out_of(config))
+    assert result["lr"] == 0.03
+    assert [event["lr"] for event in events(out_of(config))][:1] == [0.03]
+    assert len(searches) == 1
+
+
+def test_fast_operations_give_the_same_bits_again(quick: Quick) -> None:
+    settings = {**RICH, "fast_ops": "auto"}
+    mobilenetv2.train(quick("one", **settings))
+    config = quick("cut", **settings)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        cut_at(patch, Training, "_train_step", 5, after=True)
+        mobilenetv2.train(config)
+    mobilenetv2.resume(out_of(config))
+    assert_same(out_of(quick("one")), out_of(config))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_validation_stops_after_it(
+    quick: Quick, whole: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    config = quick(**RICH)
+    original = Training._validate_epoch
+
+    def validate(self: Training, reporter: Any) -> None:
+        if self.epoch == 0:
+            os.kill(os.getpid(), number)
+        original(self, reporter)
+
+    monkeypatch.setattr(Training, "_validate_epoch", validate)
+    with pytest.raises(Interrupted, match=f"{number.name} after step 3") as stopped:
+        mobilenetv2.train(config)
+    assert stopped.value.exit_code == (143 if number == signal.SIGTERM else 130)
+    assert str(out_of(config)) in str(stopped.value)
+    assert [e["step"] for e in events(out_of(config)) if e["event"] == "step"] == [1, 2, 3]
+    mobilenetv2.resume(out_of(config))
+    assert_same(whole, out_of(config))
+
+
+SLOW_STEPS = """
+import sys, time
+from mobilenetv2.training.train import Training
+from mobilenetv2.cli import main
+step = Training._train_step
+def slow(self, batch):
+    outcome = step(self, batch)
+    print("stepped", flush=True)
+    time.sleep(30)
+    return outcome
+Training._train_step = slow
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("second", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_a_second_signal_leaves_at_once(
+    few_pictures: Path, tmp_path: Path, second: signal.Signals, code: int
+) -> None:
+    arguments = ["train", str(few_pictures), "--out", str(tmp_path / "run"), "--fast-ops", "off"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW_STEPS, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert any(line == "stepped\n" for line in child.stdout)
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert child.poll() is None  # it waits for the end of the step
+    started = time.monotonic()
+    child.send_signal(second)
+    _, stderr = child.communicate(timeout=20)
+    assert time.monotonic() - started < 10
+    assert child.returncode == code
+    assert "Traceback" not in stderr
+    assert mobilenetv2.load(tmp_path / "run").labels == ("dark", "light")
