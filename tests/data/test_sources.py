@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import DataConfig, NetworkConfig
+from mobilenetv2.config import DataConfig, NetworkConfig, Preprocessing
 from mobilenetv2.data.named_sets import NAMES, read_named_set
 from mobilenetv2.data.sources import load_data, load_for_measuring
 from mobilenetv2.errors import DataError
@@ -338,3 +338,21 @@ def test_the_usual_size_wins_and_upright_counts(tmp_path: Path) -> None:
         Image.fromarray(pixels).resize((90, 90)).save(tmp_path / label / "odd.png")
     data = load_data(DataConfig(data=str(tmp_path)))
     assert (data.preprocessing.height, data.preprocessing.width) == (48, 32)
+
+
+def test_a_published_set_meets_another_classifier() -> None:
+    """Its preprocessing and the order of its labels decide, also where only the crop differs."""
+    digits = read_named_set(DataConfig())
+    wanted = Preprocessing(colour="grey", height=8, width=8, resize=12, mean=(0.5,), std=(0.5,))
+    labels = tuple("9876543210")
+    name, measured = load_for_measuring(DataConfig(), wanted, labels)
+    assert name == "test"
+    assert measured.labels.tolist() == [9 - label for label in digits.test[1]]
+    classifier = Classifier.create(NetworkConfig(width=0.1), wanted, labels)
+    trained = load_data(DataConfig(), wanted)
+    assert trained.preprocessing == wanted
+    assert trained.test is not None
+    for place in range(20):
+        expected = classifier.prepare(digits.test[0][place])
+        assert torch.equal(measured.pictures[place], expected)
+        assert torch.equal(trained.test.pictures[place], expected)
