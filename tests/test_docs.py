@@ -1,5 +1,6 @@
 """The documentation: its commands are understood and do run, its links and pictures exist."""
 
+import ast
 import json
 import re
 import runpy
@@ -132,7 +133,10 @@ def test_both_languages_show_the_same(english: str, chinese: str) -> None:
     one, other = ROOT / english, ROOT / chinese
     assert shown_commands(one) == shown_commands(other)
     assert pictures(one) == pictures(other)
-    assert len(blocks(one, "python")) == len(blocks(other, "python"))
+    # Comments are in the language of the page.
+    assert [ast.dump(ast.parse(block)) for block in blocks(one, "python")] == [
+        ast.dump(ast.parse(block)) for block in blocks(other, "python")
+    ]
     assert re.findall(r"^#+ ", one.read_text("utf-8"), re.M) == re.findall(
         r"^#+ ", other.read_text("utf-8"), re.M
     )
@@ -155,10 +159,9 @@ def test_pictures_are_small_used_and_made_by_a_command_of_the_tutorial() -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_tutorial_runs_from_its_first_page_to_its_last(language: str, tmp_path: Path) -> None:
+def test_the_tutorial_runs_from_its_first_page_to_its_last(tmp_path: Path) -> None:
     """Every command and every Python block, in reading order, in one folder, as a reader would."""
-    pages = [DOCS / "tutorial" / language / f"{page}.md" for page in TUTORIAL]
+    pages = [ENGLISH / f"{page}.md" for page in TUTORIAL]
     resumed = {
         words[words.index("--resume") + 1]
         for page in pages
