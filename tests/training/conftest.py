@@ -34,9 +34,9 @@ def quick_settings(few_pictures: Path) -> Callable[..., TrainConfig]:
     def give(out: Path, **changes: Any) -> TrainConfig:
         options: dict[str, Any] = {
             "width": 0.05, "epochs": 2, "batch_size": 6, "lr": 0.05, "warmup_epochs": 0,
-            "val_fraction": 0.2, "fast_ops": "off", "out": out,
+            "val_fraction": 0.2, "fast_ops": "off", "out": out, "data": str(few_pictures),
         }  # fmt: skip
-        return mobilenetv2.configure(str(few_pictures), **{**options, **changes})
+        return mobilenetv2.configure(**{**options, **changes})
 
     return give
 

@@ -1,0 +1,210 @@
+"""The loop: what learns, what is measured, what is kept."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import mobilenetv2
+from mobilenetv2.config import TrainConfig
+from mobilenetv2.data.sources import load_data
+from mobilenetv2.errors import NonFiniteLoss
+from mobilenetv2.evaluation.evaluate import evaluate
+from mobilenetv2.training import finish
+from mobilenetv2.training import train as module
+from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.run_folder import RunFolder
+from mobilenetv2.training.schedules import schedule_factor
+from mobilenetv2.training.start import start
+from mobilenetv2.training.train import Training
+
+Quick = Callable[..., TrainConfig]
+
+
+def out_of(config: TrainConfig) -> Path:
+    assert config.out is not None
+    return config.out
+
+
+def events(config: TrainConfig, kind: str) -> list[dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    lines = (out_of(config) / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=refuse) for line in lines]
+    return [event for event in found if event["event"] == kind]
+
+
+def prepared(config: TrainConfig) -> Training:
+    return Training(start(config), RunFolder.create(config), Console(quiet=True))
+
+
+def test_learning_in_train_mode_and_the_test_set_once_at_the_end(
+    quick: Quick, picture_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both halves of the field's oldest mistake: the wrong mode, and peeking at the test set."""
+    for split, count in (("train", 8), ("val", 3), ("test", 5)):
+        folder = picture_folder(name=f"set/{split}", count=count, size=(8, 8), mode="L")
+    log: list[str] = []
+
+    def spy(owner: Any, name: str, word: Callable[..., str]) -> None:
+        original = getattr(owner, name)
+
+        def called(classifier: Any, *arguments: Any) -> Any:
+            log.append(word(classifier, *arguments))
+            return original(classifier, *arguments)
+
+        monkeypatch.setattr(owner, name, called)
+
+    def step(classifier: Any, *_: Any) -> str:
+        modes = {part.training for part in classifier.network.modules()}
+        return f"step {modes}"
+
+    sizes = {16: "train", 6: "val", 10: "test"}
+    spy(module, "batch_loss", step)
+    for owner in (module, finish):
+        spy(owner, "evaluate", lambda _, pictures: sizes[len(pictures)])
+    mobilenetv2.train(quick(batch_size=8, data=str(folder.parent)))
+    epoch = ["step {True}", "step {True}", "train", "val"]
+    assert log == [*epoch, *epoch, "train", "val", "test"]
+
+
+def test_train_accuracy_is_measured_like_validation_accuracy(quick: Quick) -> None:
+    config = quick(dropout=0.5, ema=0.5, mixup=1.0)
+    mobilenetv2.train(config)
+    last = events(config, "epoch")[-1]
+    classifier = mobilenetv2.load(out_of(config) / "last.pth.tar")
+    data = load_data(config.data, classifier.preprocessing)
+    for name, pictures in (("train", data.train), ("val", data.val)):
+        measured = evaluate(classifier, pictures)
+        assert last[f"{name}_accuracy"] == measured.accuracy
+        assert last[f"{name}_loss"] == pytest.approx(measured.loss, rel=1e-6)
+
+
+def test_the_best_epoch_is_what_is_delivered(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quick(epochs=5, ema=0.3)
+    result = mobilenetv2.train(config)
+    told = events(config, "epoch")
+    best = max(told, key=lambda e: (e["val_accuracy"], -e["val_loss"], e["epoch"]))
+    assert result["best_epoch"] == best["epoch"]
+    assert result["val_accuracy"] == best["val_accuracy"]
+    assert result["val_loss"] == pytest.approx(best["val_loss"], rel=1e-6)
+    stored = Checkpoint.load(out_of(config) / "best.pth.tar")
+    assert stored.epoch == best["epoch"]
+    assert stored.averaged is not None
+    delivered = mobilenetv2.load(out_of(config) / "model.safetensors").network.state_dict()
+    assert all(torch.equal(delivered[name], stored.averaged[name]) for name in delivered)
+
+
+def test_the_average_by_hand(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    average: dict[str, Tensor] = {}
+    original = Training._train_step
+
+    def step(self: Training, batch: Any) -> Any:
+        outcome = original(self, batch)
+        for name, now in self.network.state_dict().items():
+            if name in average and now.is_floating_point():
+                average[name] = 0.7 * average[name] + 0.3 * now
+            else:
+                average[name] = now.clone()
+        return outcome
+
+    monkeypatch.setattr(Training, "_train_step", step)
+    config = quick(ema=0.7)
+    mobilenetv2.train(config)
+    stored = Checkpoint.load(out_of(config) / "last.pth.tar").averaged
+    assert stored is not None
+    for name, expected in average.items():
+        if expected.is_floating_point():
+            torch.testing.assert_close(stored[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_bounds_the_step(quick: Quick) -> None:
+    config = quick(
+        clip_norm=0.25, lr=2.0, momentum=0, nesterov=False, weight_decay=0, batch_size=1000
+    )
+    training = prepared(config)
+    before = [parameter.detach().clone() for parameter in training.network.parameters()]
+    training._train_step(next(training.batches.epoch(0)))
+    moved = torch.cat(
+        [
+            (now.detach() - then).flatten()
+            for now, then in zip(training.network.parameters(), before, strict=True)
+        ]
+    )
+    assert moved.norm().item() == pytest.approx(2.0 * 0.25, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+def test_every_optimizer_under_every_schedule(quick: Quick, optimizer: str) -> None:
+    for schedule in ("cosine", "exponential", "multistep", "constant"):
+        config = quick(schedule, optimizer=optimizer, schedule=schedule, lr=0.01, warmup_epochs=0.7)
+        training = prepared(config)
+        training.network.train()
+        outcomes = [training._train_step(batch) for batch in training.batches.epoch(0)]
+        factor = schedule_factor(config.schedule, 2, 3)
+        assert [o.lr for o in outcomes] == pytest.approx([0.01 * factor(k) for k in range(3)])
+        assert all(p.isfinite().all() for p in training.network.parameters())
+
+
+def test_a_last_batch_of_one_and_a_batch_larger_than_the_set(quick: Quick) -> None:
+    pictures = len(load_data(quick().data).train)
+    assert mobilenetv2.train(quick("one", batch_size=pictures - 1))["steps"] == 4
+    with Path(out_of(quick("log")).parent / "log.txt").open("w+") as log:
+        mobilenetv2.train(quick("all", batch_size=pictures + 1, epochs=1), Console(file=log))
+        log.seek(0)
+        assert f"the batch of {pictures + 1} is larger than the set" in log.read()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_bad_loss_keeps_the_last_good_checkpoint(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    config = quick()
+    calls = 0
+    original = module.batch_loss
+
+    def spoiled(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss, hits = original(*arguments)
+        return (loss * value if calls == 5 else loss), hits
+
+    monkeypatch.setattr(module, "batch_loss", spoiled)
+    with pytest.raises(NonFiniteLoss, match=r"step 5 \(epoch 2, learning rate 0\.0") as failed:
+        mobilenetv2.train(config)
+    assert failed.value.exit_code == 1
+    assert [event["step"] for event in events(config, "step")] == [1, 2, 3, 4]
+    for name in ("last.pth.tar", "best.pth.tar"):
+        stored = Checkpoint.load(out_of(config) / name)
+        assert stored.epoch == 1
+        assert all(w.isfinite().all() for w in stored.weights.values() if w.is_floating_point())
+    assert not (out_of(config) / "result.json").exists()
+    assert mobilenetv2.load(out_of(config)).labels == ("dark", "light")
+    assert mobilenetv2.resume(out_of(config))["steps"] == 6  # what spoiled it is gone
+    assert [event["step"] for event in events(config, "step")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_network_that_broke_behind_finite_losses_is_not_saved(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick()
+    original = Training._train_step
+
+    def step(self: Training, batch: Any) -> Any:
+        outcome = original(self, batch)
+        if self.history.steps == 6:
+            with torch.no_grad():
+                self.network.classifier[1].weight.fill_(math.nan)  # type: ignore[operator,index,union-attr]
+        return outcome
+
+    monkeypatch.setattr(Training, "_train_step", step)
+    with pytest.raises(NonFiniteLoss, match="validation loss is nan at step 6"):
+        mobilenetv2.train(config)
+    assert Checkpoint.load(out_of(config) / "last.pth.tar").epoch == 1
