@@ -108,13 +108,24 @@ class TensorBoard:
     """Every event as TensorBoard scalars (extra ``tensorboard``)."""
 
     def __init__(self, folder: Path) -> None:
+        self.require()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    @staticmethod
+    def require() -> None:
+        """Make sure that TensorBoard can be written.
+
+        Raises:
+            ConfigError: its package is missing.
+        """
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard import SummaryWriter  # noqa: F401
         except ImportError as error:
             raise ConfigError(
                 '--tensorboard needs another package: pip install "mobilenetv2[tensorboard]"'
             ) from error
-        self._writer = SummaryWriter(str(folder))
 
     def record(self, events: Sequence[Event]) -> None:
         """Add one scalar per figure, over the steps."""

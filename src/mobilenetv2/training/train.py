@@ -28,6 +28,7 @@ from mobilenetv2.training.find_lr import RangeTest, find_lr
 from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.optimizers import build_optimizer
+from mobilenetv2.training.progress import TensorBoard
 from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.schedules import build_schedule
@@ -54,6 +55,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         NonFiniteLoss: the loss left the numbers; the last good checkpoint is kept.
         Interrupted: a signal came; everything was saved.
     """
+    if config.tensorboard:
+        TensorBoard.require()
     begun = start(config)
     folder = RunFolder.create(begun.config)
     return Training(begun, folder, console or Console(quiet=True)).run()
