@@ -181,3 +181,17 @@ def test_suggestions_are_known_words(word: str) -> None:
     words = suggestion(word, ["digits", "mnist"])
     assert words in ("", "; did you mean 'digits'?", "; did you mean 'mnist'?")
     assert suggestion("digits", ["digits"]) == "; did you mean 'digits'?"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimizer": {"lr": "fast"}}, "lr: must be a valid number"),
+        ({"data": {"image_size": "big"}}, "image_size: must be a valid integer"),
+        ({"transfer": {"tune": 19}}, "tune: must be 'auto', 'head' or 'all'"),
+    ],
+)
+def test_of_several_types_the_usual_one_is_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        TrainConfig(**settings)
+    assert str(error.value).startswith(words)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import mobilenet_v2
@@ -79,6 +79,9 @@ def test_any_size_channels_and_classes(classes: int, channels: int, size: tuple[
     assert network(torch.zeros(2, channels, *size)).shape == (2, classes)
 
 
+@example(64, 64)
+@example(64, 400)
+@example(65, 65)
 @given(height=st.integers(8, 400), width=st.integers(8, 400))
 def test_stride_plan(height: int, width: int) -> None:
     plan = stride_plan(height, width)
