@@ -12,6 +12,7 @@ from PIL import Image
 
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.folders import list_pictures
+from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.errors import DataError
 from mobilenetv2.settings import merge, nest, parse_settings, validate
 
@@ -49,9 +50,8 @@ def recipe_settings(data: str, epochs: object = None) -> dict[str, Any]:
     (14, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
     """
     recipes = resources.files("mobilenetv2") / "recipes"
-    recipe = recipes / f"{data}.yaml"
-    if not recipe.is_file():
-        recipe = recipes / f"{_kind_of_folder(Path(data))}.yaml"
+    name = data if data in NAMES else _kind_of_folder(Path(data))
+    recipe = recipes / f"{name}.yaml"
     settings = parse_settings(recipe.read_text(encoding="utf-8"), recipe.name)
     if isinstance(epochs, int) and epochs < settings["epochs"]:
         settings["schedule"]["warmup_epochs"] *= epochs / settings["epochs"]
