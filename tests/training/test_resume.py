@@ -178,7 +178,8 @@ def test_a_signal_during_validation_stops_after_it(
 
 
 SLOW_STEPS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background start without it
 from mobilenetv2.training.train import Training
 from mobilenetv2.cli import main
 step = Training._train_step
