@@ -182,6 +182,7 @@ class MobileNetV2(nn.Module):
         channel_multiple: channel counts are rounded to multiples of it; 8, and 4 at width 0.1,
             where 8 would be coarser than the channels themselves.
 
+    >>> import torch
     >>> network = MobileNetV2(num_classes=10, width=0.5)
     >>> network(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 10])
