@@ -229,7 +229,8 @@ class TrainConfig(OutputConfig):
     """Share of the label given to all classes alike (Szegedy et al. 2016)."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights, which is then the model that
-    is measured and kept; 0 for none."""
+    is measured and kept; it starts lower, so that short runs forget their first weights; 0 for
+    none."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Start of every random draw."""
     out: Annotated[Path | None, _unset("FOLDER")] = None

@@ -6,13 +6,15 @@ of these is one short method below it. Everything the loop needs was built befor
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from mobilenetv2 import __version__
 from mobilenetv2.config import TrainConfig
@@ -360,5 +362,19 @@ def _sample(data: DataSet, count: int) -> LabelledPictures:
 
 
 def _moving_average(network: torch.nn.Module, decay: float) -> AveragedModel:
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    return average.requires_grad_(False)
+    """The decay grows towards ``decay`` so that a short run forgets its first weights too.
+
+    The ramp is that of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``.
+    """
+
+    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], done: Tensor | int) -> None:
+        updates = torch.as_tensor(done, dtype=torch.float32)
+        share = 1 - ((1 + updates) / (10 + updates)).clamp(max=decay)  # of the current weights
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, share.to(old.dtype))
+            else:
+                old.copy_(new)
+
+    averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    return averaged.requires_grad_(False)
