@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from mobilenetv2.errors import ConfigError
@@ -21,6 +21,9 @@ NetworkName = Literal["mobilenetv2", "first-version"]
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
 ScheduleName = Literal["cosine", "exponential", "multistep", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
+YamlWord = BeforeValidator(
+    lambda value: ("off", "on")[value] if isinstance(value, bool) else value  # as YAML reads them
+)
 Side = Annotated[int, Field(ge=8, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Stride = Literal[1, 2]
@@ -172,8 +175,10 @@ class MachineConfig(DeviceConfig):
 
     precision: Precision = "auto"
     """fp32, bf16 where the device has it natively, or auto."""
-    fast_ops: Literal["auto", "cpp", "torch", "off"] = "auto"
+    fast_ops: Annotated[Literal["auto", "cpp", "torch", "off"], YamlWord] = "auto"
     """Faster training operations on a CPU: compiled C++, PyTorch only, or none."""
+    compile: Annotated[Literal["auto", "on", "off"], YamlWord] = "auto"
+    """torch.compile for the training steps; takes the place of compiled C++. auto: on a GPU."""
 
 
 class Preprocessing(Section):

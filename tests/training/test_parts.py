@@ -271,6 +271,14 @@ def test_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device(MachineConfig(device="cpu", fast_ops="off")).precision == "bf16"
 
 
+def test_compiling_is_for_those_who_ask_on_a_cpu() -> None:
+    assert not choose_device(MachineConfig(device="cpu")).compiled
+    asked = choose_device(MachineConfig(device="cpu", compile="on"))
+    assert asked.compiled
+    assert asked.fast_ops.kind == "torch"
+    assert choose_device(MachineConfig(compile="on", fast_ops="off")).fast_ops.kind == "off"
+
+
 def test_the_first_signal_asks_the_second_ends() -> None:
     # A shell starts what runs in the background with SIGINT ignored; here it must act as usual.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)

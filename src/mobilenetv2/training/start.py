@@ -13,7 +13,7 @@ from mobilenetv2.network import fast_ops
 from mobilenetv2.network.build import complete
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.network.pretrained import Weights, find_weights, load_weights, to_grey
-from mobilenetv2.training.device import Device, choose_device
+from mobilenetv2.training.device import Device, choose_device, compile_network
 from mobilenetv2.training.transfer import Tuning, choose_tuning, freeze
 
 
@@ -89,6 +89,8 @@ def _assemble(config: TrainConfig, device: Device, data: DataSet, notes: tuple[s
     classifier.network.to(device.device).to(memory_format=torch.channels_last)
     fast_ops.install(classifier.network, device.fast_ops)
     freeze(classifier.network, tuning)
+    if device.compiled:
+        compile_network(classifier.network)
     return Start(config, device, data, classifier, tuning, notes)
 
 

@@ -310,6 +310,7 @@ class Training:
             "device": str(self.device.device),
             "precision": self.device.precision,
             "fast_ops": self.device.fast_ops.kind,
+            "compiled": self.device.compiled,
             "weights": self.config.transfer.weights,
             "frozen_blocks": self.tuning.frozen_blocks,
             "version": __version__,
