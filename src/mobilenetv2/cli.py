@@ -28,6 +28,7 @@ from mobilenetv2.config import (
     TrainConfig,
     suggestion,
 )
+from mobilenetv2.cores import share_cores
 from mobilenetv2.errors import ConfigError, Mobilenetv2Error
 from mobilenetv2.settings import merge, read_settings, validate
 from mobilenetv2.terminal import print_classifier, print_evaluation, print_network, track
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from mobilenetv2.classifier import Classifier
 
 _STYLE = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
-
-BUSY = 0.4  # runnable threads per core, over the last minute
 
 Settings = TypeVar("Settings", bound=Section)
 
@@ -53,7 +52,7 @@ class Command:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 failed, 2 impossible request, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    _share_cores()
+    share_cores()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a log in another encoding is no reason to stop
             stream.reconfigure(errors="replace")
@@ -70,17 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)
-
-
-def _share_cores() -> None:
-    """Where others use the cores too, let threads sleep while they wait for each other.
-
-    By default they spin, which is faster alone; on a busy machine, though, a spinning thread keeps
-    out the very thread that it waits for, and training gets slower by an order of magnitude
-    (docs/performance.md). PyTorch's OpenMP reads the variable when it is loaded.
-    """
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * (os.cpu_count() or 1):
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _dispatch(arguments: list[str]) -> int:
