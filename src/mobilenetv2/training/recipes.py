@@ -45,9 +45,9 @@ def recipe_settings(data: str, epochs: object = None) -> dict[str, Any]:
         epochs: what was asked for instead of the recipe's number; a shorter run gets its share of
             the warm-up.
 
-    >>> whole, half = recipe_settings("mnist"), recipe_settings("mnist", epochs=7)
+    >>> whole, half = recipe_settings("mnist"), recipe_settings("mnist", epochs=13)
     >>> whole["epochs"], whole["schedule"], half["schedule"]
-    (14, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
+    (26, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
     """
     recipes = resources.files("mobilenetv2") / "recipes"
     name = data if data in NAMES else _kind_of_folder(Path(data))
