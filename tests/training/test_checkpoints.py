@@ -9,7 +9,7 @@ import torch
 import mobilenetv2
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.files import write_text
-from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.checkpoints import Checkpoint, to_archive
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -71,7 +71,9 @@ def test_plain_pytorch_can_read_it(unfinished: Path) -> None:
 )
 def test_odd_contents_are_refused_in_words(unfinished: Path, change: dict[str, Any]) -> None:
     last = unfinished / "last.pth.tar"
-    torch.save({**torch.load(last, weights_only=True), **change}, last)
+    for spare in ("previous", "best"):
+        (unfinished / f"{spare}.pth.tar").unlink()
+    last.write_bytes(to_archive({**torch.load(last, weights_only=True), **change}))
     with pytest.raises(ModelFileError, match=r"last\.pth\.tar: "):
         mobilenetv2.resume(unfinished)
     assert not (unfinished / "result.json").exists()
@@ -101,3 +103,20 @@ def test_what_only_says_where_may_change(unfinished: Path) -> None:
     write_text(unfinished / "config.yaml", text)
     moved = unfinished.rename(unfinished.parent / "moved")
     assert mobilenetv2.resume(moved)["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("mark", "words"),
+    [
+        ("mobilenetv2 checkpoint 3", "a newer version of this program"),
+        ("mobilenetv2 checkpoint 99999999999", "a newer version of this program"),
+        ("mobilenetv2 checkpoint 1", "an older version of this program"),
+        ("mobilenetv2 checkpoint", "not a checkpoint of this program"),
+        (None, "not a checkpoint of this program"),
+    ],
+)
+def test_another_version_is_named(unfinished: Path, mark: str | None, words: str) -> None:
+    last = unfinished / "last.pth.tar"
+    last.write_bytes(to_archive({**torch.load(last, weights_only=True), "format": mark}))
+    with pytest.raises(ModelFileError, match=words):
+        Checkpoint.load(last)

@@ -1,5 +1,6 @@
 """Checkpoints: all that a run needs to go on, in one ``.pth.tar`` file."""
 
+import io
 import pickle
 import warnings
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from torch import Tensor
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.errors import ConfigError, ModelFileError
-from mobilenetv2.files import written_whole
+from mobilenetv2.files import read_back, written_whole
+from mobilenetv2.seals import seal_zip, zip_is_whole
 
-FORMAT = "mobilenetv2 checkpoint 1"
+FORMAT, VERSION = "mobilenetv2 checkpoint", 2
 
 FREE_SETTINGS = frozenset(
     ["data", "data_dir", "machine", "out", "overwrite", "resume", "quiet", "tensorboard"]
@@ -57,10 +59,22 @@ class Checkpoint:
     lr: float
     history: dict[str, Any]
 
-    def save(self, path: Path) -> None:
-        """Write with :func:`torch.save`; the old checkpoint stays until the new one is whole."""
-        with written_whole(path) as file:
-            torch.save({"format": FORMAT, **vars(self)}, file)
+    def save(self, path: Path, previous: Path | None = None) -> None:
+        """Write a file that :func:`torch.load` can read, with its SHA-256 at the end.
+
+        The old checkpoint stays until the new one was read back from the disk.
+
+        Args:
+            path: the file.
+            previous: where to keep the old one even then.
+
+        Raises:
+            WorkFailed: it cannot be written; the old one is untouched.
+        """
+        archive = to_archive({"format": f"{FORMAT} {VERSION}", **vars(self)})
+        with written_whole(path, previous) as file:
+            file.write(archive)
+            read_back(file, archive)
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
@@ -70,11 +84,21 @@ class Checkpoint:
             ModelFileError: missing, damaged, not a checkpoint, or one with code in it.
         """
         try:
-            with warnings.catch_warnings():
+            with path.open("rb") as file, warnings.catch_warnings():
+                if not zip_is_whole(file):
+                    raise ModelFileError(
+                        f"{path}: not a whole checkpoint of this program: its SHA-256 is missing "
+                        "or does not match, so it was cut off, damaged or written by another"
+                    )
+                file.seek(0)
                 warnings.simplefilter("ignore")  # about pickles that are refused right after
-                contents = torch.load(path, map_location="cpu", weights_only=True)
+                contents = torch.load(file, map_location="cpu", weights_only=True)
+        except ModelFileError:
+            raise
         except FileNotFoundError as error:
             raise ModelFileError(f"{path}: there is no such file") from error
+        except OSError as error:
+            raise ModelFileError(f"{path}: cannot be read ({error.strerror or error})") from error
         except pickle.UnpicklingError as error:
             raise ModelFileError(
                 f"{path}: refused: not a checkpoint, or one with something in it besides tensors "
@@ -84,8 +108,7 @@ class Checkpoint:
             raise ModelFileError(
                 f"{path}: not a readable checkpoint ({_first_line(error)})"
             ) from error
-        if not isinstance(contents, dict) or contents.pop("format", None) != FORMAT:
-            raise ModelFileError(f"{path}: not a checkpoint of this program ({FORMAT!r} expected)")
+        _require_format(contents, path)
         try:
             checkpoint = cls(**contents)
         except TypeError as error:
@@ -96,6 +119,24 @@ class Checkpoint:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ModelFileError(f"{path}: the checkpoint is damaged ({where})") from error
         return checkpoint
+
+    @classmethod
+    def load_first_good(cls, *paths: Path) -> tuple["Checkpoint", tuple[str, ...]]:
+        """The first of several checkpoints that can be used, and what is wrong with those before.
+
+        Raises:
+            ModelFileError: none can be used; the first one's reason.
+        """
+        reasons: list[ModelFileError] = []
+        for path in paths:
+            try:
+                checkpoint = cls.load(path)
+            except ModelFileError as error:
+                reasons.append(error)
+            else:
+                notes = tuple(map(str, reasons))
+                return checkpoint, (*notes, f"going on from {path} instead") if notes else ()
+        raise reasons[0]
 
     def build_classifier(self, origin: str) -> Classifier:
         """The classifier at this moment, averaged where the run keeps an average."""
@@ -120,6 +161,29 @@ class Checkpoint:
                 f"{origin}: config.yaml is not what the checkpoint was made with: "
                 f"{'; '.join(changed)}. Change it back, or start a new run"
             )
+
+
+def to_archive(contents: dict[str, Any]) -> bytearray:
+    """What :func:`torch.save` makes of ``contents``, sealed with its SHA-256."""
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    archive = bytearray(buffer.getbuffer())
+    seal_zip(archive)
+    return archive
+
+
+def _require_format(contents: Any, path: Path) -> None:
+    """Take the mark of this program's checkpoints out of ``contents``."""
+    words = str(contents.pop("format", "")) if isinstance(contents, dict) else ""
+    name, _, version = words.rpartition(" ")
+    if name != FORMAT:
+        raise ModelFileError(f"{path}: not a checkpoint of this program ({FORMAT!r} expected)")
+    if version != str(VERSION):
+        newer = version.isdecimal() and (len(version), version) > (len(str(VERSION)), str(VERSION))
+        raise ModelFileError(
+            f"{path}: a checkpoint of {'a newer' if newer else 'an older'} version of this program "
+            f"(format {version}, this one reads {VERSION}); use that version"
+        )
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

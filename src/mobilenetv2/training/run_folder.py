@@ -6,6 +6,7 @@
 ``result.json``       what came out
 ``model.safetensors`` the classifier of the best epoch
 ``last.pth.tar``      everything needed to go on
+``previous.pth.tar``  the same, one save earlier: kept until the run is finished
 ``best.pth.tar``      the same, after the epoch with the best validation
 ``*.png``             the pictures: curves, confusion, mistakes
 ===================== ==================================================================
@@ -14,12 +15,13 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mobilenetv2.config import TrainConfig
-from mobilenetv2.errors import ConfigError, ModelFileError
-from mobilenetv2.files import write_text
+from mobilenetv2.errors import ConfigError, ModelFileError, WorkFailed
+from mobilenetv2.files import flush_to_disk, remove_leftovers, write_text
 from mobilenetv2.settings import read_settings, to_yaml, validate
 
 Event = dict[str, Any]
@@ -30,6 +32,7 @@ RUN_FILES = (
     "result.json",
     "model.safetensors",
     "last.pth.tar",
+    "previous.pth.tar",
     "best.pth.tar",
     "curves.png",
     "confusion.png",
@@ -47,6 +50,7 @@ class RunFolder:
         self.result = path / "result.json"
         self.model = path / "model.safetensors"
         self.last = path / "last.pth.tar"
+        self.previous = path / "previous.pth.tar"
         self.best = path / "best.pth.tar"
 
     @classmethod
@@ -117,9 +121,34 @@ class RunFolder:
         write_text(self.metrics, to_lines(kept))
 
     def append_events(self, events: Iterable[Event]) -> None:
-        """Add lines to ``metrics.jsonl``."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        """Add lines to ``metrics.jsonl``.
+
+        Raises:
+            WorkFailed: the disk is full, the folder cannot be written, …
+        """
+        with self._metrics_for_appending() as file:
             file.write(to_lines(events))
+
+    def flush_events(self) -> None:
+        """Make sure that a power cut takes no events back: a checkpoint relies on them."""
+        if self.metrics.exists():
+            with self._metrics_for_appending() as file:
+                flush_to_disk(file)
+
+    def remove_leftovers(self) -> None:
+        """Delete what a killed process left half-written."""
+        for name in RUN_FILES:
+            remove_leftovers(self.path / name)
+
+    @contextmanager
+    def _metrics_for_appending(self) -> Iterator[IO[str]]:
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                yield file
+        except OSError as error:
+            raise WorkFailed(
+                f"{self.metrics}: cannot be written ({error.strerror or error})"
+            ) from error
 
 
 def to_lines(events: Iterable[Event]) -> str:
@@ -155,3 +184,4 @@ def _make_room(path: Path, overwrite: bool) -> None:
         )
     for name in RUN_FILES:
         (path / name).unlink(missing_ok=True)
+        remove_leftovers(path / name)

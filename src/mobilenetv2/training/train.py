@@ -7,7 +7,7 @@ of these is one short method below it. Everything the loop needs was built befor
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def resume(path: Path, console: Console | None = None) -> dict[str, Any]:
             f"--resume {path}: this run is finished; `mobilenetv2 evaluate {path}` measures it"
         )
     config = folder.read_config()
-    checkpoint = Checkpoint.load(folder.last)
+    folder.remove_leftovers()
+    checkpoint, notes = Checkpoint.load_first_good(folder.last, folder.previous, folder.best)
     stored = checkpoint.build_classifier(str(folder.last))
     begun = start_again(config, stored.preprocessing)
     if (stored.labels, stored.config) != (begun.classifier.labels, begun.config.network):
@@ -86,6 +87,7 @@ def resume(path: Path, console: Console | None = None) -> dict[str, Any]:
             f"({', '.join(stored.labels[:5])}, …) than config.yaml and the data say"
         )
     checkpoint.require_settings(begun.config, f"--resume {path}")
+    begun = replace(begun, notes=notes)
     training = Training(begun, folder, console or Console(quiet=True), checkpoint.lr)
     try:
         training.restore(checkpoint)
@@ -267,6 +269,7 @@ class Training:
 
     def _save(self, path: Path) -> None:
         self._tick()
+        self.folder.flush_events()
         on_cuda = self.device.device.type == "cuda"
         Checkpoint(
             settings=self.config.model_dump(mode="json"),
@@ -281,7 +284,7 @@ class Training:
             cuda_random_state=torch.cuda.get_rng_state(self.device.device) if on_cuda else None,
             lr=self.lr,
             history=asdict(self.history),
-        ).save(path)
+        ).save(path, previous=self.folder.previous if path == self.folder.last else None)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take the run back to the moment of ``checkpoint``."""
@@ -325,6 +328,7 @@ class Training:
         result = {**classifier.training, **speed, **figures}
         self.folder.append_events([{"event": "end", "step": self.history.steps, **result}])
         self.folder.write_result(result)
+        self.folder.previous.unlink(missing_ok=True)
         return result | {"run": str(self.folder.path)}
 
     def _measure(self, pictures: LabelledPictures) -> Evaluation:
