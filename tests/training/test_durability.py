@@ -140,6 +140,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_durability import Faults, calls_of_a_save, die, newest, run_of
 from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.run_folder import RunFolder
 run = run_of(Path(sys.argv[2]))
 checkpoint = Checkpoint.load(run.last)
 for place in range(1, len(calls_of_a_save(run, checkpoint)) + 1):
@@ -154,7 +155,7 @@ for place in range(1, len(calls_of_a_save(run, checkpoint)) + 1):
     after = newest(run).epoch
     assert after in (before, checkpoint.epoch), (place, before, after)
     assert run.previous.exists(), place
-    run.remove_leftovers()
+    RunFolder.open_to_go_on(run.path).close()
     assert not [p for p in run.path.iterdir() if p.name.startswith(".")], place
     print(place)
 """

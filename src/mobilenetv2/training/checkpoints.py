@@ -1,5 +1,6 @@
 """Checkpoints: all that a run needs to go on, in one ``.pth.tar`` file."""
 
+import hashlib
 import io
 import pickle
 import warnings
@@ -13,15 +14,17 @@ from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import TrainConfig
+from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.files import read_back, written_whole
 from mobilenetv2.seals import seal_zip, zip_is_whole
 
 FORMAT, VERSION = "mobilenetv2 checkpoint", 2
 
-FREE_SETTINGS = frozenset(
-    ["data", "data_dir", "machine", "out", "overwrite", "resume", "quiet", "tensorboard"]
-)
+FREE_SETTINGS = {
+    "data", "data_dir", "machine", "out", "overwrite", "resume", "quiet", "tensorboard",
+    "checkpoint_every",
+}  # fmt: skip
 """Settings that may change before a run goes on: where it happens and what it shows."""
 
 
@@ -31,6 +34,7 @@ class Checkpoint:
 
     Attributes:
         settings: of the run, as JSON-ready values.
+        labels_digest: of the pictures, see :func:`labels_digest`.
         classifier: metadata of the classifier (JSON-ready), enough to build its network.
         weights: state dict of the network that is trained.
         averaged: state dict of the moving average, where there is one.
@@ -47,6 +51,7 @@ class Checkpoint:
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True)
 
     settings: dict[str, Any]
+    labels_digest: str
     classifier: dict[str, Any]
     weights: dict[str, Tensor]
     averaged: dict[str, Tensor] | None
@@ -143,24 +148,38 @@ class Checkpoint:
         weights = self.weights if self.averaged is None else self.averaged
         return Classifier.from_parts(self.classifier, weights, origin)
 
-    def require_settings(self, config: TrainConfig, origin: str) -> None:
-        """Make sure that a run would go on as it was begun.
 
-        Raises:
-            ConfigError: names the settings that differ.
-        """
-        now = _flat(config.model_dump(mode="json"))
-        then = _flat(self.settings)
-        changed = [
-            f"{name} was {then.get(name)} and is {now.get(name)}"
-            for name in sorted(now.keys() | then.keys())
-            if now.get(name) != then.get(name)
-        ]
-        if changed:
-            raise ConfigError(
-                f"{origin}: config.yaml is not what the checkpoint was made with: "
-                f"{'; '.join(changed)}. Change it back, or start a new run"
-            )
+def require_same_settings(config: TrainConfig, begun_with: dict[str, Any], origin: str) -> None:
+    """Make sure that a run would go on as it was begun.
+
+    Args:
+        config: with what it would go on.
+        begun_with: the settings of the run, as JSON-ready values.
+        origin: what the user asked for, for the message.
+
+    Raises:
+        ConfigError: names the settings that differ.
+    """
+    now = _flat(config.model_dump(mode="json"))
+    then = _flat(begun_with)
+    changed = [
+        f"{name} was {then.get(name)} and is {now.get(name)}"
+        for name in sorted(now.keys() | then.keys())
+        if now.get(name) != then.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{origin}: a run goes on as it was begun, but {'; '.join(changed)}. Leave that out "
+            "(or change config.yaml back), or start a new run"
+        )
+
+
+def labels_digest(*sets: LabelledPictures) -> str:
+    """SHA-256 over the labels of sets, which changes with their number, order and meaning."""
+    digest = hashlib.sha256()
+    for pictures in sets:
+        digest.update(f"{len(pictures)};".encode() + pictures.labels.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def to_archive(contents: dict[str, Any]) -> bytearray:
