@@ -25,6 +25,7 @@ from mobilenetv2.errors import ConfigError, ModelFileError, UserError
 from mobilenetv2.files import written_whole
 from mobilenetv2.network.build import build_network
 from mobilenetv2.network.folding import fold_norms
+from mobilenetv2.seals import BLANK, DIGEST_KEY, safetensors_is_whole, seal_safetensors
 
 METADATA_KEY = "mobilenetv2"
 """Where the safetensors file keeps the JSON that describes the classifier."""
@@ -172,8 +173,11 @@ class Classifier:
         }
         # Escaped to ASCII, so that labels from folder names in a broken encoding survive too.
         text = json.dumps(self.metadata(), indent=1)
+        metadata = {METADATA_KEY: text, DIGEST_KEY: BLANK}
+        contents = bytearray(to_safetensors_bytes(weights, metadata))
+        seal_safetensors(contents)
         with written_whole(Path(path)) as file:
-            file.write(to_safetensors_bytes(weights, {METADATA_KEY: text}))
+            file.write(contents)
 
     @classmethod
     def load(cls, path: str | Path) -> "Classifier":
@@ -183,6 +187,11 @@ class Classifier:
             ModelFileError: the file is missing, damaged, or holds something else.
         """
         try:
+            with Path(path).open("rb") as bytes_:
+                if not safetensors_is_whole(bytes_):
+                    raise ModelFileError(
+                        f"{path}: the file is damaged (its SHA-256 does not match)"
+                    )
             with safe_open(str(path), framework="pt") as file:
                 metadata = (file.metadata() or {}).get(METADATA_KEY)
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

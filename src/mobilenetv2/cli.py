@@ -108,7 +108,7 @@ def _train(arguments: list[str]) -> int:
     from mobilenetv2.training.train import resume, train
 
     console = Console(quiet=config.quiet)
-    result = resume(config.resume, console) if config.resume else train(config, console)
+    result = resume(config.resume, console, config) if config.resume else train(config, console)
     set_name, key = "test", "test_accuracy"
     if result[key] is None:
         set_name, key = "validation", "val_accuracy"
@@ -149,7 +149,10 @@ class _FirstLook(TrainConfig):
 
 
 def _read_train_config(command: str, arguments: list[str]) -> TrainConfig:
-    """Default < recipe of the data set < ``--config`` file < flag."""
+    """Default < recipe of the data set < ``--config`` file < flag.
+
+    For ``--resume``, the run's own settings take the place of the first two.
+    """
     path, arguments = _take_option("--config", arguments)
     helpless = [argument for argument in arguments if argument not in ("-h", "--help")]
     # Data and length of the run decide the defaults of everything else.
@@ -163,8 +166,11 @@ def _read_train_config(command: str, arguments: list[str]) -> TrainConfig:
     from mobilenetv2.training.recipes import recipe_settings
 
     from_file = read_settings(Path(path)) if path else {}
-    data = first.data.data or from_file.get("data", {}).get("data", DataConfig().data)
-    recipe = recipe_settings(str(data), first.epochs or from_file.get("epochs"))
+    if first.resume:
+        recipe = _settings_of(first.resume)
+    else:
+        data = first.data.data or from_file.get("data", {}).get("data", DataConfig().data)
+        recipe = recipe_settings(str(data), first.epochs or from_file.get("epochs"))
     defaults = validate(merge(recipe, from_file), f"--config {path}" if path else "recipe")
     return tyro.cli(
         TrainConfig,
@@ -174,6 +180,13 @@ def _read_train_config(command: str, arguments: list[str]) -> TrainConfig:
         default=defaults,
         description=f"{TrainConfig.__doc__} --config FILE reads settings from YAML first.",
     )
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
+    """What a run was begun with, so that whatever differs from it was asked for."""
+    from mobilenetv2.training.run_folder import RunFolder
+
+    return RunFolder.open(run).read_config().model_dump(mode="json")
 
 
 def _take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -7,12 +7,21 @@ Nothing here needs PyTorch.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from mobilenetv2.errors import ConfigError
@@ -30,9 +39,46 @@ Stride = Literal[1, 2]
 Strides = tuple[Stride, Stride, Stride, Stride, Stride, Stride, Stride, Stride]
 
 
+def _interval(text: str) -> str:
+    number, unit = Interval.parse(text)
+    return "epoch" if unit == "epoch" else f"{number:g}{unit}"
+
+
+class Interval(NamedTuple):
+    """How often something happens: a number and its unit.
+
+    >>> Interval.parse("10 min"), Interval.parse("500steps")
+    (Interval(number=10.0, unit='min'), Interval(number=500.0, unit='steps'))
+    """
+
+    number: float
+    unit: Literal["min", "steps", "epoch"]
+
+    @classmethod
+    def parse(cls, text: str) -> "Interval":
+        """Read ``"10min"``, ``"500steps"`` or ``"epoch"``.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if text == "epoch":
+            return cls(1, "epoch")
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(min|steps)", text)
+        if not match:
+            raise ValueError("must be minutes (10min), steps (500steps) or epoch")
+        number, unit = float(match[1]), match[2]
+        if not number or (unit == "steps" and not number.is_integer()):
+            raise ValueError("must be more than 0min, or a whole number of steps from 1 on")
+        return cls(number, "min" if unit == "min" else "steps")
+
+
 def _unset(metavar: str) -> Any:
     """A flag that may be left out; its help text says what happens then."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+def _metavar(text: str) -> Any:
+    return tyro.conf.arg(metavar=text)
 
 
 class Section(BaseModel):
@@ -242,6 +288,10 @@ class TrainConfig(OutputConfig):
     """The run folder (default: runs/DATA, then runs/DATA-2, …)."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Allow --out to name a folder that already holds a run, and start it anew."""
+    checkpoint_every: Annotated[str, AfterValidator(_interval), _metavar("N{min,steps}|epoch")] = (
+        "10min"
+    )
+    """Save within epochs too, so often: `10min`, `500steps`; or `epoch`, at their ends alone."""
     resume: Annotated[Path | None, _unset("RUN")] = None
     """Go on with the run in this folder; its own settings apply."""
     tensorboard: FlagCreatePairsOff[bool] = False
