@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mobilenetv2.training.start import start
 from mobilenetv2.training.train import Training
 
 Quick = Callable[..., TrainConfig]
+Prepare = Callable[[TrainConfig], Training]
 
 
 def out_of(config: TrainConfig) -> Path:
@@ -42,8 +44,16 @@ def events(config: TrainConfig, kind: str) -> list[dict[str, Any]]:
     return [event for event in found if event["event"] == kind]
 
 
-def prepared(config: TrainConfig) -> Training:
-    return Training(start(config), RunFolder.create(config), Console(quiet=True))
+@pytest.fixture
+def prepared() -> Iterator[Prepare]:
+    """Makes what the loop needs, and gives its run folder up afterwards."""
+    with ExitStack() as folders:
+
+        def prepare(config: TrainConfig) -> Training:
+            folder = folders.enter_context(RunFolder.create(config))
+            return Training(start(config), folder, Console(quiet=True))
+
+        yield prepare
 
 
 def test_learning_in_train_mode_and_the_test_set_once_at_the_end(
@@ -137,7 +147,7 @@ def test_the_average_by_hand(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> N
             torch.testing.assert_close(stored[name], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_clipping_bounds_the_step(quick: Quick) -> None:
+def test_clipping_bounds_the_step(quick: Quick, prepared: Prepare) -> None:
     config = quick(
         clip_norm=0.25, lr=2.0, momentum=0, nesterov=False, weight_decay=0, batch_size=1000
     )
@@ -154,7 +164,9 @@ def test_clipping_bounds_the_step(quick: Quick) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
-def test_every_optimizer_under_every_schedule(quick: Quick, optimizer: str) -> None:
+def test_every_optimizer_under_every_schedule(
+    quick: Quick, optimizer: str, prepared: Prepare
+) -> None:
     for schedule in ("cosine", "exponential", "multistep", "constant"):
         config = quick(schedule, optimizer=optimizer, schedule=schedule, lr=0.01, warmup_epochs=0.7)
         training = prepared(config)
