@@ -136,7 +136,7 @@ def resize_and_crop(
     """The shorter side to ``resize`` pixels, then the centre of ``height`` × ``width``.
 
     Pixel for pixel what torchvision's ``Resize(resize)`` (bilinear, antialiased) and
-    ``CenterCrop((height, width))`` make of a Pillow picture; where the picture is smaller than the
+    ``CenterCrop((height, width))`` make of a Pillow picture, the same with every Pillow; where the picture is smaller than the
     crop, black surrounds it. Only for extremely long pictures, whose resized form would exceed
     ``MAX_PIXELS``, the crop is computed directly, which may differ by a rounding step.
 
@@ -155,8 +155,11 @@ def resize_and_crop(
     new_long = int(resize * long / short)
     size = (resize, new_long) if image.width <= image.height else (new_long, resize)
     if size[0] * size[1] <= MAX_PIXELS:
-        if size != image.size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
+        # Across, then down. Left to itself, Pillow does so before version 13, and from then on takes
+        # the other order for pictures that lose more height than width, which rounds differently.
+        for step in ((size[0], image.height), size):
+            if step != image.size:
+                image = image.resize(step, Image.Resampling.BILINEAR)
         return _centre_crop(image, height, width)
     seen = (min(width, size[0]), min(height, size[1]))
     left, top = round((size[0] - seen[0]) / 2), round((size[1] - seen[1]) / 2)
