@@ -71,3 +71,14 @@ def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "used_by_others", lambda: 2.0)
     cores.share_cores()
     assert os.environ["OMP_WAIT_POLICY"] == "active"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such setting there")
+def test_only_cores_that_may_be_used_count() -> None:
+    allowed = os.sched_getaffinity(0)
+    assert cores.available_cores() == len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert cores.available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -1,6 +1,7 @@
 """Files are whole or not there, whatever fails on the way."""
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
@@ -166,3 +167,9 @@ def test_a_reader_keeps_the_file_it_opened(tmp_path: Path) -> None:
         write_text(path, "new")
         assert reader.read() == "old"
     assert path.read_text() == "new"
+
+
+def test_names_in_a_broken_encoding_survive_as_json(tmp_path: Path) -> None:
+    name = os.fsdecode(b"K\xe4fer \xe7\x8c\xab")
+    write_text(tmp_path / "file", json.dumps([name, "猫"], ensure_ascii=False))
+    assert json.loads((tmp_path / "file").read_text(encoding="utf-8")) == [name, "猫"]

@@ -119,14 +119,25 @@ class Classifier:
             for module, training in modes:
                 module.training = training
 
-    def predict(self, pictures: Iterable[PictureLike], top: int = 5) -> list[list[Prediction]]:
+    def predict(
+        self, pictures: PictureLike | Iterable[PictureLike], top: int = 5
+    ) -> list[list[Prediction]]:
         """The ``top`` most likely labels of each picture, the likeliest first.
 
-        ``top`` above the number of classes means all of them.
+        Args:
+            pictures: one or many, each as in :meth:`prepare`.
+            top: how many; above the number of classes it means all of them.
+
+        Returns:
+            One list for each picture, also where there is only one.
+
+        Raises:
+            UserError: ``top`` is below 1.
         """
+        check_top(top)
         classifier = self
         predictions: list[list[Prediction]] = []
-        for few in _batched(pictures, PREDICT_BATCH):
+        for few in _batched(_several(pictures), PREDICT_BATCH):
             if classifier is self and len(few) == PREDICT_BATCH:
                 classifier = self.for_inference()  # costs more than it saves on a few pictures
             prepared = torch.stack([self.prepare(one) for one in few])
@@ -237,6 +248,24 @@ class Classifier:
             ) from error
         network.requires_grad_().to(memory_format=torch.channels_last)
         return cls(network, config, preprocessing, labels, training)
+
+
+def check_top(top: int) -> None:
+    """Some labels must be asked for.
+
+    Raises:
+        UserError: none are.
+    """
+    if top < 1:
+        raise UserError(f"top: at least 1 label must be asked for, not {top}")
+
+
+def _several(pictures: PictureLike | Iterable[PictureLike]) -> Iterable[PictureLike]:
+    """One picture as a list; of arrays, N×H×W are several grey ones."""
+    if isinstance(pictures, np.ndarray):
+        is_one = pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] == 3)
+        return [pictures] if is_one else list(pictures)
+    return [pictures] if isinstance(pictures, str | Path | Image.Image) else pictures
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

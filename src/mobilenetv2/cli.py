@@ -26,6 +26,7 @@ from mobilenetv2.config import (
     PredictConfig,
     Section,
     TrainConfig,
+    TransferConfig,
     suggestion,
 )
 from mobilenetv2.cores import share_cores
@@ -141,6 +142,7 @@ class _FirstLook(TrainConfig):
     """The same flags, to see which were given; what they add up to is checked later."""
 
     data: DataConfig = DataConfig(data="")
+    transfer: TransferConfig = TransferConfig(weights="")
     epochs: int = 0
 
     @model_validator(mode="after")
@@ -163,14 +165,15 @@ def _read_train_config(command: str, arguments: list[str]) -> TrainConfig:
         config=_STYLE,
         return_unknown_args=True,
     )
-    from mobilenetv2.training.recipes import recipe_settings
+    from mobilenetv2.training.recipes import asked_weights, recipe_settings
 
     from_file = read_settings(Path(path)) if path else {}
     if first.resume:
         recipe = _settings_of(first.resume)
     else:
         data = first.data.data or from_file.get("data", {}).get("data", DataConfig().data)
-        recipe = recipe_settings(str(data), first.epochs or from_file.get("epochs"))
+        weights = first.transfer.weights or asked_weights(from_file)
+        recipe = recipe_settings(str(data), first.epochs or from_file.get("epochs"), weights)
     defaults = validate(merge(recipe, from_file), f"--config {path}" if path else "recipe")
     return tyro.cli(
         TrainConfig,

@@ -102,7 +102,19 @@ class SourceConfig(Section):
     """Where named sets lie or are downloaded to (default: ~/.cache/mobilenetv2/data)."""
 
 
-class DataConfig(SourceConfig):
+class CacheConfig(Section):
+    """Where the pictures of a folder wait, decoded and resized once."""
+
+    memory_limit: Annotated[Annotated[float, Field(ge=0)] | None, _unset("GIB")] = None
+    """GiB of resized pictures of one set that may lie in memory; more wait in a file (default: a
+    quarter of the machine's memory)."""
+    cache_dir: Annotated[Path | None, _unset("FOLDER")] = None
+    """Where such files are kept for the next run (default: ~/.cache/mobilenetv2/pictures)."""
+    cache_limit: Annotated[float, Field(gt=0)] = 50.0
+    """GiB that such files may take in all; the ones longest unused give way."""
+
+
+class DataConfig(SourceConfig, CacheConfig):
     """Which pictures, and how they are divided."""
 
     data: Positional[str] = "digits"
@@ -170,6 +182,9 @@ class AugmentConfig(Section):
     """Mirror left and right, one picture in two. Not for digits or letters."""
     colour_jitter: Fraction = 0.0
     """Change brightness, contrast and saturation by up to this share."""
+    trivial: bool = False
+    """TrivialAugment: one change to each picture, of colours or shape, of any strength (Müller and
+    Hutter 2021)."""
     erase: Fraction = 0.0
     """Probability of blanking a random rectangle (Zhong et al. 2017)."""
     mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -278,6 +293,9 @@ class TrainConfig(OutputConfig):
     """Pictures per step."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the label given to all classes alike (Szegedy et al. 2016)."""
+    balance: Literal["none", "loss", "sampling"] = "none"
+    """Let classes of different size count alike: by weights in the loss, or by drawing pictures of
+    small classes more often; one setting for both the fitted head and fine-tuning."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights, which is then the model that
     is measured and kept; it starts lower, so that short runs forget their first weights; 0 for

@@ -1,4 +1,4 @@
-"""Whether other programs want the cores too; to be asked before PyTorch is loaded."""
+"""The cores: how many there are for this process, and whether other programs want them too."""
 
 import os
 import time
@@ -8,6 +8,13 @@ BUSY = 0.25
 """Cores that others use, from which on sharing pays."""
 WINDOW = 0.1
 """Seconds of watching what others use."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use: fewer than the machine has where it was told so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def share_cores() -> None:

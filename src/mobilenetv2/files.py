@@ -54,9 +54,13 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 text file, or leave the old one."""
+    """Write a whole UTF-8 text file, or leave the old one.
+
+    File names in a broken encoding come as surrogates, which UTF-8 has no bytes for. They are
+    written as JSON and YAML escape them.
+    """
     with written_whole(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def flush_to_disk(file: IO[Any]) -> None:

@@ -197,6 +197,20 @@ def test_loss_equals_soft_targets(
     assert loss.requires_grad
 
 
+def test_weighted_loss_by_hand(small_classifier: Classifier) -> None:
+    """Every picture counts as its class says, whatever else is in its batch."""
+    pictures = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8)
+    labels, weights = torch.tensor([0, 0, 0, 2, 1]), torch.tensor([0.5, 2.0, 4.0])
+    small_classifier.network.eval()
+    loss, _ = batch_loss(small_classifier, Batch(pictures, labels), CPU, 0.0, weights)
+    each = F.cross_entropy(small_classifier.logits(pictures), labels, reduction="none")
+    expected = (0.5 * each[:3].sum() + 4 * each[3] + 2 * each[4]) / 5
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-6)
+    same, _ = batch_loss(small_classifier, Batch(pictures, labels), CPU, 0.1, torch.ones(3))
+    plain, _ = batch_loss(small_classifier, Batch(pictures, labels), CPU, 0.1)
+    torch.testing.assert_close(same, plain)
+
+
 class Listener:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
 from mobilenetv2.training import finish
 from mobilenetv2.training import train as module
 from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.schedules import schedule_factor
 from mobilenetv2.training.start import start
@@ -232,3 +233,32 @@ def test_a_network_that_broke_behind_finite_losses_is_not_saved(
     with pytest.raises(NonFiniteLoss, match="validation loss is nan at step 6"):
         mobilenetv2.train(config)
     assert Checkpoint.load(out_of(config) / "last.pth.tar").epoch == 1
+
+
+@pytest.mark.parametrize("balance", ["none", "loss", "sampling"])
+def test_balance_reaches_the_steps(
+    quick: Callable[..., TrainConfig],
+    picture_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    balance: str,
+) -> None:
+    folder = picture_folder(count=20)
+    for number in range(5, 20):
+        (folder / "dark" / f"{number}.png").unlink()
+    weights, labels = [], []
+
+    def spied(*arguments: Any) -> Any:
+        weights.append(arguments[4])
+        labels.append(arguments[1].labels)
+        return batch_loss(*arguments)
+
+    monkeypatch.setattr("mobilenetv2.training.train.batch_loss", spied)
+    result = mobilenetv2.train(quick(data=str(folder), balance=balance, epochs=1))
+    assert [row["class"] for row in result["classes"]] == ["dark", "light"]
+    dark, light = torch.bincount(torch.cat(labels)).tolist()
+    assert dark + light == 25 - result["classes"][0]["pictures"] - result["classes"][1]["pictures"]
+    assert abs(dark - light) <= 1 if balance == "sampling" else light > 2 * dark
+    if balance == "loss":
+        assert float(weights[0][0]) * dark == pytest.approx(float(weights[0][1]) * light)
+    else:
+        assert weights[0] is None

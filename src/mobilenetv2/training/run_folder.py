@@ -226,7 +226,7 @@ class RunFolder:
     @contextmanager
     def _metrics_for_appending(self) -> Iterator[IO[str]]:
         try:
-            with self.metrics.open("a", encoding="utf-8") as file:
+            with self.metrics.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 yield file
         except OSError as error:
             raise WorkFailed(

@@ -15,6 +15,7 @@ from rich.console import Console
 from mobilenetv2 import __version__
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.augment import Batch
+from mobilenetv2.data.balance import class_weights
 from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.data.draws import permutation
 from mobilenetv2.data.sources import DataSet
@@ -24,6 +25,7 @@ from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.find_lr import RangeTest, find_lr
 from mobilenetv2.training.finish import deliver, measure
+from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
 from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.pick_up import pick_up
 from mobilenetv2.training.progress import TensorBoard
@@ -32,7 +34,7 @@ from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.signals import Stopped, StopRequest
 from mobilenetv2.training.start import Start, start
 from mobilenetv2.training.state import RunState
-from mobilenetv2.training.transfer import fit_head, set_train_mode
+from mobilenetv2.training.transfer import set_train_mode
 
 MIN_TRAIN_SAMPLE = 500
 """Training pictures, at least, that are measured like the validation set after each epoch."""
@@ -111,7 +113,14 @@ class Training(RunState):
         self.console = console
         self.stop = stop or StopRequest(folder.path)
         self.batches = _batches(begun)
-        self.train_sample = _sample(begun.data, max(len(begun.data.val), MIN_TRAIN_SAMPLE))
+        self.class_weight = _class_weight(begun)
+        self.features: FrozenFeatures | None = None
+        if begun.tuning.head_only:
+            self.features = FrozenFeatures(begun.classifier)
+            size = (begun.data.preprocessing.height, begun.data.preprocessing.width)
+            self.train_sample = begun.data.train.centre(size)  # all, and not copied
+        else:
+            self.train_sample = _sample(begun.data, max(len(begun.data.val), MIN_TRAIN_SAMPLE))
         lr = self._peak_lr(begun) if checkpoint is None else checkpoint.lr
         super().__init__(begun, lr, self.batches.steps_per_epoch)
         self.timer = CheckpointTimer(self.config.checkpoint_every)
@@ -149,9 +158,16 @@ class Training(RunState):
         if not self.tuning.pretrained:
             return
         started = time.perf_counter()
-        size = (self.data.preprocessing.height, self.data.preprocessing.width)
+        balanced = self.config.balance != "none"
         with self.stop.at_once():
-            words = fit_head(self.classifier, self.data.train.centre(size))
+            if self.features is not None:
+                pictures = self.train_sample
+                features = self.features.of(pictures)
+            else:
+                size = (self.data.preprocessing.height, self.data.preprocessing.width)
+                pictures = self.data.train.centre(size)
+                features = pooled_features(self.classifier, pictures)
+            words = fit_head(self.classifier, features, pictures.labels, balanced)
         self._say(words)
         if self.average is not None:
             self.average.module.load_state_dict(self.network.state_dict())
@@ -173,7 +189,9 @@ class Training(RunState):
 
     def _train_step(self, batch: Batch) -> StepOutcome:
         lr = float(self.schedule.get_last_lr()[0])
-        loss, hits = batch_loss(self.classifier, batch, self.device, self.config.label_smoothing)
+        loss, hits = batch_loss(
+            self.classifier, batch, self.device, self.config.label_smoothing, self.class_weight
+        )
         self.optimizer.zero_grad()
         loss.backward()
         if self.config.optimizer.clip_norm is not None:
@@ -259,7 +277,9 @@ class Training(RunState):
         }
         with self.stop.at_once():
             classifier = deliver(self.folder, made)
-            figures = measure(classifier, self.data, self.train_sample, self.folder, self.device)
+            figures = measure(
+                classifier, self.data, self.train_sample, self.folder, self.device, self.features
+            )
         self.tick()
         speed = {
             "seconds": self.history.seconds,
@@ -274,7 +294,10 @@ class Training(RunState):
 
     def _measure(self, pictures: LabelledPictures) -> Evaluation:
         network = self.network if self.average is None else self.average.module
-        return evaluate(self.classifier.with_network(network), pictures)
+        classifier = self.classifier.with_network(network)
+        if self.features is not None:
+            return self.features.evaluate(classifier, pictures)
+        return evaluate(classifier, pictures)
 
     def _peak_lr(self, begun: Start) -> float:
         lr = begun.config.optimizer.lr
@@ -293,7 +316,15 @@ def _batches(begun: Start) -> Batches:
     data, config = begun.data, begun.config
     size = (data.preprocessing.height, data.preprocessing.width)
     pictures = data.train.to(begun.device.device)
-    return Batches(pictures, size, config.batch_size, config.augment, config.seed)
+    balanced = config.balance == "sampling"
+    return Batches(pictures, size, config.batch_size, config.augment, config.seed, balanced)
+
+
+def _class_weight(begun: Start) -> torch.Tensor | None:
+    if begun.config.balance != "loss":
+        return None
+    weights = class_weights(begun.data.train.labels, len(begun.data.classes))
+    return weights.to(begun.device.device)
 
 
 def _sample(data: DataSet, count: int) -> LabelledPictures:
