@@ -137,8 +137,9 @@ def resize_and_crop(
 
     Pixel for pixel what torchvision's ``Resize(resize)`` (bilinear, antialiased) and
     ``CenterCrop((height, width))`` make of a Pillow picture, the same with every Pillow; where the
-    picture is smaller than the crop, black surrounds it. Only for extremely long pictures, whose resized form would exceed
-    ``MAX_PIXELS``, the crop is computed directly, which may differ by a rounding step.
+    picture is smaller than the crop, black surrounds it. Only for extremely long pictures, whose
+    resized form would exceed ``MAX_PIXELS``, the crop is computed directly, which may differ by a
+    rounding step.
 
     Args:
         image: Of mode RGB or L.
