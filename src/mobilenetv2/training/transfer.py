@@ -17,6 +17,8 @@ from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.data.sources import DataSet
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.runtimes.engine import Engine
+from mobilenetv2.runtimes.memory import fastest
 
 ENOUGH_PER_CLASS = 20
 """Training pictures of the smallest class from which on fine-tuning is worth its time."""
@@ -120,6 +122,9 @@ def pooled_features(
     classifier: Classifier, pictures: LabelledPictures, batch_size: int = 64
 ) -> Tensor:
     """The frozen network's features of prepared pictures: float32 N×F, on the CPU."""
+    engine = fastest(classifier, len(pictures), float32=True).engine
+    if isinstance(engine, Engine):
+        return engine.features(pictures.pictures, batch_size)
     network = classifier.for_inference().network
     assert isinstance(network, MobileNetV2)
     parts = []
