@@ -324,3 +324,20 @@ def test_folding_happens_once_and_only_for_many(
     monkeypatch.setattr(Classifier, "for_inference", for_inference)
     answers = small_classifier.predict([np.zeros((16, 16), np.uint8)] * count)
     assert (len(answers), len(folded)) == (count, foldings)
+
+
+def test_one_picture_need_not_be_a_list(small_classifier: Classifier, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    expected = small_classifier.predict([pixels])
+    for one in (str(tmp_path / "a.png"), tmp_path / "a.png", Image.fromarray(pixels), pixels):
+        assert small_classifier.predict(one) == expected
+    grey = pixels[..., 0]
+    assert small_classifier.predict(grey) == small_classifier.predict([grey])
+    assert len(small_classifier.predict(np.stack([grey, grey]))) == 2
+
+
+@pytest.mark.parametrize("top", [0, -1])
+def test_no_labels_at_all_make_no_sense(small_classifier: Classifier, top: int) -> None:
+    with pytest.raises(UserError, match="at least 1 label"):
+        small_classifier.predict([np.zeros((16, 16), np.uint8)], top=top)

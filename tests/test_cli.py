@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -324,3 +325,22 @@ def test_a_reader_that_has_seen_enough(run_folder: Path) -> None:
     command = f"{sys.executable} -m mobilenetv2 inspect | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
+def test_labels_in_a_broken_encoding(
+    run_cli: Run, picture_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    label = os.fsdecode(b"K\xe4fer")
+    folder = picture_folder(classes=("bee", label))
+    assert run_cli("train", folder, *QUICK, "--quiet", "--out", tmp_path / "run")[0] == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert [row["class"] for row in result["classes"]] == [label, "bee"]
+    report = tmp_path / "report"
+    assert run_cli("evaluate", tmp_path / "run", folder, "--report", report)[0] == 0
+    measured = json.loads((report / "evaluation.json").read_text(encoding="utf-8"))
+    assert [row["class"] for row in measured["all"]["classes"]] == [label, "bee"]
+    for flag in ("--csv", "--jsonl"):
+        table = tmp_path / f"table{flag}"
+        assert run_cli("predict", tmp_path / "run", folder, flag, table)[0] == 0
+        assert table.read_bytes().count(b"\n") == 24 + (flag == "--csv")

@@ -108,6 +108,7 @@ def test_every_command_is_understood(
         "data.folders.list_pictures",
     ):
         monkeypatch.setattr(f"mobilenetv2.{work}", reach)
+    monkeypatch.setattr(cli, "_settings_of", lambda run: {})  # the run is not there
     if word == "inspect":  # what it does depends on what is there
         monkeypatch.setitem(cli.COMMANDS, "inspect", cli.Command(parse_inspect, ""))
     code, out, error = run_cli(word, *arguments)

@@ -1,6 +1,7 @@
 """Files are whole or not there, whatever fails on the way."""
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from mobilenetv2.errors import WorkFailed
-from mobilenetv2.files import write_text, written_whole
+from mobilenetv2.files import read_back, remove_leftovers, write_text, written_whole
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -132,6 +133,33 @@ def test_an_interruption_leaves_nothing_behind(
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+def test_the_old_contents_are_kept_where_asked(tmp_path: Path) -> None:
+    path, previous = tmp_path / "file", tmp_path / "previous"
+    for number in range(3):
+        with written_whole(path, previous) as file:
+            file.write(str(number).encode())
+            read_back(file, str(number).encode())
+    assert (path.read_text(), previous.read_text()) == ("2", "1")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_disk_that_forgets_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    with pytest.raises(WorkFailed, match="does not give back"), written_whole(path) as file:
+        file.write(b"new")
+        read_back(file, b"now")
+    assert path.read_text() == "old"
+
+
+def test_leftovers_of_this_file_alone_are_removed(tmp_path: Path) -> None:
+    names = [".a[1].x8_1.part", ".a[1].part", ".a[1].x8_1", ".a1.x8_1.part", "a[1]"]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "a[1]")
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
+
+
 def test_a_reader_keeps_the_file_it_opened(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_text(path, "old")
@@ -139,3 +167,9 @@ def test_a_reader_keeps_the_file_it_opened(tmp_path: Path) -> None:
         write_text(path, "new")
         assert reader.read() == "old"
     assert path.read_text() == "new"
+
+
+def test_names_in_a_broken_encoding_survive_as_json(tmp_path: Path) -> None:
+    name = os.fsdecode(b"K\xe4fer \xe7\x8c\xab")
+    write_text(tmp_path / "file", json.dumps([name, "猫"], ensure_ascii=False))
+    assert json.loads((tmp_path / "file").read_text(encoding="utf-8")) == [name, "猫"]

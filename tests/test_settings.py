@@ -14,6 +14,7 @@ from mobilenetv2.config import (
     Preprocessing,
     ScheduleConfig,
     TrainConfig,
+    TransferConfig,
     flag_names,
 )
 from mobilenetv2.errors import ConfigError
@@ -121,6 +122,18 @@ def test_recipes_are_valid_and_overridden() -> None:
     assert configure("mnist", lr=0.33, epochs=77).optimizer.lr == 0.33
     with pytest.raises(ConfigError, match="did you mean"):
         configure("mnist", lrr=1)
+
+
+def test_pretrained_weights_bring_their_own_pace() -> None:
+    plain, gentle = configure("cifar10"), configure("cifar10", weights="imagenet")
+    assert gentle.optimizer.lr < plain.optimizer.lr / 10
+    assert gentle.augment == plain.augment
+    assert configure("cifar10", transfer={"weights": "imagenet"}).optimizer == gentle.optimizer
+    section = TransferConfig(weights="x.pth")
+    assert configure("cifar10", transfer=section).optimizer == gentle.optimizer
+    assert configure("cifar10", weights="none").optimizer == plain.optimizer
+    with pytest.raises(ConfigError):
+        configure("cifar10", transfer=3)
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from mobilenetv2.errors import ConfigError, ModelFileError, UserError
 from mobilenetv2.files import written_whole
 from mobilenetv2.network.build import build_network
 from mobilenetv2.network.folding import fold_norms
+from mobilenetv2.seals import BLANK, DIGEST_KEY, safetensors_is_whole, seal_safetensors
 
 METADATA_KEY = "mobilenetv2"
 """Where the safetensors file keeps the JSON that describes the classifier."""
@@ -123,14 +124,25 @@ class Classifier:
             for module, training in modes:
                 module.training = training
 
-    def predict(self, pictures: Iterable[PictureLike], top: int = 5) -> list[list[Prediction]]:
+    def predict(
+        self, pictures: PictureLike | Iterable[PictureLike], top: int = 5
+    ) -> list[list[Prediction]]:
         """The ``top`` most likely labels of each picture, the likeliest first.
 
-        ``top`` above the number of classes means all of them.
+        Args:
+            pictures: one or many, each as in :meth:`prepare`.
+            top: how many; above the number of classes it means all of them.
+
+        Returns:
+            One list for each picture, also where there is only one.
+
+        Raises:
+            UserError: ``top`` is below 1.
         """
+        check_top(top)
         classifier = self
         predictions: list[list[Prediction]] = []
-        for few in _batched(pictures, PREDICT_BATCH):
+        for few in _batched(_several(pictures), PREDICT_BATCH):
             if classifier is self and len(few) == PREDICT_BATCH:
                 classifier = self.for_inference()  # costs more than it saves on a few pictures
             prepared = torch.stack([self.prepare(one) for one in few])
@@ -183,8 +195,11 @@ class Classifier:
         }
         # Escaped to ASCII, so that labels from folder names in a broken encoding survive too.
         text = json.dumps(self.metadata(), indent=1)
+        metadata = {METADATA_KEY: text, DIGEST_KEY: BLANK}
+        contents = bytearray(to_safetensors_bytes(weights, metadata))
+        seal_safetensors(contents)
         with written_whole(Path(path)) as file:
-            file.write(to_safetensors_bytes(weights, {METADATA_KEY: text}))
+            file.write(contents)
 
     @classmethod
     def load(cls, path: str | Path) -> "Classifier":
@@ -194,6 +209,11 @@ class Classifier:
             ModelFileError: the file is missing, damaged, or holds something else.
         """
         try:
+            with Path(path).open("rb") as bytes_:
+                if not safetensors_is_whole(bytes_):
+                    raise ModelFileError(
+                        f"{path}: the file is damaged (its SHA-256 does not match)"
+                    )
             with safe_open(str(path), framework="pt") as file:
                 metadata = (file.metadata() or {}).get(METADATA_KEY)
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -239,6 +259,24 @@ class Classifier:
             ) from error
         network.requires_grad_().to(memory_format=torch.channels_last)
         return cls(network, config, preprocessing, labels, training)
+
+
+def check_top(top: int) -> None:
+    """Some labels must be asked for.
+
+    Raises:
+        UserError: none are.
+    """
+    if top < 1:
+        raise UserError(f"top: at least 1 label must be asked for, not {top}")
+
+
+def _several(pictures: PictureLike | Iterable[PictureLike]) -> Iterable[PictureLike]:
+    """One picture as a list; of arrays, N×H×W are several grey ones."""
+    if isinstance(pictures, np.ndarray):
+        is_one = pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] == 3)
+        return [pictures] if is_one else list(pictures)
+    return [pictures] if isinstance(pictures, str | Path | Image.Image) else pictures
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

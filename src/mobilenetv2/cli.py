@@ -28,8 +28,10 @@ from mobilenetv2.config import (
     PredictConfig,
     Section,
     TrainConfig,
+    TransferConfig,
     suggestion,
 )
+from mobilenetv2.cores import share_cores
 from mobilenetv2.errors import ConfigError, Mobilenetv2Error
 from mobilenetv2.settings import merge, read_settings, validate
 from mobilenetv2.terminal import print_classifier, print_evaluation, print_network, track
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from mobilenetv2.classifier import Classifier
 
 _STYLE = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
-
-BUSY = 0.4  # runnable threads per core, over the last minute
 
 Settings = TypeVar("Settings", bound=Section)
 
@@ -55,7 +55,7 @@ class Command:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 failed, 2 impossible request, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    _share_cores()
+    share_cores()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a log in another encoding is no reason to stop
             stream.reconfigure(errors="replace")
@@ -72,17 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)
-
-
-def _share_cores() -> None:
-    """Where others use the cores too, let threads sleep while they wait for each other.
-
-    By default they spin, which is faster alone; on a busy machine, though, a spinning thread keeps
-    out the very thread that it waits for, and training gets slower by an order of magnitude
-    (docs/performance.md). PyTorch's OpenMP reads the variable when it is loaded.
-    """
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * (os.cpu_count() or 1):
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -122,7 +111,7 @@ def _train(arguments: list[str]) -> int:
     from mobilenetv2.training.train import resume, train
 
     console = Console(quiet=config.quiet)
-    result = resume(config.resume, console) if config.resume else train(config, console)
+    result = resume(config.resume, console, config) if config.resume else train(config, console)
     set_name, key = "test", "test_accuracy"
     if result[key] is None:
         set_name, key = "validation", "val_accuracy"
@@ -155,6 +144,7 @@ class _FirstLook(TrainConfig):
     """The same flags, to see which were given; what they add up to is checked later."""
 
     data: DataConfig = DataConfig(data="")
+    transfer: TransferConfig = TransferConfig(weights="")
     epochs: int = 0
 
     @model_validator(mode="after")
@@ -163,7 +153,10 @@ class _FirstLook(TrainConfig):
 
 
 def _read_train_config(command: str, arguments: list[str]) -> TrainConfig:
-    """Default < recipe of the data set < ``--config`` file < flag."""
+    """Default < recipe of the data set < ``--config`` file < flag.
+
+    For ``--resume``, the run's own settings take the place of the first two.
+    """
     path, arguments = _take_option("--config", arguments)
     helpless = [argument for argument in arguments if argument not in ("-h", "--help")]
     # Data and length of the run decide the defaults of everything else.
@@ -174,11 +167,15 @@ def _read_train_config(command: str, arguments: list[str]) -> TrainConfig:
         config=_STYLE,
         return_unknown_args=True,
     )
-    from mobilenetv2.training.recipes import recipe_settings
+    from mobilenetv2.training.recipes import asked_weights, recipe_settings
 
     from_file = read_settings(Path(path)) if path else {}
-    data = first.data.data or from_file.get("data", {}).get("data", DataConfig().data)
-    recipe = recipe_settings(str(data), first.epochs or from_file.get("epochs"))
+    if first.resume:
+        recipe = _settings_of(first.resume)
+    else:
+        data = first.data.data or from_file.get("data", {}).get("data", DataConfig().data)
+        weights = first.transfer.weights or asked_weights(from_file)
+        recipe = recipe_settings(str(data), first.epochs or from_file.get("epochs"), weights)
     defaults = validate(merge(recipe, from_file), f"--config {path}" if path else "recipe")
     return tyro.cli(
         TrainConfig,
@@ -188,6 +185,13 @@ def _read_train_config(command: str, arguments: list[str]) -> TrainConfig:
         default=defaults,
         description=f"{TrainConfig.__doc__} --config FILE reads settings from YAML first.",
     )
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
+    """What a run was begun with, so that whatever differs from it was asked for."""
+    from mobilenetv2.training.run_folder import RunFolder
+
+    return RunFolder.open(run).read_config().model_dump(mode="json")
 
 
 def _take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:

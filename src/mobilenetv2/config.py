@@ -7,12 +7,21 @@ Nothing here needs PyTorch.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from mobilenetv2.errors import ConfigError
@@ -21,15 +30,55 @@ NetworkName = Literal["mobilenetv2", "first-version"]
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
 ScheduleName = Literal["cosine", "exponential", "multistep", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
+YamlWord = BeforeValidator(
+    lambda value: ("off", "on")[value] if isinstance(value, bool) else value  # as YAML reads them
+)
 Side = Annotated[int, Field(ge=8, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Stride = Literal[1, 2]
 Strides = tuple[Stride, Stride, Stride, Stride, Stride, Stride, Stride, Stride]
 
 
+def _interval(text: str) -> str:
+    number, unit = Interval.parse(text)
+    return "epoch" if unit == "epoch" else f"{number:g}{unit}"
+
+
+class Interval(NamedTuple):
+    """How often something happens: a number and its unit.
+
+    >>> Interval.parse("10 min"), Interval.parse("500steps")
+    (Interval(number=10.0, unit='min'), Interval(number=500.0, unit='steps'))
+    """
+
+    number: float
+    unit: Literal["min", "steps", "epoch"]
+
+    @classmethod
+    def parse(cls, text: str) -> "Interval":
+        """Read ``"10min"``, ``"500steps"`` or ``"epoch"``.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if text == "epoch":
+            return cls(1, "epoch")
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(min|steps)", text)
+        if not match:
+            raise ValueError("must be minutes (10min), steps (500steps) or epoch")
+        number, unit = float(match[1]), match[2]
+        if not number or (unit == "steps" and not number.is_integer()):
+            raise ValueError("must be more than 0min, or a whole number of steps from 1 on")
+        return cls(number, "min" if unit == "min" else "steps")
+
+
 def _unset(metavar: str) -> Any:
     """A flag that may be left out; its help text says what happens then."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+def _metavar(text: str) -> Any:
+    return tyro.conf.arg(metavar=text)
 
 
 class Section(BaseModel):
@@ -53,7 +102,19 @@ class SourceConfig(Section):
     """Where named sets lie or are downloaded to (default: ~/.cache/mobilenetv2/data)."""
 
 
-class DataConfig(SourceConfig):
+class CacheConfig(Section):
+    """Where the pictures of a folder wait, decoded and resized once."""
+
+    memory_limit: Annotated[Annotated[float, Field(ge=0)] | None, _unset("GIB")] = None
+    """GiB of resized pictures of one set that may lie in memory; more wait in a file (default: a
+    quarter of the machine's memory)."""
+    cache_dir: Annotated[Path | None, _unset("FOLDER")] = None
+    """Where such files are kept for the next run (default: ~/.cache/mobilenetv2/pictures)."""
+    cache_limit: Annotated[float, Field(gt=0)] = 50.0
+    """GiB that such files may take in all; the ones longest unused give way."""
+
+
+class DataConfig(SourceConfig, CacheConfig):
     """Which pictures, and how they are divided."""
 
     data: Positional[str] = "digits"
@@ -121,6 +182,9 @@ class AugmentConfig(Section):
     """Mirror left and right, one picture in two. Not for digits or letters."""
     colour_jitter: Fraction = 0.0
     """Change brightness, contrast and saturation by up to this share."""
+    trivial: bool = False
+    """TrivialAugment: one change to each picture, of colours or shape, of any strength (Müller and
+    Hutter 2021)."""
     erase: Fraction = 0.0
     """Probability of blanking a random rectangle (Zhong et al. 2017)."""
     mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -183,8 +247,10 @@ class MachineConfig(DeviceConfig):
 
     precision: Precision = "auto"
     """fp32, bf16 where the device has it natively, or auto."""
-    fast_ops: Literal["auto", "cpp", "torch", "off"] = "auto"
+    fast_ops: Annotated[Literal["auto", "cpp", "torch", "off"], YamlWord] = "auto"
     """Faster training operations on a CPU: compiled C++, PyTorch only, or none."""
+    compile: Annotated[Literal["auto", "on", "off"], YamlWord] = "auto"
+    """torch.compile for the training steps; takes the place of compiled C++. auto: on a GPU."""
 
 
 class Preprocessing(Section):
@@ -238,15 +304,23 @@ class TrainConfig(OutputConfig):
     """Pictures per step."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the label given to all classes alike (Szegedy et al. 2016)."""
+    balance: Literal["none", "loss", "sampling"] = "none"
+    """Let classes of different size count alike: by weights in the loss, or by drawing pictures of
+    small classes more often; one setting for both the fitted head and fine-tuning."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights, which is then the model that
-    is measured and kept; 0 for none."""
+    is measured and kept; it starts lower, so that short runs forget their first weights; 0 for
+    none."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Start of every random draw."""
     out: Annotated[Path | None, _unset("FOLDER")] = None
     """The run folder (default: runs/DATA, then runs/DATA-2, …)."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Allow --out to name a folder that already holds a run, and start it anew."""
+    checkpoint_every: Annotated[str, AfterValidator(_interval), _metavar("N{min,steps}|epoch")] = (
+        "10min"
+    )
+    """Save within epochs too, so often: `10min`, `500steps`; or `epoch`, at their ends alone."""
     resume: Annotated[Path | None, _unset("RUN")] = None
     """Go on with the run in this folder; its own settings apply."""
     tensorboard: FlagCreatePairsOff[bool] = False

@@ -1,40 +1,52 @@
 """Files that are either whole or not there."""
 
+import errno
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mobilenetv2.errors import WorkFailed
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
+def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
     """A file open for writing that takes the place of ``path`` only when the block succeeds.
 
     The bytes go to a neighbour, are flushed to the disk and renamed, and the folder is flushed
     after them: whatever happens, ``path`` holds either the old contents or the new ones.
+
+    Args:
+        path: the file to write.
+        previous: where to keep the old contents. Between two renames ``path`` is then missing for
+            a moment; a reader who finds it so takes ``previous``.
 
     Raises:
         WorkFailed: the disk is full, the folder cannot be written, …; ``path`` is as it was.
     """
     neighbour = None
     try:
-        descriptor, neighbour = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
+        descriptor, neighbour = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+        )
+        with os.fdopen(descriptor, "w+b") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file)
         Path(neighbour).chmod(_permissions(path))
+        if previous is not None:
+            with suppress(FileNotFoundError):  # nothing was there before
+                path.replace(previous)
         Path(neighbour).replace(path)
         neighbour = None
         with suppress(OSError):  # the file is in place; some network drives cannot flush folders
             _flush_folder(path.parent)
     except OSError as error:
         raise WorkFailed(
-            f"{path}: cannot be written ({error.strerror or error}); the file is as it was before"
+            f"{path}: cannot be written ({error.strerror or error}); what was there before is "
+            f"{'still there' if path.exists() or previous is None else f'in {previous}'}"
         ) from error
     finally:
         if neighbour is not None:
@@ -42,9 +54,42 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 text file, or leave the old one."""
+    """Write a whole UTF-8 text file, or leave the old one.
+
+    File names in a broken encoding come as surrogates, which UTF-8 has no bytes for. They are
+    written as JSON and YAML escape them.
+    """
     with written_whole(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
+
+
+def flush_to_disk(file: IO[Any]) -> None:
+    """Make sure that a power cut cannot take back what was written to ``file``."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def read_back(file: IO[bytes], contents: bytes | bytearray) -> None:
+    """Make sure that the disk gives ``contents`` back for a file just written.
+
+    Raises:
+        OSError: it gives something else.
+    """
+    flush_to_disk(file)
+    if hasattr(os, "posix_fadvise"):  # or the answer would come from memory
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file.seek(0)
+    if file.read() != contents:
+        raise OSError(errno.EIO, "the disk does not give back what was written")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete the unfinished neighbours that a killed process left beside ``path``.
+
+    Only for who knows that nobody is writing there now.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        leftover.unlink(missing_ok=True)
 
 
 def _permissions(path: Path) -> int:

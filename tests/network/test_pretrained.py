@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
 from mobilenetv2.errors import ModelFileError, UserError
-from mobilenetv2.network import pretrained
+from mobilenetv2.network import weights_files
 from mobilenetv2.network.downloads import fetch
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
-from mobilenetv2.network.pretrained import Weights, WeightsInfo, find_weights, load_weights
+from mobilenetv2.network.pretrained import find_weights, load_weights
+from mobilenetv2.network.weights import Weights, WeightsInfo
 
 KERAS_FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
 TRUNK_FILE = "mobilenetv2_0.35_224_trunk.safetensors"
@@ -254,7 +256,7 @@ def test_torchvisions_second_version_is_found(
         torch.save(mobilenet_v2().state_dict(), tmp_path / "v2.pth")
         return tmp_path / "v2.pth"
 
-    monkeypatch.setattr(pretrained, "fetch", local)
+    monkeypatch.setattr("mobilenetv2.network.published.fetch", local)
     info = find_weights("imagenet", cache, width=1.0).info
     published = MobileNet_V2_Weights.IMAGENET1K_V2
     assert calls == [(published.url, cache / "mobilenet_v2-7ebf99e0.pth", "7ebf99e0")]
@@ -330,7 +332,7 @@ def test_network_built_otherwise_is_refused(tmp_path: Path, cache: Path) -> None
 
 def test_random_state_is_left_alone(tmp_path: Path, cache: Path) -> None:
     write_keras_file(tmp_path / "a.h5", keras_network(), top=True)
-    pretrained._shapes.cache_clear()
+    weights_files._shapes.cache_clear()
     torch.manual_seed(1)
     find_weights(tmp_path / "a.h5", cache, in_channels=1)
     drawn = torch.rand(1)
@@ -749,6 +751,21 @@ def test_known_checksum(server: Server, cache: Path) -> None:
     target.write_bytes(b"abd")
     with pytest.raises(ModelFileError, match="Delete it to download it again"):
         fetch(f"{server.url}/a.bin", target, sha256=digest)
+
+
+def test_what_a_killed_download_left_is_swept_up(server: Server, cache: Path) -> None:
+    server.put("w.h5", b"whole")
+    cache.mkdir()
+    old, going_on = (cache / f".{digit * 8}.part.w[1].h5" for digit in "ab")
+    other = cache / ".aaaaaaaa.part.other.h5"
+    for path in (old, going_on, other):
+        path.write_bytes(b"half")
+    for path in (old, other):
+        os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
+    fetch(f"{server.url}/w.h5", cache / "w[1].h5")
+    assert not old.exists()
+    assert going_on.exists()
+    assert other.exists()
 
 
 def test_no_network(cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from mobilenetv2.runtimes.engine import Engine, with_runtime
 from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.onnx_network import network_model
 from mobilenetv2.runtimes.sessions import onnxruntime_session
-from mobilenetv2.training.transfer import pooled_features
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -58,20 +58,17 @@ def test_the_same_logits(library: str, padding: str, network: str) -> None:
     assert fast.with_network(classifier.network).engine is None
 
 
-def test_features_for_a_new_head(small_classifier: Classifier) -> None:
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+def test_threads_do_not_mix_their_pictures(library: str, small_classifier: Classifier) -> None:
     pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    from mobilenetv2.data.batches import LabelledPictures
-
-    pictures = LabelledPictures(noise(small_classifier, 70), torch.zeros(70, dtype=torch.int64))
-    expected = pooled_features(small_classifier, pictures)
-    engine = Engine(small_classifier, "onnxruntime")
-    result = engine.features(pictures.pictures, 32)
-    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
-    memory.remember(small_classifier, "onnxruntime", "onnxruntime")
-    torch.testing.assert_close(
-        pooled_features(small_classifier, pictures), expected, atol=1e-5, rtol=1e-4
-    )
+    pytest.importorskip(library)
+    fast = with_runtime(small_classifier, library)
+    pictures = noise(small_classifier, 64)
+    expected = small_classifier.logits(pictures)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            parts = list(pool.map(fast.logits, pictures.split(4)))
+            torch.testing.assert_close(torch.cat(parts), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_fastest_is_remembered(small_classifier: Classifier, runtime_notes: Path) -> None:
@@ -79,7 +76,6 @@ def test_the_fastest_is_remembered(small_classifier: Classifier, runtime_notes: 
     assert memory.fastest(small_classifier, 1000).engine is None
     memory.remember(small_classifier, "openvino-bf16", "onnxruntime")
     assert memory.recall(small_classifier) == "openvino-bf16"
-    assert memory.recall(small_classifier, float32=True) == "onnxruntime"
     # Another network of the same shape: nobody knows what less than float32 does to it.
     torch.manual_seed(9)
     other = Classifier.create(

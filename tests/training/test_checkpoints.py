@@ -1,5 +1,7 @@
 """Checkpoints: what goes in comes out, and what is wrong with a file or its settings is said."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,10 @@ import torch
 import mobilenetv2
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.files import write_text
-from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.checkpoints import Checkpoint, to_archive
+from mobilenetv2.training.run_folder import RunFolder
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -71,7 +76,9 @@ def test_plain_pytorch_can_read_it(unfinished: Path) -> None:
 )
 def test_odd_contents_are_refused_in_words(unfinished: Path, change: dict[str, Any]) -> None:
     last = unfinished / "last.pth.tar"
-    torch.save({**torch.load(last, weights_only=True), **change}, last)
+    for spare in ("previous", "best"):
+        (unfinished / f"{spare}.pth.tar").unlink()
+    last.write_bytes(to_archive({**torch.load(last, weights_only=True), **change}))
     with pytest.raises(ModelFileError, match=r"last\.pth\.tar: "):
         mobilenetv2.resume(unfinished)
     assert not (unfinished / "result.json").exists()
@@ -93,6 +100,43 @@ def test_a_run_goes_on_only_as_it_was_begun(
     write_text(unfinished / "config.yaml", text.replace(old, new, 1))
     with pytest.raises(ConfigError, match=words):
         mobilenetv2.resume(unfinished)
+    assert not (unfinished / ".lock").exists()
+
+
+def test_other_flags_are_refused_by_name(unfinished: Path, run_cli: Run) -> None:
+    code, _, error = run_cli(
+        "train", "--resume", unfinished, "--epochs", 50, "--lr", 0.05, "--ema", 0
+    )
+    assert code == 2
+    assert "ema was 0.5 and is 0.0; epochs was 2 and is 50. Leave that out" in error
+    assert "lr was" not in error
+    for flags in (("--out", unfinished.parent / "other"), ("--overwrite",)):
+        code, _, error = run_cli("train", "--resume", unfinished, *flags)
+        assert code == 2
+        assert "--out and --overwrite are for new runs" in error
+    assert not (unfinished / ".lock").exists()
+    code, out, _ = run_cli(
+        "train", "--resume", unfinished, "--batch-size", 6, "--quiet", "--checkpoint-every", "epoch"
+    )
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    code, _, error = run_cli("train", "--resume", unfinished)
+    assert code == 2
+    assert "this run is finished" in error
+    code, _, error = run_cli("train", "--resume", unfinished.parent)
+    assert code == 2
+    assert "not a run folder" in error
+
+
+def test_other_pictures_are_refused(unfinished: Path, few_pictures: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(few_pictures, tmp_path / "moved"))
+    config = RunFolder.open(unfinished).read_config()
+    data = config.data.model_copy(update={"data": str(moved)})
+    other = Path(shutil.copytree(unfinished, tmp_path / "other"))
+    for number in range(4):
+        (moved / "dark" / f"{number}.png").unlink()
+    with pytest.raises(ConfigError, match="not those that the run was begun with"):
+        mobilenetv2.resume(other, config=config.model_copy(update={"data": data}))
 
 
 def test_what_only_says_where_may_change(unfinished: Path) -> None:
@@ -101,3 +145,20 @@ def test_what_only_says_where_may_change(unfinished: Path) -> None:
     write_text(unfinished / "config.yaml", text)
     moved = unfinished.rename(unfinished.parent / "moved")
     assert mobilenetv2.resume(moved)["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("mark", "words"),
+    [
+        ("mobilenetv2 checkpoint 3", "a newer version of this program"),
+        ("mobilenetv2 checkpoint 99999999999", "a newer version of this program"),
+        ("mobilenetv2 checkpoint 1", "an older version of this program"),
+        ("mobilenetv2 checkpoint", "not a checkpoint of this program"),
+        (None, "not a checkpoint of this program"),
+    ],
+)
+def test_another_version_is_named(unfinished: Path, mark: str | None, words: str) -> None:
+    last = unfinished / "last.pth.tar"
+    last.write_bytes(to_archive({**torch.load(last, weights_only=True), "format": mark}))
+    with pytest.raises(ModelFileError, match=words):
+        Checkpoint.load(last)

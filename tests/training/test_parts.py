@@ -4,6 +4,8 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,9 @@ from mobilenetv2.config import (
 )
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import Batches, LabelledPictures
-from mobilenetv2.errors import ConfigError, NonFiniteLoss, WorkFailed
+from mobilenetv2.errors import ConfigError, Interrupted, NonFiniteLoss, WorkFailed
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.device import choose_device
 from mobilenetv2.training.find_lr import HIGHEST, LOWEST, SETTLED, find_lr, suggest
 from mobilenetv2.training.loss import batch_loss
@@ -194,6 +197,20 @@ def test_loss_equals_soft_targets(
     assert loss.requires_grad
 
 
+def test_weighted_loss_by_hand(small_classifier: Classifier) -> None:
+    """Every picture counts as its class says, whatever else is in its batch."""
+    pictures = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8)
+    labels, weights = torch.tensor([0, 0, 0, 2, 1]), torch.tensor([0.5, 2.0, 4.0])
+    small_classifier.network.eval()
+    loss, _ = batch_loss(small_classifier, Batch(pictures, labels), CPU, 0.0, weights)
+    each = F.cross_entropy(small_classifier.logits(pictures), labels, reduction="none")
+    expected = (0.5 * each[:3].sum() + 4 * each[3] + 2 * each[4]) / 5
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-6)
+    same, _ = batch_loss(small_classifier, Batch(pictures, labels), CPU, 0.1, torch.ones(3))
+    plain, _ = batch_loss(small_classifier, Batch(pictures, labels), CPU, 0.1)
+    torch.testing.assert_close(same, plain)
+
+
 class Listener:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -271,21 +288,97 @@ def test_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device(MachineConfig(device="cpu", fast_ops="off")).precision == "bf16"
 
 
-def test_the_first_signal_asks_the_second_ends() -> None:
+def test_compiling_is_for_those_who_ask_on_a_cpu() -> None:
+    assert not choose_device(MachineConfig(device="cpu")).compiled
+    asked = choose_device(MachineConfig(device="cpu", compile="on"))
+    assert asked.compiled
+    assert asked.fast_ops.kind == "torch"
+    assert choose_device(MachineConfig(compile="on", fast_ops="off")).fast_ops.kind == "off"
+
+
+@pytest.fixture
+def _usual_interrupts() -> Iterator[None]:
     # A shell starts what runs in the background with SIGINT ignored; here it must act as usual.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with StopRequest() as stop:
-            assert stop.received is None
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.received == signal.SIGTERM
-            assert stop.exit_code == 143
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(5)
-        with StopRequest() as stop:
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("_usual_interrupts")
+def test_the_first_signal_asks_the_second_ends() -> None:
+    with StopRequest(Path("run")) as stop:
+        assert stop.received is None
+        stop.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-            assert stop.exit_code == 130
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, inherited)
+            time.sleep(5)
+
+
+@pytest.mark.usefixtures("_usual_interrupts")
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 130)]
+)
+def test_work_is_left_between_steps_or_at_once(number: signal.Signals, code: int) -> None:
+    words = f"by {number.name} .*--resume a/run"
+    with pytest.raises(Interrupted, match=words) as raised, StopRequest(Path("a/run")) as stop:
+        os.kill(os.getpid(), number)
+        stop.check()
+    assert raised.value.exit_code == code
+    got_on = False
+    with pytest.raises(Interrupted), StopRequest(Path("a/run")) as stop, stop.at_once():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        got_on = True
+    assert not got_on
+    with pytest.raises(Interrupted), StopRequest(Path("a/run")) as stop:
+        os.kill(os.getpid(), number)
+        with stop.at_once():  # it came before
+            got_on = True
+    assert not got_on
+    with StopRequest(Path("a/run")) as stop:
+        with stop.at_once():
+            pass
+        os.kill(os.getpid(), number)  # too late: the work is done
+
+
+# ---------------------------------------------------------------- checkpoint intervals
+
+
+def test_checkpoints_by_steps_and_by_a_clock_that_only_goes_on() -> None:
+    timer = CheckpointTimer("10steps")
+    assert [step for step in range(30) if timer.is_due(step)] == list(range(10, 30))
+    timer.saved(12)
+    assert [step for step in range(30) if timer.is_due(step)] == list(range(22, 30))
+    now = 1000.0
+    timer = CheckpointTimer("0.5min", clock=lambda: now)
+    assert not timer.is_due(10**9)
+    now += 29
+    assert not timer.is_due(0)
+    now += 1
+    assert timer.is_due(0)
+    timer.saved(0)
+    assert not timer.is_due(0)
+    assert not CheckpointTimer("epoch", clock=lambda: 1e9).is_due(10**9)
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = CheckpointTimer("1min")
+    for jump in (1e9, -1e9):
+        monkeypatch.setattr(time, "time", lambda: jump)  # noqa: B023
+        assert not timer.is_due(1)
+
+
+@pytest.mark.parametrize("text", ["10min", "2.5min", "1steps", "500steps", "epoch"])
+def test_intervals_are_kept_as_written(text: str) -> None:
+    assert TrainConfig(checkpoint_every=text).checkpoint_every == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "min", "0min", "0steps", "1.5steps", "-1min", "10 hours", "1e3steps", "∞min"]
+)
+def test_odd_intervals_are_refused_in_words(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint_every: must be .*got"):
+        TrainConfig(checkpoint_every=text)

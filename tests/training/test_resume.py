@@ -15,7 +15,8 @@ import torch
 
 import mobilenetv2
 from mobilenetv2.config import TrainConfig
-from mobilenetv2.errors import Interrupted
+from mobilenetv2.errors import Interrupted, WorkFailed
+from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training import train as module
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.find_lr import RangeTest
@@ -42,12 +43,22 @@ def assert_same(a: Path, b: Path) -> None:
         first, second = Checkpoint.load(a / name), Checkpoint.load(b / name)
         for key, tensor in first.weights.items():
             assert torch.equal(tensor, second.weights[key]), (name, key)
+        assert first.history["steps"] == second.history["steps"]
         assert torch.equal(first.random_state, second.random_state)
 
 
 def out_of(config: TrainConfig) -> Path:
     assert config.out is not None
     return config.out
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights as torchvision names them, for 1,000 classes; small, and never trained."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "some.pth"
+    torch.save(MobileNetV2(num_classes=1000, width=0.05).state_dict(), path)
+    return path
 
 
 class PowerCut(BaseException):
@@ -155,24 +166,115 @@ def test_fast_operations_give_the_same_bits_again(quick: Quick) -> None:
     assert_same(out_of(quick("one")), out_of(config))
 
 
+LONG_WORK = [
+    # during the second validation; while the model is delivered; while it is drawn
+    ({}, (Training, "_measure", 3), "after step 6; everything is saved"),
+    ({}, (module, "deliver", 1), "after step 6; everything is saved"),
+    ({}, (module, "measure", 1), "after step 6; everything is saved"),
+    # before anything could be saved
+    ({"lr": "auto"}, (module, "find_lr", 1), "before the first step"),
+    ({"weights": "some"}, (module, "fit_head", 1), "before the first step"),
+]
+
+
+@pytest.mark.parametrize(("settings", "place", "words"), LONG_WORK)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_during_validation_stops_after_it(
-    quick: Quick, whole: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+def test_a_signal_during_long_work_leaves_it_at_once(
+    quick: Quick,
+    whole: Path,
+    weights_file: Path,
+    settings: dict[str, Any],
+    place: tuple[Any, str, int],
+    words: str,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = quick(**RICH)
-    original = Training._validate_epoch
+    if "weights" in settings:
+        settings = {"weights": str(weights_file), "tune": "head", "image_size": 32}
+    config = quick(**{**RICH, **settings})
+    run = out_of(config)
+    owner, name, call = place
+    calls = 0
+    original = getattr(owner, name)
 
-    def validate(self: Training, reporter: Any) -> None:
-        if self.epoch == 0:
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
             os.kill(os.getpid(), number)
-        original(self, reporter)
+            raise AssertionError("the signal did not leave at once")
+        return original(*arguments)
 
-    monkeypatch.setattr(Training, "_validate_epoch", validate)
-    with pytest.raises(Interrupted, match=f"{number.name} after step 3") as stopped:
-        mobilenetv2.train(config)
+    if name == "find_lr":
+        monkeypatch.setattr(module, name, lambda *_: RangeTest([], [], [], 0.03, "because"))
+        original = module.find_lr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        with pytest.raises(Interrupted, match=f"{number.name} {words}") as stopped:
+            mobilenetv2.train(config)
     assert stopped.value.exit_code == (143 if number == signal.SIGTERM else 130)
-    assert str(out_of(config)) in str(stopped.value)
-    assert [e["step"] for e in events(out_of(config)) if e["event"] == "step"] == [1, 2, 3]
+    assert str(run) in str(stopped.value)
+    mobilenetv2.resume(run)
+    if not settings:
+        assert_same(whole, run)
+    else:
+        mobilenetv2.train(quick("undisturbed", **{**RICH, **settings}))
+        assert_same(out_of(quick("undisturbed")), run)
+
+
+def test_what_was_stopped_before_the_first_step_may_be_begun_anew(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_lr(*_: Any) -> RangeTest:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "find_lr", find_lr)
+        with pytest.raises(Interrupted, match="before the first step"):
+            mobilenetv2.train(quick(lr="auto"))
+    assert mobilenetv2.train(quick())["lr"] == 0.05
+
+
+def test_a_failed_search_for_a_learning_rate_leaves_nothing(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_lr(*_: Any) -> RangeTest:
+        raise WorkFailed("the loss never fell")
+
+    monkeypatch.setattr(module, "find_lr", find_lr)
+    with pytest.raises(WorkFailed, match="never fell"):
+        mobilenetv2.train(quick(lr="auto"))
+    assert not out_of(quick()).exists()
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_cut_around_the_end_of_a_solved_head_doubles_nothing(
+    quick: Quick, weights_file: Path, after: bool
+) -> None:
+    settings = {"weights": str(weights_file), "tune": "head", "image_size": 32}
+    mobilenetv2.train(quick("whole", **settings))
+    config = quick("cut", **settings)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        cut_at(patch, Checkpoint, "save", 2, after=after)  # best, after the event was written
+        mobilenetv2.train(config)
+    assert [event["event"] for event in events(out_of(config))] == ["epoch"]
+    mobilenetv2.resume(out_of(config))
+    assert_same(out_of(quick("whole")), out_of(config))
+
+
+def test_checkpoints_within_an_epoch(quick: Quick, whole: Path) -> None:
+    config = quick(**RICH, checkpoint_every="1steps")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        cut_at(patch, Training, "_train_step", 3, after=False)
+        mobilenetv2.train(config)
+    last = Checkpoint.load(out_of(config) / "last.pth.tar")
+    assert (last.epoch, last.step, last.history["steps"]) == (0, 2, 2)
+    assert last.history["training_seconds"] > 0
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        cut_at(patch, Training, "_validate_epoch", 1, after=False)
+        mobilenetv2.resume(out_of(config))  # its step 3 is the last of the epoch
+    assert Checkpoint.load(out_of(config) / "last.pth.tar").step == 3
     mobilenetv2.resume(out_of(config))
     assert_same(whole, out_of(config))
 

@@ -1,13 +1,18 @@
 """The run folder: never overwritten unasked; its events without gaps and doubles."""
 
+import os
+import subprocess
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mobilenetv2.config import TrainConfig
-from mobilenetv2.errors import ConfigError
+from mobilenetv2.errors import ConfigError, Interrupted, ModelFileError, WorkFailed
 from mobilenetv2.training.run_folder import RUN_FILES, RunFolder, to_lines
+from mobilenetv2.training.run_lock import RunLock
 
 STEPS = [{"event": "step", "step": step, "loss": 1.0} for step in range(1, 6)]
 
@@ -16,6 +21,8 @@ def test_many_at_once_get_a_folder_each(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(RunFolder.create, [TrainConfig()] * 24))
+    for folder in folders:
+        folder.close()
     names = {folder.path.name for folder in folders}
     assert names == {"digits", *(f"digits-{number}" for number in range(2, 25))}
 
@@ -25,14 +32,16 @@ def test_a_run_named_by_a_path_is_called_by_its_last_part(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = TrainConfig().data.model_copy(update={"data": "a/b/../flowers/"})
-    folder = RunFolder.create(TrainConfig(data=data))
+    with RunFolder.create(TrainConfig(data=data)) as folder:
+        pass
     assert folder.path == Path("runs/flowers")
 
 
 def test_leave_to_overwrite_is_not_written_down(tmp_path: Path) -> None:
     """Or `--config RUN/config.yaml` would destroy that run without being asked to."""
     asked = TrainConfig(out=tmp_path / "run", overwrite=True)
-    folder = RunFolder.create(asked)
+    with RunFolder.create(asked) as folder:
+        folder.append_events(STEPS)
     again = folder.read_config()
     assert again == asked.model_copy(update={"overwrite": False})
     with pytest.raises(ConfigError, match="already holds a run"):
@@ -40,12 +49,98 @@ def test_leave_to_overwrite_is_not_written_down(tmp_path: Path) -> None:
 
 
 def test_overwriting_takes_the_files_of_a_run_and_no_others(tmp_path: Path) -> None:
-    folder = RunFolder.create(TrainConfig(out=tmp_path))
-    for name in (*RUN_FILES, "notes.txt"):
+    RunFolder.create(TrainConfig(out=tmp_path)).close()
+    events = "events.out.tfevents.1.host.2.0"
+    for name in (*RUN_FILES, ".last.pth.tar.abc.part", events, "notes.txt"):
         (tmp_path / name).write_text("old")
-    RunFolder.create(TrainConfig(out=tmp_path, overwrite=True))
+    with RunFolder.create(TrainConfig(out=tmp_path, overwrite=True)) as folder:
+        assert folder.config.read_text() != "old"
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "notes.txt"}
-    assert folder.config.read_text() != "old"
+
+
+@pytest.mark.parametrize("damage", ["never begun", "no settings"])
+def test_a_run_that_never_began_may_be_begun_anew(tmp_path: Path, damage: str) -> None:
+    RunFolder.create(TrainConfig(out=tmp_path)).close()
+    if damage == "no settings":
+        (tmp_path / "config.yaml").write_text("")
+        with pytest.raises(ModelFileError, match="not a run folder"):
+            RunFolder.open(tmp_path)
+    RunFolder.create(TrainConfig(out=tmp_path, epochs=3)).close()
+    assert RunFolder.open(tmp_path).read_config().epochs == 3
+
+
+def test_a_failure_before_anything_was_made_leaves_nothing(tmp_path: Path) -> None:
+    for made in (tmp_path / "new", tmp_path / "there"):
+        if made.name == "there":
+            made.mkdir()
+            (made / ".DS_Store").touch()
+        with pytest.raises(WorkFailed), RunFolder.create(TrainConfig(out=made)):
+            raise WorkFailed
+        assert not (made / "config.yaml").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    with pytest.raises(Interrupted), RunFolder.create(TrainConfig(out=tmp_path / "new")) as folder:
+        raise Interrupted("stopped")
+    assert folder.read_config().out == tmp_path / "new"
+
+
+def test_one_program_at_a_time(tmp_path: Path) -> None:
+    config = TrainConfig(out=tmp_path / "run", overwrite=True)
+    with RunFolder.create(config) as folder:
+        for again in (RunFolder.create, lambda _: RunFolder.open_to_go_on(folder.path)):
+            with pytest.raises(ConfigError, match=f"another program is at work.*{os.getpid()}"):
+                again(config)
+        RunFolder.open(folder.path)  # to look at it is fine
+    assert not (folder.path / ".lock").exists()
+    RunFolder.open_to_go_on(folder.path).close()
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(folder.path)], stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"locked\n"
+    with pytest.raises(ConfigError, match=f"process {child.pid} on "):
+        RunFolder.open_to_go_on(folder.path)
+    child.kill()
+    child.communicate()
+    RunFolder.open_to_go_on(folder.path).close()  # the system took the lock back
+
+
+HOLD_LOCK = """
+import sys, time
+from pathlib import Path
+from mobilenetv2.training.run_lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_only_one_of_many_gets_the_lock(tmp_path: Path) -> None:
+    """Also where its last holder deletes the file that others have just opened."""
+    inside = 0
+    most = 0
+    taken = 0
+    guard = threading.Lock()
+
+    def work(_: int) -> None:
+        nonlocal inside, most, taken
+        own = 0
+        while own < 100:
+            try:
+                lock = RunLock(tmp_path)
+            except ConfigError:
+                continue
+            own += 1
+            with guard:
+                inside, taken = inside + 1, taken + 1
+                most = max(most, inside)
+            with guard:
+                inside -= 1
+            lock.release()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert most == 1
+    assert taken == 400
 
 
 def test_a_refused_folder_is_as_it_was(tmp_path: Path) -> None:
@@ -60,20 +155,22 @@ def test_a_refused_folder_is_as_it_was(tmp_path: Path) -> None:
 def test_a_torn_end_is_dropped_and_the_next_lines_follow(tmp_path: Path, torn: str) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.write_text(to_lines(STEPS[:3]) + torn)
-    folder.rewind_events(3)
+    folder.rewind_events(3, 0)
     folder.append_events(STEPS[3:])
     assert list(folder.read_events()) == STEPS
 
 
 def test_what_will_come_again_is_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    epoch, end = {"event": "epoch", "step": 5}, {"event": "end", "step": 5}
+    epoch, end = {"event": "epoch", "epoch": 1, "step": 5}, {"event": "end", "step": 5}
     folder.append_events([*STEPS, epoch, end])
-    folder.rewind_events(5)
+    folder.rewind_events(5, 1)
     assert list(folder.read_events()) == [*STEPS, epoch]
-    folder.rewind_events(2)
+    folder.rewind_events(5, 0)  # stopped between the last step and the end of the epoch
+    assert list(folder.read_events()) == STEPS
+    folder.rewind_events(2, 0)
     assert list(folder.read_events()) == STEPS[:2]
-    folder.rewind_events(0)
+    folder.rewind_events(0, 0)
     assert list(folder.read_events()) == []
 
 

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
 from mobilenetv2.training import finish
 from mobilenetv2.training import train as module
 from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.schedules import schedule_factor
 from mobilenetv2.training.start import start
 from mobilenetv2.training.train import Training
 
 Quick = Callable[..., TrainConfig]
+Prepare = Callable[[TrainConfig], Training]
 
 
 def out_of(config: TrainConfig) -> Path:
@@ -42,8 +45,16 @@ def events(config: TrainConfig, kind: str) -> list[dict[str, Any]]:
     return [event for event in found if event["event"] == kind]
 
 
-def prepared(config: TrainConfig) -> Training:
-    return Training(start(config), RunFolder.create(config), Console(quiet=True))
+@pytest.fixture
+def prepared() -> Iterator[Prepare]:
+    """Makes what the loop needs, and gives its run folder up afterwards."""
+    with ExitStack() as folders:
+
+        def prepare(config: TrainConfig) -> Training:
+            folder = folders.enter_context(RunFolder.create(config))
+            return Training(start(config), folder, Console(quiet=True))
+
+        yield prepare
 
 
 def test_learning_in_train_mode_and_the_test_set_once_at_the_end(
@@ -120,7 +131,9 @@ def test_the_average_by_hand(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> N
         outcome = original(self, batch)
         for name, now in self.network.state_dict().items():
             if name in average and now.is_floating_point():
-                average[name] = 0.7 * average[name] + 0.3 * now
+                steps = self.history.steps
+                decay = min(0.7, steps / (9 + steps))  # the ramp of short runs
+                average[name] = decay * average[name] + (1 - decay) * now
             else:
                 average[name] = now.clone()
         return outcome
@@ -135,7 +148,7 @@ def test_the_average_by_hand(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> N
             torch.testing.assert_close(stored[name], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_clipping_bounds_the_step(quick: Quick) -> None:
+def test_clipping_bounds_the_step(quick: Quick, prepared: Prepare) -> None:
     config = quick(
         clip_norm=0.25, lr=2.0, momentum=0, nesterov=False, weight_decay=0, batch_size=1000
     )
@@ -152,7 +165,9 @@ def test_clipping_bounds_the_step(quick: Quick) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
-def test_every_optimizer_under_every_schedule(quick: Quick, optimizer: str) -> None:
+def test_every_optimizer_under_every_schedule(
+    quick: Quick, optimizer: str, prepared: Prepare
+) -> None:
     for schedule in ("cosine", "exponential", "multistep", "constant"):
         config = quick(schedule, optimizer=optimizer, schedule=schedule, lr=0.01, warmup_epochs=0.7)
         training = prepared(config)
@@ -218,3 +233,32 @@ def test_a_network_that_broke_behind_finite_losses_is_not_saved(
     with pytest.raises(NonFiniteLoss, match="validation loss is nan at step 6"):
         mobilenetv2.train(config)
     assert Checkpoint.load(out_of(config) / "last.pth.tar").epoch == 1
+
+
+@pytest.mark.parametrize("balance", ["none", "loss", "sampling"])
+def test_balance_reaches_the_steps(
+    quick: Callable[..., TrainConfig],
+    picture_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    balance: str,
+) -> None:
+    folder = picture_folder(count=20)
+    for number in range(5, 20):
+        (folder / "dark" / f"{number}.png").unlink()
+    weights, labels = [], []
+
+    def spied(*arguments: Any) -> Any:
+        weights.append(arguments[4])
+        labels.append(arguments[1].labels)
+        return batch_loss(*arguments)
+
+    monkeypatch.setattr("mobilenetv2.training.train.batch_loss", spied)
+    result = mobilenetv2.train(quick(data=str(folder), balance=balance, epochs=1))
+    assert [row["class"] for row in result["classes"]] == ["dark", "light"]
+    dark, light = torch.bincount(torch.cat(labels)).tolist()
+    assert dark + light == 25 - result["classes"][0]["pictures"] - result["classes"][1]["pictures"]
+    assert abs(dark - light) <= 1 if balance == "sampling" else light > 2 * dark
+    if balance == "loss":
+        assert float(weights[0][0]) * dark == pytest.approx(float(weights[0][1]) * light)
+    else:
+        assert weights[0] is None

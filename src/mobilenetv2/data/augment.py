@@ -14,8 +14,12 @@ from torch import Tensor
 
 from mobilenetv2.config import AugmentConfig
 from mobilenetv2.data.draws import uniform
+from mobilenetv2.data.trivial_augment import DRAWS as TRIVIAL_DRAWS
+from mobilenetv2.data.trivial_augment import moved, recoloured
 
-_DRAWS = 17  # numbers per picture: nine for geometry, three for colour, five for the erased box
+# Numbers per picture: nine for geometry, three for colour, five for the erased box, the rest for
+# TrivialAugment. A number does not depend on how many follow it.
+_DRAWS = 17 + TRIVIAL_DRAWS
 
 
 class Batch(NamedTuple):
@@ -43,7 +47,7 @@ def augment(
     Args:
         batch: pictures uint8 N×C×H×W, perhaps with a margin around what is evaluated; labels N.
         size: height and width that the network sees; without changes, the centre of that size.
-        indices: int64 N, the pictures' places in their set.
+        indices: int64 N, what the draws are keyed on: the pictures' places in their set.
         config: what to change and how much.
         key: seed, epoch and step in the epoch, the last two counted from 0. Every picture's draws
             follow from seed, epoch and its place; mixing, which is one draw per batch, from all.
@@ -51,11 +55,13 @@ def augment(
     seed, epoch, _ = key
     draws = uniform(seed, epoch, indices, _DRAWS)
     if _moves(config):
-        pictures = _affine(batch.pictures, size, draws[:, :9], config)
+        pictures = _affine(batch.pictures, size, draws, config)
     else:
         pictures = centre(batch.pictures, size)
     if config.colour_jitter:
         pictures = _jitter_colour(pictures, draws[:, 9:12], config.colour_jitter)
+    if config.trivial:
+        pictures = recoloured(pictures, draws[:, 17:])
     if config.erase:
         pictures = _erase(pictures, draws[:, 12:17], config.erase)
     return _mix_pairs(batch._replace(pictures=pictures), config, key)
@@ -70,7 +76,7 @@ def centre(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 def _moves(config: AugmentConfig) -> bool:
     return bool(
         config.shift or config.rotate or config.zoom or config.shear or config.flip
-        or config.crop < 1
+        or config.crop < 1 or config.trivial
     )  # fmt: skip
 
 
@@ -107,6 +113,10 @@ def _affine(
         ],
         dim=1,
     ).view(-1, 2, 3)  # fmt: skip
+    if config.trivial:  # happens to what the rest makes, so the way back begins with it
+        last = moved(draws[:, 17:], height, width)
+        matrix[:, :, 2:] += matrix[:, :, :2] @ last[:, :, 2:]
+        matrix[:, :, :2] @= last[:, :, :2]
     # affine_grid and grid_sample count from -1 to 1 across each side, of output and input.
     output = torch.tensor([width / 2, height / 2, 1.0], device=pictures.device)
     source = torch.tensor([[in_width / 2], [in_height / 2]], device=pictures.device)

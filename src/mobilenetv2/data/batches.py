@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mobilenetv2.config import AugmentConfig
 from mobilenetv2.data.augment import Batch, augment, centre
+from mobilenetv2.data.balance import balanced_order
 from mobilenetv2.data.draws import permutation
 
 
@@ -46,7 +47,8 @@ class Batches:
     """The batches of every epoch: reshuffled, augmented, the last one kept.
 
     The order depends on seed and epoch alone, so that an epoch can be entered at any step. The
-    pictures may have a margin around the ``size`` that the network sees.
+    pictures may have a margin around the ``size`` that the network sees. If ``balanced``, every
+    class comes equally often.
 
     >>> pictures = LabelledPictures(torch.zeros(50, 1, 8, 8, dtype=torch.uint8), torch.arange(50))
     >>> batches = Batches(pictures, (8, 8), batch_size=16, config=AugmentConfig(), seed=0)
@@ -61,11 +63,13 @@ class Batches:
         batch_size: int,
         config: AugmentConfig,
         seed: int,
+        balanced: bool = False,
     ) -> None:
         self._pictures = pictures
         self._size = size
         self._config = config
         self._seed = seed
+        self._balanced = balanced
         self._bounds = batch_bounds(len(pictures), batch_size)
 
     @property
@@ -75,12 +79,19 @@ class Batches:
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` (from 0) from ``first_step`` on, on the pictures' device."""
-        device = self._pictures.labels.device
-        order = permutation(self._seed, epoch, len(self._pictures)).to(device)
+        pictures, labels = self._pictures.pictures, self._pictures.labels
+        order = self._order(epoch).to(labels.device)
         for step, (start, end) in enumerate(self._bounds[first_step:], first_step):
-            indices = order[start:end]
-            batch = Batch(self._pictures.pictures[indices], self._pictures.labels[indices])
-            yield augment(batch, self._size, indices, self._config, (self._seed, epoch, step))
+            draws = order[start:end]
+            indices = draws % len(labels)
+            batch = Batch(pictures[indices], labels[indices])
+            yield augment(batch, self._size, draws, self._config, (self._seed, epoch, step))
+
+    def _order(self, epoch: int) -> Tensor:
+        """The pictures of an epoch; one that comes again has another number, and other changes."""
+        if self._balanced:
+            return balanced_order(self._pictures.labels.cpu(), self._seed, epoch)
+        return permutation(self._seed, epoch, len(self._pictures))
 
 
 def batch_bounds(pictures: int, batch_size: int) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilenetv2.cores import available_cores
 from mobilenetv2.data.examination import Examination, Finding, PictureReport
 from mobilenetv2.data.findings import (
     about_classes,
@@ -25,6 +26,7 @@ from mobilenetv2.data.fingerprints import (
 )
 from mobilenetv2.data.folders import PictureFolder
 from mobilenetv2.data.pictures import UnreadablePicture, decode, open_file
+from mobilenetv2.data.unreadable import as_unreadable
 
 BATCH = 8
 
@@ -38,7 +40,7 @@ def examine(
 
     Args:
         folder: As ``scan_folder`` found it.
-        threads: That decode at the same time; by default one for each processor.
+        threads: That decode at the same time; by default one for each core that may be used.
         progress: Called with the number of pictures done and their total, after each.
 
     Returns:
@@ -77,7 +79,7 @@ class _Look(NamedTuple):
 
 
 def _in_threads(todo: list[PictureReport], threads: int | None) -> Iterator[_Look]:
-    pool = ThreadPoolExecutor(threads or os.cpu_count())
+    pool = ThreadPoolExecutor(threads or available_cores())
     try:
         # Handing over one small file costs more than decoding it.
         batches = (todo[start : start + BATCH] for start in range(0, len(todo), BATCH))
@@ -97,7 +99,8 @@ def _look_at(picture: PictureReport) -> _Look:
     try:
         with open_file(picture.path) as file:
             size = os.fstat(file.fileno()).st_size
-            digest = file_digest(file)
+            with as_unreadable(picture.path, file):
+                digest = file_digest(file)
             # JPEGs are decoded at reduced scale: every byte is read, few pixels are made.
             header, image = decode(file, picture.path, "RGB", at_least=ENOUGH_PIXELS)
             traces = fingerprint(image)

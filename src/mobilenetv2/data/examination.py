@@ -34,7 +34,7 @@ KINDS = {
     "no_usable": Kind("error", "Class without pictures", "nothing to learn or to measure"),
     "near_two_labels": Kind("warning", "Look-alikes, two labels", "check the labels"),
     "few_pictures": Kind("warning", "Few pictures", "too few to learn from and to measure"),
-    "imbalance": Kind("warning", "Imbalance", "small classes tend to be overlooked"),
+    "imbalance": Kind("warning", "Imbalance", "small classes tend to be overlooked; try --balance"),
     "duplicates": Kind("warning", "Exact duplicates", "count more than once in training"),
     "near_duplicates": Kind("warning", "Near duplicates", "add little; kept together when split"),
     "tiny": Kind("warning", "Tiny", "hardly anything to see"),

@@ -1,46 +1,87 @@
-"""Picture files as a batch in memory: decoded side by side, each by the same road."""
+"""Picture files as a set of tensors: decoded side by side, each by the same road."""
 
-import os
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 
-from mobilenetv2.config import Preprocessing
+from mobilenetv2.config import CacheConfig, Preprocessing
+from mobilenetv2.cores import available_cores
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.data.examination import PictureReport
+from mobilenetv2.data.fingerprints import file_digest
 from mobilenetv2.data.named_sets import Array
-from mobilenetv2.data.pictures import Colour, read_picture, resize_and_crop, to_array, to_colour
+from mobilenetv2.data.picture_cache import cached, memory_limit
+from mobilenetv2.data.pictures import (
+    Colour,
+    decode,
+    open_file,
+    resize_and_crop,
+    to_array,
+    to_colour,
+)
+from mobilenetv2.data.unreadable import UnreadablePicture, as_unreadable
+
+AT_ONCE = 256
+"""Pictures that may wait to be taken."""
 
 
-def load_files(pictures: Sequence[PictureReport], wanted: Preprocessing) -> LabelledPictures:
+def load_files(
+    pictures: Sequence[PictureReport], wanted: Preprocessing, cache: CacheConfig
+) -> LabelledPictures:
     """Decode the files of an examination that are usable.
 
     Args:
         pictures: what to read, with labels.
         wanted: the way from a file to the network's input.
+        cache: how much may lie in memory, and where the rest goes.
 
     Returns:
         uint8 N×C×H×W, with labels and file names.
 
     Raises:
         UnreadablePicture: a file has gone or changed since it was examined.
+        DataError: the pictures fit neither into memory nor into the cache.
     """
     shape = (len(pictures), wanted.channels, wanted.height, wanted.width)
-    stacked = np.empty(shape, np.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside Python's lock
-        paths = [picture.path for picture in pictures]
-        for index, pixels in enumerate(pool.map(partial(read_file, wanted=wanted), paths)):
+    decoded = _decoded(pictures, wanted)
+    if math.prod(shape) <= memory_limit(cache):
+        stacked = np.empty(shape, np.uint8)
+        for index, pixels in enumerate(decoded):
             stacked[index] = pixels
+        tensor = torch.from_numpy(stacked)
+    else:
+        tensor = cached(pictures, wanted, cache, decoded)
     return LabelledPictures(
-        torch.from_numpy(stacked),
+        tensor,
         torch.tensor([picture.label for picture in pictures]),
-        tuple(map(str, paths)),
+        tuple(str(picture.path) for picture in pictures),
     )
+
+
+def _decoded(pictures: Sequence[PictureReport], wanted: Preprocessing) -> Iterator[Array]:
+    """Each picture as uint8 C×H×W, in order, never more than a few at once."""
+    with ThreadPoolExecutor(available_cores()) as pool:  # Pillow decodes outside Python's lock
+        for start in range(0, len(pictures), AT_ONCE):
+            few = pictures[start : start + AT_ONCE]
+            yield from pool.map(partial(_read_examined, wanted=wanted), few)
+
+
+def _read_examined(picture: PictureReport, wanted: Preprocessing) -> Array:
+    """A file that must still be what was examined."""
+    with open_file(picture.path) as file:
+        with as_unreadable(picture.path, file):
+            digest = file_digest(file)
+        if digest != picture.digest:
+            reason = "the file has changed since it was looked at; start again"
+            raise UnreadablePicture(picture.path, reason)
+        return _prepared(file, picture.path, wanted)
 
 
 def fit(image: Image.Image, wanted: Preprocessing) -> Array:
@@ -55,6 +96,11 @@ def read_file(path: Path, wanted: Preprocessing) -> Array:
     Raises:
         UnreadablePicture: the file is missing, broken or no picture.
     """
+    with open_file(path) as file:
+        return _prepared(file, path, wanted)
+
+
+def _prepared(file: BinaryIO, path: Path, wanted: Preprocessing) -> Array:
     colour: Colour = "RGB" if wanted.colour == "rgb" else "L"
-    image = read_picture(path, colour, at_least=wanted.resize)
+    _, image = decode(file, path, colour, at_least=wanted.resize)
     return to_array(resize_and_crop(image, wanted.height, wanted.width, wanted.resize))

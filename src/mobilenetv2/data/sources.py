@@ -108,7 +108,7 @@ def load_for_measuring(
     places = _places(examination.classes, labels, config.data)
     split = next(split for split in ("test", "val", "train") if split in examination.splits)
     _require_all_readable(examination, split)
-    read = load_files(examination.usable(split), preprocessing)
+    read = load_files(examination.usable(split), preprocessing, config)
     alone = examination.splits == ("train",)
     name = "all" if alone else {"val": "validation"}.get(split, split)
     return name, LabelledPictures(read.pictures, places[read.labels], read.names)
@@ -208,12 +208,19 @@ def _load_folder(
     # Photos keep the whole square around the crop that is evaluated: 256 around 224.
     margin = max(0, wanted.resize - min(wanted.height, wanted.width))
     around = {"height": wanted.height + margin, "width": wanted.width + margin}
-    pictures = load_files(train, wanted.model_copy(update=around))
+    pictures = load_files(train, wanted.model_copy(update=around), config)
     if preprocessing is None:
         wanted = _measured(wanted, pictures.pictures)
-    test = load_files(examination.usable("test"), wanted) if "test" in examination.splits else None
-    name, classes = config.data, examination.classes
-    return DataSet(name, classes, pictures, load_files(val, wanted), test, wanted, examination)
+    has_test = "test" in examination.splits
+    return DataSet(
+        name=config.data,
+        classes=examination.classes,
+        train=pictures,
+        val=load_files(val, wanted, config),
+        test=load_files(examination.usable("test"), wanted, config) if has_test else None,
+        preprocessing=wanted,
+        examination=examination,
+    )
 
 
 def _derive_preprocessing(config: DataConfig, pictures: Sequence[PictureReport]) -> Preprocessing:

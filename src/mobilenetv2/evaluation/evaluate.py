@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.data.batches import LabelledPictures
@@ -109,26 +110,28 @@ def evaluate(
         height, width = pictures.pictures.shape[-2:]
         batch_size = max(1, min(BATCH_SIZE, BATCH_PIXELS // (height * width)))
     classifier = classifier.for_inference()
-    classes = len(classifier.labels)
-    losses, predicted, confidences = [], [], []
-    top5_hits = 0
-    for start in range(0, len(pictures), batch_size):
-        labels = pictures.labels[start : start + batch_size].to(classifier.device)
-        logits = classifier.logits(pictures.pictures[start : start + batch_size])
-        losses.append(F.cross_entropy(logits, labels, reduction="none"))
-        confidence, best = logits.softmax(1).max(1)
-        predicted.append(best)
-        confidences.append(confidence)
-        top5 = logits.topk(min(5, classes)).indices
-        top5_hits += int((top5 == labels[:, None]).sum())
-    truth = pictures.labels.cpu().numpy()
-    guesses = torch.cat(predicted).cpu().numpy()
+    batches = pictures.pictures.split(batch_size)
+    return evaluate_logits(torch.cat([classifier.logits(few) for few in batches]), pictures.labels)
+
+
+def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
+    """The figures of pictures whose logits are known.
+
+    Args:
+        logits: float32 N×K.
+        labels: int64 N, on any device.
+    """
+    classes = logits.shape[1]
+    labels = labels.to(logits.device)
+    confidence, best = logits.softmax(1).max(1)
+    top5 = logits.topk(min(5, classes)).indices
+    truth, guesses = labels.cpu().numpy(), best.cpu().numpy()
     return Evaluation(
-        count=len(pictures),
-        loss=float(torch.cat(losses).double().mean()),
+        count=len(labels),
+        loss=float(F.cross_entropy(logits, labels, reduction="none").double().mean()),
         hits=int(np.count_nonzero(guesses == truth)),
-        top5_hits=top5_hits,
+        top5_hits=int((top5 == labels[:, None]).sum()),
         confusion=confusion_matrix(truth, guesses, classes),
         predicted=guesses,
-        confidence=torch.cat(confidences).cpu().numpy(),
+        confidence=confidence.cpu().numpy(),
     )

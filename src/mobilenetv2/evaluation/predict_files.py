@@ -1,13 +1,11 @@
 """Prediction over any number of picture files: constant memory, no stop at a bad one.
 
-Files are decoded by threads a few batches ahead of the network, and results come in the order of
-the files.
+Results come in the order of the files, however many workers are busy with them.
 """
 
 import csv
 import io
 import json
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,12 +17,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mobilenetv2.classifier import Classifier, Prediction
+from mobilenetv2.classifier import Classifier, Prediction, check_top
+from mobilenetv2.cores import available_cores
 from mobilenetv2.data.pictures import UnreadablePicture
 from mobilenetv2.errors import UserError
 
-BATCH_SIZE = 32
-BATCHES_AHEAD = 3
+BATCH_SIZE = 16
+BATCHES_AHEAD = 2  # for each worker
 
 
 @dataclass(frozen=True)
@@ -45,43 +44,49 @@ class FilePrediction:
 def predict_files(
     classifier: Classifier, paths: Iterable[Path], top: int, batch_size: int = BATCH_SIZE
 ) -> Iterator[FilePrediction]:
-    """Name what each file shows, in the order of ``paths``."""
+    """Name what each file shows, in the order of ``paths``.
+
+    A worker for each core takes a batch from its files to its labels by itself, on one thread: so
+    no core ever waits for another, as it would within every layer of a network on all of them.
+
+    Raises:
+        UserError: ``top`` is below 1.
+    """
+    check_top(top)
     classifier = classifier.for_inference()
-
-    def prepare(path: Path) -> Tensor | str:
-        try:
-            return classifier.prepare(path)
-        except UnreadablePicture as error:
-            return error.reason
-
+    workers = available_cores()
+    threads = torch.get_num_threads()
     remaining = iter(paths)
-    waiting: deque[tuple[Path, Future[Tensor | str]]] = deque()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    waiting: deque[Future[list[FilePrediction]]] = deque()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        while True:
+            while len(waiting) < workers * BATCHES_AHEAD:
+                batch = list(islice(remaining, batch_size))
+                if not batch:
+                    break
+                waiting.append(pool.submit(_predict_batch, classifier, batch, top))
+            if not waiting:
+                return
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # the workers' 1 is also what later threads would get
+
+
+def _predict_batch(classifier: Classifier, paths: Sequence[Path], top: int) -> list[FilePrediction]:
+    prepared: list[Tensor | str] = []
+    for path in paths:
         try:
-            while True:
-                room = batch_size * BATCHES_AHEAD - len(waiting)
-                for path in islice(remaining, room):
-                    waiting.append((path, pool.submit(prepare, path)))
-                if not waiting:
-                    return
-                batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-                yield from _predict_batch(
-                    classifier, [(path, future.result()) for path, future in batch], top
-                )
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _predict_batch(
-    classifier: Classifier, batch: Sequence[tuple[Path, Tensor | str]], top: int
-) -> Iterator[FilePrediction]:
-    pictures = [picture for _, picture in batch if isinstance(picture, Tensor)]
+            prepared.append(classifier.prepare(path))
+        except UnreadablePicture as error:
+            prepared.append(error.reason)
+    pictures = [one for one in prepared if isinstance(one, Tensor)]
     named = iter(classifier.most_likely(torch.stack(pictures), top) if pictures else [])
-    for path, picture in batch:
-        if isinstance(picture, str):
-            yield FilePrediction(path, (), picture)
-        else:
-            yield FilePrediction(path, next(named))
+    return [
+        FilePrediction(path, (), one) if isinstance(one, str) else FilePrediction(path, next(named))
+        for path, one in zip(paths, prepared, strict=True)
+    ]
 
 
 class PredictionWriter(Protocol):

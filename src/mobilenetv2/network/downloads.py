@@ -1,9 +1,11 @@
 """Files from the network: whole and checked, or not there at all."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import secrets
+import time
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
@@ -17,6 +19,8 @@ Progress = Callable[[int, int | None], None]
 
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 18
+LEFT_BEHIND = 24 * 3600
+"""Seconds without a byte after which a download cannot be going on any more."""
 
 
 def fetch(
@@ -55,6 +59,7 @@ def fetch(
     part = target.with_name(f".{secrets.token_hex(4)}.part.{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         digest = _download(url, part, progress)
         if sha256 and not digest.startswith(sha256):
             raise ModelFileError(
@@ -76,6 +81,14 @@ def fetch(
     if not sha256:
         _remember_digest(target, digest)
     return target
+
+
+def _sweep(target: Path) -> None:
+    """Removes what downloads of ``target`` left behind that were killed, a day ago or earlier."""
+    for part in target.parent.glob(f".*.part.{glob.escape(target.name)}"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > LEFT_BEHIND:
+                part.unlink()
 
 
 def _download(url: str, part: Path, progress: Progress | None) -> str:

@@ -10,6 +10,7 @@ Read from top to bottom: the table, the small rules (channels, strides), the blo
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -98,13 +99,19 @@ class KerasPaddedConv2d(nn.Conv2d):
     Keras pads before a convolution of stride 2 by (0, 1) where the side is even and by (1, 1) where
     it is odd (``keras.applications.imagenet_utils.correct_pad``). PyTorch's ``padding=1`` shifts
     the grid by one pixel against that, so weights trained there need this class.
+
+    A 3×3 kernel with zeros before its first row and column is the same shift, and a kernel is
+    padded much sooner than a picture; only gradients take longer through the larger kernel.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×⌈H/2⌉×⌈W/2⌉ out."""
         height, width = input.shape[-2:]
-        padded = F.pad(input, (width % 2, 1, height % 2, 1))
-        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
+        if self.weight.requires_grad and torch.is_grad_enabled():
+            padded = F.pad(input, (width % 2, 1, height % 2, 1))
+            return F.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
+        kernel = F.pad(self.weight, (1 - width % 2, 0, 1 - height % 2, 0))
+        return F.conv2d(input, kernel, self.bias, self.stride, 1, 1, self.groups)
 
 
 class ConvNormActivation(nn.Sequential):
@@ -238,11 +245,14 @@ class MobileNetV2(nn.Module):
         nothing of first weights, and short trainings get much further this way.
         """
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-            elif isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d):
                 module.eps = norm_eps
                 module.momentum = norm_momentum
+        if self.classifier[1].weight.is_meta:
+            return  # no memory to fill; the draws' meta versions alone take seconds to import
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0, 0.01)
                 nn.init.zeros_(module.bias)

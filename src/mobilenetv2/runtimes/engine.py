@@ -12,7 +12,7 @@ from torch import Tensor
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.runtimes.installed import installed
-from mobilenetv2.runtimes.onnx_network import FEATURES, LOGITS, network_model
+from mobilenetv2.runtimes.onnx_network import LOGITS, network_model
 from mobilenetv2.runtimes.sessions import Session, onnxruntime_session, openvino_session
 
 LIBRARIES: dict[str, tuple[str, ...]] = {
@@ -52,22 +52,11 @@ class Engine:
         if model is None:
             model = network_model(classifier, normalise=True).SerializeToString()
         self.runtime = runtime
-        self._model = model
         self._logits = _SESSIONS[runtime](model, (LOGITS,))
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Logits N×K, float32."""
         return torch.from_numpy(self._logits(pictures.cpu().contiguous().numpy())[LOGITS])
-
-    def features(self, pictures: Tensor, batch_size: int) -> Tensor:
-        """Pooled features N×F, float32."""
-        session = _SESSIONS[self.runtime](self._model, (FEATURES,))
-        return torch.cat(
-            [
-                torch.from_numpy(session(few.cpu().contiguous().numpy())[FEATURES])
-                for few in pictures.split(batch_size)
-            ]
-        )
 
 
 def available(runtime: str) -> bool:

@@ -24,27 +24,26 @@ WORTH = 64
 """Pictures from which on another runtime repays its start."""
 
 
-def fastest(classifier: Classifier, pictures: int, *, float32: bool = False) -> Classifier:
+def fastest(classifier: Classifier, pictures: int) -> Classifier:
     """The classifier in the runtime that was measured to be fastest here, where that pays.
 
     Args:
         classifier: on any device; other runtimes serve the CPU alone.
         pictures: how many will be asked about.
-        float32: leave out what computes in less.
     """
     if pictures < WORTH or classifier.device.type != "cpu" or classifier.engine is not None:
         return classifier
-    runtime = recall(classifier, float32=float32)
+    runtime = recall(classifier)
     if runtime is None or not available(runtime):
         return classifier
     return with_runtime(classifier, runtime)
 
 
-def recall(classifier: Classifier, *, float32: bool = False) -> str | None:
+def recall(classifier: Classifier) -> str | None:
     """The fastest runtime known for this classifier on this machine."""
     known = _read().get(machine(), {})
     runtime = known.get(shape(classifier))
-    if known and not float32:
+    if known:
         runtime = known.get(fingerprint(classifier), runtime)
     return runtime if runtime in LIBRARIES else None
 

@@ -3,6 +3,7 @@
 A session is made once, which compiles the model, and then called with batches of any size.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,13 @@ def openvino_session(
     except RuntimeError as error:
         name = "the model" if isinstance(model, bytes) else str(model)
         raise ModelFileError(f"{name}: OpenVINO cannot read it ({_short(error)})") from error
-    request = compiled.create_infer_request()
+    own = threading.local()  # a request serves one thread at a time
     names = list(outputs) or [output.get_any_name() for output in compiled.outputs]
 
     def run(inputs: Array) -> dict[str, Array]:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        request = own.request
         request.infer([inputs], share_inputs=True)
         return {name: request.get_tensor(name).data.copy() for name in names}
 

@@ -1,5 +1,7 @@
 """Checkpoints: all that a run needs to go on, in one ``.pth.tar`` file."""
 
+import hashlib
+import io
 import pickle
 import warnings
 from dataclasses import dataclass
@@ -12,14 +14,17 @@ from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import TrainConfig
+from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.errors import ConfigError, ModelFileError
-from mobilenetv2.files import written_whole
+from mobilenetv2.files import read_back, written_whole
+from mobilenetv2.seals import seal_zip, zip_is_whole
 
-FORMAT = "mobilenetv2 checkpoint 1"
+FORMAT, VERSION = "mobilenetv2 checkpoint", 2
 
-FREE_SETTINGS = frozenset(
-    ["data", "data_dir", "machine", "out", "overwrite", "resume", "quiet", "tensorboard"]
-)
+FREE_SETTINGS = {
+    "data", "data_dir", "machine", "out", "overwrite", "resume", "quiet", "tensorboard",
+    "checkpoint_every",
+}  # fmt: skip
 """Settings that may change before a run goes on: where it happens and what it shows."""
 
 
@@ -29,6 +34,7 @@ class Checkpoint:
 
     Attributes:
         settings: of the run, as JSON-ready values.
+        labels_digest: of the pictures, see :func:`labels_digest`.
         classifier: metadata of the classifier (JSON-ready), enough to build its network.
         weights: state dict of the network that is trained.
         averaged: state dict of the moving average, where there is one.
@@ -45,6 +51,7 @@ class Checkpoint:
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True)
 
     settings: dict[str, Any]
+    labels_digest: str
     classifier: dict[str, Any]
     weights: dict[str, Tensor]
     averaged: dict[str, Tensor] | None
@@ -57,10 +64,22 @@ class Checkpoint:
     lr: float
     history: dict[str, Any]
 
-    def save(self, path: Path) -> None:
-        """Write with :func:`torch.save`; the old checkpoint stays until the new one is whole."""
-        with written_whole(path) as file:
-            torch.save({"format": FORMAT, **vars(self)}, file)
+    def save(self, path: Path, previous: Path | None = None) -> None:
+        """Write a file that :func:`torch.load` can read, with its SHA-256 at the end.
+
+        The old checkpoint stays until the new one was read back from the disk.
+
+        Args:
+            path: the file.
+            previous: where to keep the old one even then.
+
+        Raises:
+            WorkFailed: it cannot be written; the old one is untouched.
+        """
+        archive = to_archive({"format": f"{FORMAT} {VERSION}", **vars(self)})
+        with written_whole(path, previous) as file:
+            file.write(archive)
+            read_back(file, archive)
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
@@ -70,11 +89,21 @@ class Checkpoint:
             ModelFileError: missing, damaged, not a checkpoint, or one with code in it.
         """
         try:
-            with warnings.catch_warnings():
+            with path.open("rb") as file, warnings.catch_warnings():
+                if not zip_is_whole(file):
+                    raise ModelFileError(
+                        f"{path}: not a whole checkpoint of this program: its SHA-256 is missing "
+                        "or does not match, so it was cut off, damaged or written by another"
+                    )
+                file.seek(0)
                 warnings.simplefilter("ignore")  # about pickles that are refused right after
-                contents = torch.load(path, map_location="cpu", weights_only=True)
+                contents = torch.load(file, map_location="cpu", weights_only=True)
+        except ModelFileError:
+            raise
         except FileNotFoundError as error:
             raise ModelFileError(f"{path}: there is no such file") from error
+        except OSError as error:
+            raise ModelFileError(f"{path}: cannot be read ({error.strerror or error})") from error
         except pickle.UnpicklingError as error:
             raise ModelFileError(
                 f"{path}: refused: not a checkpoint, or one with something in it besides tensors "
@@ -84,8 +113,7 @@ class Checkpoint:
             raise ModelFileError(
                 f"{path}: not a readable checkpoint ({_first_line(error)})"
             ) from error
-        if not isinstance(contents, dict) or contents.pop("format", None) != FORMAT:
-            raise ModelFileError(f"{path}: not a checkpoint of this program ({FORMAT!r} expected)")
+        _require_format(contents, path)
         try:
             checkpoint = cls(**contents)
         except TypeError as error:
@@ -97,29 +125,84 @@ class Checkpoint:
             raise ModelFileError(f"{path}: the checkpoint is damaged ({where})") from error
         return checkpoint
 
+    @classmethod
+    def load_first_good(cls, *paths: Path) -> tuple["Checkpoint", tuple[str, ...]]:
+        """The first of several checkpoints that can be used, and what is wrong with those before.
+
+        Raises:
+            ModelFileError: none can be used; the first one's reason.
+        """
+        reasons: list[ModelFileError] = []
+        for path in paths:
+            try:
+                checkpoint = cls.load(path)
+            except ModelFileError as error:
+                reasons.append(error)
+            else:
+                notes = tuple(map(str, reasons))
+                return checkpoint, (*notes, f"going on from {path} instead") if notes else ()
+        raise reasons[0]
+
     def build_classifier(self, origin: str) -> Classifier:
         """The classifier at this moment, averaged where the run keeps an average."""
         weights = self.weights if self.averaged is None else self.averaged
         return Classifier.from_parts(self.classifier, weights, origin)
 
-    def require_settings(self, config: TrainConfig, origin: str) -> None:
-        """Make sure that a run would go on as it was begun.
 
-        Raises:
-            ConfigError: names the settings that differ.
-        """
-        now = _flat(config.model_dump(mode="json"))
-        then = _flat(self.settings)
-        changed = [
-            f"{name} was {then.get(name)} and is {now.get(name)}"
-            for name in sorted(now.keys() | then.keys())
-            if now.get(name) != then.get(name)
-        ]
-        if changed:
-            raise ConfigError(
-                f"{origin}: config.yaml is not what the checkpoint was made with: "
-                f"{'; '.join(changed)}. Change it back, or start a new run"
-            )
+def require_same_settings(config: TrainConfig, begun_with: dict[str, Any], origin: str) -> None:
+    """Make sure that a run would go on as it was begun.
+
+    Args:
+        config: with what it would go on.
+        begun_with: the settings of the run, as JSON-ready values.
+        origin: what the user asked for, for the message.
+
+    Raises:
+        ConfigError: names the settings that differ.
+    """
+    now = _flat(config.model_dump(mode="json"))
+    then = _flat(begun_with)
+    changed = [
+        f"{name} was {then.get(name)} and is {now.get(name)}"
+        for name in sorted(now.keys() | then.keys())
+        if now.get(name) != then.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{origin}: a run goes on as it was begun, but {'; '.join(changed)}. Leave that out "
+            "(or change config.yaml back), or start a new run"
+        )
+
+
+def labels_digest(*sets: LabelledPictures) -> str:
+    """SHA-256 over the labels of sets, which changes with their number, order and meaning."""
+    digest = hashlib.sha256()
+    for pictures in sets:
+        digest.update(f"{len(pictures)};".encode() + pictures.labels.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def to_archive(contents: dict[str, Any]) -> bytearray:
+    """What :func:`torch.save` makes of ``contents``, sealed with its SHA-256."""
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    archive = bytearray(buffer.getbuffer())
+    seal_zip(archive)
+    return archive
+
+
+def _require_format(contents: Any, path: Path) -> None:
+    """Take the mark of this program's checkpoints out of ``contents``."""
+    words = str(contents.pop("format", "")) if isinstance(contents, dict) else ""
+    name, _, version = words.rpartition(" ")
+    if name != FORMAT:
+        raise ModelFileError(f"{path}: not a checkpoint of this program ({FORMAT!r} expected)")
+    if version != str(VERSION):
+        newer = version.isdecimal() and (len(version), version) > (len(str(VERSION)), str(VERSION))
+        raise ModelFileError(
+            f"{path}: a checkpoint of {'a newer' if newer else 'an older'} version of this program "
+            f"(format {version}, this one reads {VERSION}); use that version"
+        )
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

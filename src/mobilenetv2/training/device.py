@@ -1,9 +1,12 @@
 """Where the work runs, in which precision, and with which operations."""
 
+import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch import nn
 
 from mobilenetv2.config import MachineConfig
 from mobilenetv2.errors import ConfigError
@@ -19,11 +22,13 @@ class Device:
         device: where weights and pictures lie.
         precision: "fp32" or "bf16"; weights and their updates are fp32 in both.
         fast_ops: the operations that train the network, and why these.
+        compiled: whether `torch.compile` makes the training steps.
     """
 
     device: torch.device
     precision: str
     fast_ops: FastOps
+    compiled: bool
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context for a forward pass in this precision."""
@@ -43,12 +48,32 @@ def choose_device(config: MachineConfig) -> Device:
     native = has_native_bf16(device)
     if config.precision == "bf16" and not native:
         raise ConfigError(f"--precision bf16: {device} does not have it natively; use fp32 or auto")
-    operations = fast_ops.choose(device, config.fast_ops)
+    compiled = _compiles(device, config.compile)
+    # What torch.compile takes apart and fuses must be PyTorch's.
+    requested = "torch" if compiled and config.fast_ops != "off" else config.fast_ops
+    operations = fast_ops.choose(device, requested)
     if config.precision != "auto":
-        return Device(device, config.precision, operations)
+        return Device(device, config.precision, operations, compiled)
     # PyTorch's own bf16 operations on a CPU gain from AMX only; the compiled ones always do.
     gains = device.type != "cpu" or operations.kind == "cpp" or _has_amx()
-    return Device(device, "bf16" if native and gains else "fp32", operations)
+    return Device(device, "bf16" if native and gains else "fp32", operations, compiled)
+
+
+def _compiles(device: torch.device, requested: Literal["auto", "on", "off"]) -> bool:
+    """On a CPU the compiled C++ is faster (docs/performance.md); a GPU needs Triton."""
+    if requested != "auto":
+        return requested == "on"
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def compile_network(network: nn.Module) -> None:
+    """Let `torch.compile` make the calls of ``network`` from now on (in place).
+
+    Copies of the network, which evaluation makes, run as they are. What cannot be compiled (no
+    compiler, an unknown operation) runs as it is too, and PyTorch warns.
+    """
+    torch._dynamo.config.suppress_errors = True
+    network.compile(dynamic=False)
 
 
 def has_native_bf16(device: torch.device) -> bool:

@@ -10,6 +10,7 @@ from mobilenetv2.evaluation.evaluate import evaluate
 from mobilenetv2.network.cost import count_madds, count_params
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.device import Device
+from mobilenetv2.training.head import FrozenFeatures
 from mobilenetv2.training.run_folder import RunFolder
 
 
@@ -40,14 +41,17 @@ def measure(
     train_sample: LabelledPictures,
     folder: RunFolder,
     device: Device,
+    features: FrozenFeatures | None = None,
 ) -> dict[str, Any]:
     """The figures of ``result.json`` that say what the classifier is worth; draws the pictures.
 
-    The test set is used here and nowhere else.
+    The test set is used here and nowhere else. Where only the head was fitted, ``features`` spare a
+    second look at the pictures.
     """
+    look = evaluate if features is None else features.evaluate
     classifier.network.to(device.device)
-    train, val = evaluate(classifier, train_sample), evaluate(classifier, data.val)
-    test = None if data.test is None else evaluate(classifier, data.test)
+    train, val = look(classifier, train_sample), look(classifier, data.val)
+    test = None if data.test is None else look(classifier, data.test)
     shown, pictures = (val, data.val) if test is None or data.test is None else (test, data.test)
     figures = {
         "curves.png": plots.curves(list(folder.read_events())),
@@ -64,4 +68,5 @@ def measure(
         "test_loss": None if test is None else test.loss,
         "accuracy_interval": list(shown.interval),
         "macro_f1": shown.per_class.macro_f1,
+        "classes": shown.summary(classifier.labels)["classes"],
     }

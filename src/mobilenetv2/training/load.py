@@ -56,7 +56,7 @@ def own_data(model: Path, directory: Path | None) -> DataConfig:
 def _from_run(folder: RunFolder) -> Classifier:
     if folder.model.exists():
         return Classifier.load(folder.model)
-    for checkpoint in (folder.best, folder.last):
+    for checkpoint in (folder.best, folder.last, folder.previous):
         if checkpoint.exists():
             return Checkpoint.load(checkpoint).build_classifier(str(checkpoint))
     raise ModelFileError(f"{folder.path}: this run has not saved a model yet")

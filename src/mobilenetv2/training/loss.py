@@ -10,7 +10,11 @@ from mobilenetv2.training.device import Device
 
 
 def batch_loss(
-    classifier: Classifier, batch: Batch, device: Device, label_smoothing: float
+    classifier: Classifier,
+    batch: Batch,
+    device: Device,
+    label_smoothing: float,
+    class_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a batch, with gradients, and how many pictures were right.
 
@@ -19,6 +23,8 @@ def batch_loss(
         batch: on the device; mixed pictures count for both of their labels.
         device: gives the precision of the forward pass; the loss itself is float32.
         label_smoothing: share of the label that all classes get alike.
+        class_weight: what a picture of each class counts for, float32 K; the same for all if left
+            out.
 
     Returns:
         Mean loss (float32 scalar) and hits (int64 scalar), both still on the device.
@@ -27,9 +33,25 @@ def batch_loss(
     with device.autocast():
         logits = classifier.network(inputs)
     logits = logits.float()
-    loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+    loss = _cross_entropy(logits, batch.labels, label_smoothing, class_weight)
     if batch.other_labels is not None:
-        other = F.cross_entropy(logits, batch.other_labels, label_smoothing=label_smoothing)
+        other = _cross_entropy(logits, batch.other_labels, label_smoothing, class_weight)
         loss = batch.weight * loss + (1 - batch.weight) * other
     hits = (logits.detach().argmax(1) == batch.labels).sum()
     return loss, hits
+
+
+def _cross_entropy(
+    logits: Tensor, labels: Tensor, label_smoothing: float, class_weight: Tensor | None
+) -> Tensor:
+    """The mean over the batch.
+
+    PyTorch divides a weighted sum by the batch's own weights, so that a batch of common pictures
+    would count as much as one of rare ones. Divided by the count, every picture keeps its weight.
+    """
+    if class_weight is None:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    total = F.cross_entropy(
+        logits, labels, class_weight, label_smoothing=label_smoothing, reduction="sum"
+    )
+    return total / len(labels)

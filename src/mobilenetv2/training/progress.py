@@ -107,11 +107,12 @@ class LiveBar:
 class TensorBoard:
     """Every event as TensorBoard scalars (extra ``tensorboard``)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, done: int) -> None:
         self.require()
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        # What an earlier process wrote of later steps will come again.
+        self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
 
     @staticmethod
     def require() -> None:

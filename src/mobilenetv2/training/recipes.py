@@ -4,13 +4,14 @@ A recipe's header says what it is for, the command that uses it and what that re
 no name to go by, so a look at a few of their pictures chooses between three recipes.
 """
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mobilenetv2.config import TrainConfig
+from mobilenetv2.config import TrainConfig, TransferConfig
 from mobilenetv2.data.folders import list_pictures
 from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.errors import DataError
@@ -34,25 +35,38 @@ def configure(data: str = "digits", **settings: Any) -> TrainConfig:
     0.2
     """
     given = nest({"data": data, **settings})
-    return validate(merge(recipe_settings(data, given.get("epochs")), given), "settings")
+    recipe = recipe_settings(data, given.get("epochs"), asked_weights(given))
+    return validate(merge(recipe, given), "settings")
 
 
-def recipe_settings(data: str, epochs: object = None) -> dict[str, Any]:
+def asked_weights(given: Mapping[str, Any]) -> object:
+    """What nested settings say of first weights, perhaps nothing, perhaps nonsense."""
+    transfer = given.get("transfer")
+    if isinstance(transfer, TransferConfig):
+        return transfer.weights
+    return transfer.get("weights") if isinstance(transfer, dict) else None
+
+
+def recipe_settings(data: str, epochs: object = None, weights: object = None) -> dict[str, Any]:
     """The recipe of a data set, by its name, or by what a folder's pictures look like.
 
     Args:
         data: a name or a folder.
         epochs: what was asked for instead of the recipe's number; a shorter run gets its share of
             the warm-up.
+        weights: where first weights come from; what suits pretrained ones is laid over the recipe.
 
-    >>> whole, half = recipe_settings("mnist"), recipe_settings("mnist", epochs=7)
+    >>> whole, half = recipe_settings("mnist"), recipe_settings("mnist", epochs=13)
     >>> whole["epochs"], whole["schedule"], half["schedule"]
-    (14, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
+    (26, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
     """
     recipes = resources.files("mobilenetv2") / "recipes"
     name = data if data in NAMES else _kind_of_folder(Path(data))
-    recipe = recipes / f"{name}.yaml"
-    settings = parse_settings(recipe.read_text(encoding="utf-8"), recipe.name)
+    settings: dict[str, Any] = {}
+    for layer in [name] if weights in (None, "none") else [name, "pretrained"]:
+        recipe = recipes / f"{layer}.yaml"
+        text = recipe.read_text(encoding="utf-8")
+        settings = merge(settings, parse_settings(text, recipe.name))
     if isinstance(epochs, int) and epochs < settings["epochs"]:
         settings["schedule"]["warmup_epochs"] *= epochs / settings["epochs"]
     return settings

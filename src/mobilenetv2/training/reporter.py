@@ -120,7 +120,7 @@ def start_reporter(
     """
     watchers: list[Watcher] = [MetricsFile(folder.append_events)]
     if config.tensorboard:
-        watchers.append(TensorBoard(folder.path))
+        watchers.append(TensorBoard(folder.path, done))
     if not console.quiet:
         if console.is_terminal:
             watchers.append(LiveBar(console, steps, done, config.batch_size))

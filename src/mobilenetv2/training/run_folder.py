@@ -6,6 +6,7 @@
 ``result.json``       what came out
 ``model.safetensors`` the classifier of the best epoch
 ``last.pth.tar``      everything needed to go on
+``previous.pth.tar``  the same, one save earlier: kept until the run is finished
 ``best.pth.tar``      the same, after the epoch with the best validation
 ``*.png``             the pictures: curves, confusion, mistakes
 ===================== ==================================================================
@@ -14,13 +15,16 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 from mobilenetv2.config import TrainConfig
-from mobilenetv2.errors import ConfigError, ModelFileError
-from mobilenetv2.files import write_text
+from mobilenetv2.errors import ConfigError, ModelFileError, UserError, WorkFailed
+from mobilenetv2.files import flush_to_disk, remove_leftovers, write_text
 from mobilenetv2.settings import read_settings, to_yaml, validate
+from mobilenetv2.training.run_lock import LOCK_NAME, RunLock
 
 Event = dict[str, Any]
 
@@ -30,6 +34,7 @@ RUN_FILES = (
     "result.json",
     "model.safetensors",
     "last.pth.tar",
+    "previous.pth.tar",
     "best.pth.tar",
     "curves.png",
     "confusion.png",
@@ -37,24 +42,30 @@ RUN_FILES = (
 )
 
 
+TENSORBOARD_FILES = "events.out.tfevents.*"
+
+
 class RunFolder:
     """The files of one run, by name."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: RunLock | None = None) -> None:
         self.path = path
+        self._lock = lock
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
         self.model = path / "model.safetensors"
         self.last = path / "last.pth.tar"
+        self.previous = path / "previous.pth.tar"
         self.best = path / "best.pth.tar"
 
     @classmethod
     def create(cls, config: TrainConfig) -> "RunFolder":
-        """Take a folder for a new run, and write ``config.yaml`` into it.
+        """Take a folder for a new run, lock it, and write ``config.yaml`` into it.
 
         Raises:
-            ConfigError: it holds something already, or cannot be written.
+            ConfigError: it holds something already, another program is at work in it, or it
+                cannot be written.
         """
         path = config.out
         try:
@@ -62,9 +73,14 @@ class RunFolder:
                 path = _next_free(Path("runs"), Path(config.data.data).resolve().name)
             else:
                 path.mkdir(parents=True, exist_ok=True)
-                _make_room(path, config.overwrite)
-            folder = cls(path)
-            folder.config.touch()
+                _refuse_other_files(path)
+            folder = cls(path, RunLock(path))
+            try:
+                folder._make_room(config.overwrite)
+                folder.config.touch()
+            except BaseException:
+                folder.close()
+                raise
         except OSError as error:
             where = error.filename or path
             raise ConfigError(
@@ -77,19 +93,75 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """The folder of a run that was begun before.
+        """The folder of a run that was begun before, to look at.
 
         Raises:
             ModelFileError: there is no run in it.
         """
         folder = cls(path)
-        if not folder.config.is_file():
+        if not folder.config.is_file() or not folder.config.stat().st_size:
             raise ModelFileError(f"{path}: not a run folder (it has no config.yaml)")
         return folder
 
+    @classmethod
+    def open_to_go_on(cls, path: Path) -> "RunFolder":
+        """The folder of a run that was begun before, locked, without what a killed process left.
+
+        Raises:
+            ModelFileError: there is no run in it.
+            ConfigError: another program is at work in it, or it cannot be written.
+        """
+        cls.open(path)
+        try:
+            folder = cls(path, RunLock(path))
+            for name in RUN_FILES:
+                remove_leftovers(path / name)
+        except OSError as error:
+            raise ConfigError(
+                f"--resume {path}: cannot be written ({error.strerror or error})"
+            ) from error
+        return folder
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Where nothing was begun before it failed, nothing is left; an interrupted run can go on.
+        if isinstance(error, UserError | WorkFailed) and not self.has_begun:
+            self.config.unlink(missing_ok=True)
+        self.close()
+        if not self.config.exists():
+            with suppress(OSError):  # it holds other files
+                self.path.rmdir()
+
+    def close(self) -> None:
+        """Let other programs work in the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything here that training has made."""
+        made = (self.last, self.previous, self.best, self.model, self.result, self.metrics)
+        return any(file.exists() for file in made)
+
     def read_config(self) -> TrainConfig:
-        """The settings that the run was begun with."""
-        return validate(read_settings(self.config), str(self.config))
+        """The settings that the run was begun with.
+
+        Raises:
+            ConfigError: they cannot be read.
+        """
+        try:
+            return validate(read_settings(self.config), str(self.config))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}. Was the run begun by another version of this program?"
+            ) from error
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write ``result.json``."""
@@ -107,19 +179,59 @@ class RunFolder:
                     return
                 yield event
 
-    def rewind_events(self, step: int) -> None:
-        """Drop what ``metrics.jsonl`` says of the time after ``step``, which will come again."""
-        kept = [
-            event
-            for event in self.read_events()
-            if event.get("step", math.inf) <= step and event.get("event") != "end"
-        ]
+    def rewind_events(self, step: int, epoch: int) -> None:
+        """Drop what ``metrics.jsonl`` says of what will come again.
+
+        Args:
+            step: the last step that stays.
+            epoch: the last epoch whose end stays.
+        """
+        last = {"step": step, "epoch": epoch}
+
+        def stays(event: Event) -> bool:
+            kind = str(event.get("event"))
+            return bool(event.get(kind, math.inf) <= last.get(kind, -1))
+
+        kept = list(filter(stays, self.read_events()))
         write_text(self.metrics, to_lines(kept))
 
     def append_events(self, events: Iterable[Event]) -> None:
-        """Add lines to ``metrics.jsonl``."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        """Add lines to ``metrics.jsonl``.
+
+        Raises:
+            WorkFailed: the disk is full, the folder cannot be written, …
+        """
+        with self._metrics_for_appending() as file:
             file.write(to_lines(events))
+
+    def flush_events(self) -> None:
+        """Make sure that a power cut takes no events back: a checkpoint relies on them."""
+        if self.metrics.exists():
+            with self._metrics_for_appending() as file:
+                flush_to_disk(file)
+
+    def _make_room(self, overwrite: bool) -> None:
+        """Empty the folder for a new run, where one may be overwritten or never got anywhere."""
+        if self.has_begun and not overwrite:
+            raise ConfigError(
+                f"--out {self.path}: already holds a run; name another folder, go on with it "
+                f"(--resume {self.path}), or add --overwrite to start it anew"
+            )
+        for name in RUN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+            remove_leftovers(self.path / name)
+        for events in self.path.glob(TENSORBOARD_FILES):
+            events.unlink()
+
+    @contextmanager
+    def _metrics_for_appending(self) -> Iterator[IO[str]]:
+        try:
+            with self.metrics.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                yield file
+        except OSError as error:
+            raise WorkFailed(
+                f"{self.metrics}: cannot be written ({error.strerror or error})"
+            ) from error
 
 
 def to_lines(events: Iterable[Event]) -> str:
@@ -140,18 +252,12 @@ def _next_free(parent: Path, name: str) -> Path:
             return path
 
 
-def _make_room(path: Path, overwrite: bool) -> None:
-    present = [file for file in path.iterdir() if file.name != ".DS_Store"]
-    if not present:
+def _refuse_other_files(path: Path) -> None:
+    if (path / "config.yaml").is_file():
         return
-    if not (path / "config.yaml").is_file():
+    known = (".DS_Store", LOCK_NAME)
+    others = [file.name for file in path.iterdir() if file.name not in known]
+    if others:
         raise ConfigError(
-            f"--out {path}: holds other files (such as {present[0].name}); name an empty folder"
+            f"--out {path}: holds other files (such as {others[0]}); name an empty folder"
         )
-    if not overwrite:
-        raise ConfigError(
-            f"--out {path}: already holds a run; name another folder, go on with it "
-            f"(--resume {path}), or add --overwrite to start it anew"
-        )
-    for name in RUN_FILES:
-        (path / name).unlink(missing_ok=True)

@@ -1,8 +1,13 @@
 """Stopping in good order: the first signal asks, the second one ends."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
+
+from mobilenetv2.errors import Interrupted
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
@@ -10,17 +15,49 @@ SIGNALS = tuple(
 """Ctrl-C, a polite kill, and what clusters send before they take a machine away."""
 
 
-class StopRequest:
-    """While entered, a first signal is noted in ``received``; a second one acts as usual."""
+class Stopped(BaseException):
+    """Leaves the work; nothing but :class:`StopRequest` catches it for good."""
 
-    def __init__(self) -> None:
+
+class StopRequest:
+    """While entered, a first signal is noted in ``received``; a second one acts as usual.
+
+    Work in small steps calls :meth:`check` after each of them. Longer work that can be thrown
+    away, because it will be done again, goes into :meth:`at_once`. A :class:`Stopped` that leaves
+    the block becomes an :class:`Interrupted` that says how to go on.
+
+    Args:
+        run: the folder to go on with.
+    """
+
+    def __init__(self, run: Path) -> None:
         self.received: signal.Signals | None = None
+        self._run = run
+        self._at_once = False
         self._previous: dict[int, Any] = {}
 
-    @property
-    def exit_code(self) -> int:
-        """143 for SIGTERM, as a shell would give; 130 for everything else."""
-        return 143 if self.received == signal.SIGTERM else 130
+    def check(self) -> None:
+        """Stop here, if that was asked for.
+
+        Raises:
+            Stopped: a signal came.
+        """
+        if self.received:
+            raise Stopped
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While entered, a signal leaves the block in the middle of whatever it does.
+
+        Raises:
+            Stopped: a signal came, now or before.
+        """
+        self._at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._at_once = False
 
     def __enter__(self) -> "StopRequest":
         try:
@@ -37,10 +74,20 @@ class StopRequest:
         traceback: TracebackType | None,
     ) -> None:
         self._restore()
+        if isinstance(error, Stopped) and self.received:
+            words = str(error) or "before the first step"
+            raise Interrupted(
+                f"stopped by {self.received.name} {words}. Go on with: mobilenetv2 train "
+                f"--resume {self._run}",
+                exit_code=143 if self.received == signal.SIGTERM else 130,  # as a shell gives
+            ) from None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         self._restore()
+        if self._at_once:
+            self._at_once = False
+            raise Stopped
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

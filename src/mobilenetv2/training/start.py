@@ -12,8 +12,9 @@ from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.network import fast_ops
 from mobilenetv2.network.build import complete
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
-from mobilenetv2.network.pretrained import Weights, find_weights, load_weights, to_grey
-from mobilenetv2.training.device import Device, choose_device
+from mobilenetv2.network.pretrained import find_weights, load_weights
+from mobilenetv2.network.weights import Weights, to_grey
+from mobilenetv2.training.device import Device, choose_device, compile_network
 from mobilenetv2.training.transfer import Tuning, choose_tuning, freeze
 
 
@@ -44,12 +45,13 @@ def start(config: TrainConfig) -> Start:
     Raises:
         UserError: the settings, the data or the weights cannot be used.
     """
-    device = choose_device(config.machine)
+    device = _choose_device(config)
     weights, notes = _find_weights(config)
     data = load_data(config.data)
     if weights is None:
         transfer = config.transfer.model_copy(update={"weights": "none"})
-        return _assemble(config.model_copy(update={"transfer": transfer}), device, data, notes)
+        config = config.model_copy(update={"transfer": transfer})
+        return _assemble(config, _choose_device(config), data, notes)
 
     if data.preprocessing.colour == "grey":
         weights = to_grey(weights)
@@ -70,8 +72,20 @@ def start_again(config: TrainConfig, preprocessing: Preprocessing) -> Start:
     Raises:
         UserError: the data cannot be used any more.
     """
-    device = choose_device(config.machine)
+    device = _choose_device(config)
     return _assemble(config, device, load_data(config.data, preprocessing), ())
+
+
+def _choose_device(config: TrainConfig) -> Device:
+    """Compiled operations are for batch norms that learn; pretrained ones keep what they know."""
+    machine = config.machine
+    if config.transfer.weights == "none" or machine.fast_ops == "off":
+        return choose_device(machine)
+    device = choose_device(machine.model_copy(update={"fast_ops": "torch"}))
+    if device.fast_ops.kind != "torch":
+        return device
+    reason = "fast operations: PyTorch only, as pretrained batch norms keep their statistics"
+    return replace(device, fast_ops=replace(device.fast_ops, reason=reason))
 
 
 def _assemble(config: TrainConfig, device: Device, data: DataSet, notes: tuple[str, ...]) -> Start:
@@ -89,6 +103,8 @@ def _assemble(config: TrainConfig, device: Device, data: DataSet, notes: tuple[s
     classifier.network.to(device.device).to(memory_format=torch.channels_last)
     fast_ops.install(classifier.network, device.fast_ops)
     freeze(classifier.network, tuning)
+    if device.compiled:
+        compile_network(classifier.network)
     return Start(config, device, data, classifier, tuning, notes)
 
 
@@ -112,7 +128,7 @@ def _find_weights(config: TrainConfig) -> tuple[Weights | None, tuple[str, ...]]
             raise
         return None, (
             f"no pretrained weights: {error}",
-            "training from scratch, which needs far more pictures and time; name a weights file "
-            "with --weights if you have one",
+            "training from scratch, which needs far more pictures, and other settings than these: "
+            "--weights none brings them. If you have a weights file, name it with --weights",
         )
     return weights, ()

@@ -6,35 +6,35 @@ of these is one short method below it. Everything the loop needs was built befor
 
 import math
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mobilenetv2 import __version__
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.augment import Batch
+from mobilenetv2.data.balance import class_weights
 from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.data.draws import permutation
 from mobilenetv2.data.sources import DataSet
-from mobilenetv2.errors import ConfigError, Interrupted, ModelFileError
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
 from mobilenetv2.training.announce import announcement
+from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.find_lr import RangeTest, find_lr
 from mobilenetv2.training.finish import deliver, measure
+from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
 from mobilenetv2.training.loss import batch_loss
-from mobilenetv2.training.optimizers import build_optimizer
+from mobilenetv2.training.pick_up import pick_up
 from mobilenetv2.training.progress import TensorBoard
 from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
 from mobilenetv2.training.run_folder import RunFolder
-from mobilenetv2.training.schedules import build_schedule
-from mobilenetv2.training.signals import StopRequest
-from mobilenetv2.training.start import Start, start, start_again
-from mobilenetv2.training.transfer import fit_head, set_train_mode
+from mobilenetv2.training.signals import Stopped, StopRequest
+from mobilenetv2.training.start import Start, start
+from mobilenetv2.training.state import RunState
+from mobilenetv2.training.transfer import set_train_mode
 
 MIN_TRAIN_SAMPLE = 500
 """Training pictures, at least, that are measured like the validation set after each epoch."""
@@ -58,38 +58,33 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     if config.tensorboard:
         TensorBoard.require()
     begun = start(config)
-    folder = RunFolder.create(begun.config)
-    return Training(begun, folder, console or Console(quiet=True)).run()
+    with RunFolder.create(begun.config) as folder, StopRequest(folder.path) as stop:
+        return Training(begun, folder, console or Console(quiet=True), stop).run()
 
 
-def resume(path: Path, console: Console | None = None) -> dict[str, Any]:
-    """Go on with the run in ``path`` from ``last.pth.tar``, with its own settings.
+def resume(
+    path: Path, console: Console | None = None, config: TrainConfig | None = None
+) -> dict[str, Any]:
+    """Go on with the run in ``path`` from its newest checkpoint that can be used.
+
+    Args:
+        path: the run folder.
+        console: where to show progress; nowhere if left out.
+        config: the settings that the caller has in mind; the run's own if left out. Only what says
+            where it runs and what it shows may differ from those.
+
+    Returns:
+        As :func:`train`.
 
     Raises:
-        ModelFileError: there is no run, or its checkpoint cannot be used.
-        ConfigError: the run is finished already, or was begun with other settings.
+        ModelFileError: there is no run, or no checkpoint can be used.
+        ConfigError: the run is finished already, was begun with other settings, or another program
+            is at work in it.
     """
-    folder = RunFolder.open(path)
-    if folder.result.exists():
-        raise ConfigError(
-            f"--resume {path}: this run is finished; `mobilenetv2 evaluate {path}` measures it"
-        )
-    config = folder.read_config()
-    checkpoint = Checkpoint.load(folder.last)
-    stored = checkpoint.build_classifier(str(folder.last))
-    begun = start_again(config, stored.preprocessing)
-    if (stored.labels, stored.config) != (begun.classifier.labels, begun.config.network):
-        raise ConfigError(
-            f"--resume {path}: the checkpoint is for another network or other labels "
-            f"({', '.join(stored.labels[:5])}, …) than config.yaml and the data say"
-        )
-    checkpoint.require_settings(begun.config, f"--resume {path}")
-    training = Training(begun, folder, console or Console(quiet=True), checkpoint.lr)
-    try:
-        training.restore(checkpoint)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{folder.last}: the checkpoint is damaged ({error})") from error
-    return training.run()
+    with RunFolder.open_to_go_on(path) as folder, StopRequest(folder.path) as stop:
+        begun, checkpoint = pick_up(folder, config)
+        console = console or Console(quiet=True)
+        return Training(begun, folder, console, stop, checkpoint).run()
 
 
 def run_range_test(config: TrainConfig) -> RangeTest:
@@ -103,53 +98,37 @@ def run_range_test(config: TrainConfig) -> RangeTest:
     return find_lr(begun.classifier, _batches(begun), begun.config, begun.device)
 
 
-@dataclass
-class History:
-    """What is known of a run so far; part of every checkpoint."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    training_seconds: float = 0.0
-    pictures: int = 0
-    best_epoch: int = 0
-    best_accuracy: float = -1.0
-
-
-class Training:
-    """One run: its parts, and the loop that drives them."""
+class Training(RunState):
+    """One run: its state, and the loop that drives it."""
 
     def __init__(
         self,
         begun: Start,
         folder: RunFolder,
         console: Console,
-        lr: float | None = None,
+        stop: StopRequest | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.begun = begun
-        self.config = begun.config
-        self.data = begun.data
-        self.classifier = begun.classifier
-        self.network = begun.classifier.network
-        self.device = begun.device
-        self.tuning = begun.tuning
         self.folder = folder
         self.console = console
-
+        self.stop = stop or StopRequest(folder.path)
         self.batches = _batches(begun)
-        self.train_sample = _sample(self.data, max(len(self.data.val), MIN_TRAIN_SAMPLE))
-        self.lr = self._peak_lr() if lr is None else lr
-        self.optimizer = build_optimizer(
-            self.network, self.config.optimizer, self.lr, self.tuning.layer_decay
-        )
-        self.schedule = build_schedule(
-            self.optimizer, self.config.schedule, self.config.epochs, self.batches.steps_per_epoch
-        )
-        self.average = _moving_average(self.network, self.config.ema) if self.config.ema else None
-
-        self.epoch = 0  # complete epochs
-        self.step = 0  # steps done in the next one
-        self.history = History()
-        self.clock = time.perf_counter()
+        self.class_weight = _class_weight(begun)
+        self.features: FrozenFeatures | None = None
+        if begun.tuning.head_only:
+            self.features = FrozenFeatures(begun.classifier)
+            size = (begun.data.preprocessing.height, begun.data.preprocessing.width)
+            self.train_sample = begun.data.train.centre(size)  # all, and not copied
+        else:
+            self.train_sample = _sample(begun.data, max(len(begun.data.val), MIN_TRAIN_SAMPLE))
+        lr = self._peak_lr(begun) if checkpoint is None else checkpoint.lr
+        super().__init__(begun, lr, self.batches.steps_per_epoch)
+        self.timer = CheckpointTimer(self.config.checkpoint_every)
+        self.is_saved = checkpoint is not None
+        if checkpoint is not None:
+            self.restore(checkpoint, str(folder.last))
+            self.timer.saved(self.history.steps)
+            self.folder.rewind_events(self.history.steps, self.epoch)
 
     def run(self) -> dict[str, Any]:
         """Train to the end, measure what came out, and write it down."""
@@ -160,47 +139,59 @@ class Training:
             self.config, self.folder, self.console, steps, done=self.history.steps
         )
         try:
-            with StopRequest() as stop:
-                if self.epoch == self.step == 0:
-                    self._solve_head()
-                    self._save(self.folder.last)
-                while self.epoch < self.config.epochs:
-                    if not self.tuning.head_only:
-                        self._train_epoch(reporter, stop)
-                    self._validate_epoch(reporter)
-                    self._stop_if_asked(reporter, stop)
+            if not self.is_saved:
+                self._solve_head()
+                self._save(self.folder.last)
+            while self.epoch < self.config.epochs:
+                if not self.tuning.head_only:
+                    self._train_epoch(reporter)
+                self._validate_epoch(reporter)
+            reporter.close()
+            return self._finish()
+        except Stopped as stopped:
+            raise self._stopped(reporter) from stopped
         finally:
             reporter.close()
-        return self._finish()
 
     def _solve_head(self) -> None:
         """Pretrained weights get a head for these classes before anything else moves."""
         if not self.tuning.pretrained:
             return
         started = time.perf_counter()
-        size = (self.data.preprocessing.height, self.data.preprocessing.width)
-        words = fit_head(self.classifier, self.data.train.centre(size))
+        balanced = self.config.balance != "none"
+        with self.stop.at_once():
+            if self.features is not None:
+                pictures = self.train_sample
+                features = self.features.of(pictures)
+            else:
+                size = (self.data.preprocessing.height, self.data.preprocessing.width)
+                pictures = self.data.train.centre(size)
+                features = pooled_features(self.classifier, pictures)
+            words = fit_head(self.classifier, features, pictures.labels, balanced)
         self._say(words)
         if self.average is not None:
             self.average.module.load_state_dict(self.network.state_dict())
         self.history.training_seconds += time.perf_counter() - started
         self.history.pictures += len(self.data.train)
 
-    def _train_epoch(self, reporter: Reporter, stop: StopRequest) -> None:
+    def _train_epoch(self, reporter: Reporter) -> None:
         set_train_mode(self.network, self.tuning)
         started = time.perf_counter()
         for batch in self.batches.epoch(self.epoch, first_step=self.step):
             reporter.step(self._train_step(batch))
-            if stop.received:
-                break
+            self.history.training_seconds += time.perf_counter() - started
+            self.stop.check()
+            if self.timer.is_due(self.history.steps):
+                reporter.flush()
+                self._save(self.folder.last)
+            started = time.perf_counter()
         reporter.flush()
-        self.history.training_seconds += time.perf_counter() - started
-        if self.step < self.batches.steps_per_epoch:
-            self._stop_if_asked(reporter, stop)
 
     def _train_step(self, batch: Batch) -> StepOutcome:
         lr = float(self.schedule.get_last_lr()[0])
-        loss, hits = batch_loss(self.classifier, batch, self.device, self.config.label_smoothing)
+        loss, hits = batch_loss(
+            self.classifier, batch, self.device, self.config.label_smoothing, self.class_weight
+        )
         self.optimizer.zero_grad()
         loss.backward()
         if self.config.optimizer.clip_norm is not None:
@@ -220,7 +211,8 @@ class Training:
 
     def _validate_epoch(self, reporter: Reporter) -> None:
         """Measure, remember the best, tell, save; only a good epoch is ever saved."""
-        train, val = self._measure(self.train_sample), self._measure(self.data.val)
+        with self.stop.at_once():
+            train, val = self._measure(self.train_sample), self._measure(self.data.val)
         lr = float(self.schedule.get_last_lr()[0])
         if not math.isfinite(val.loss):
             step, epoch = self.history.steps, self.epoch + 1
@@ -233,7 +225,7 @@ class Training:
         if is_best:
             history.best_epoch = self.epoch
             history.best_accuracy = val.accuracy
-        self._tick()
+        self.tick()
         event = {
             "event": "epoch",
             "epoch": self.epoch,
@@ -252,50 +244,20 @@ class Training:
             self._save(self.folder.best)
         self._save(self.folder.last)
 
-    def _stop_if_asked(self, reporter: Reporter, stop: StopRequest) -> None:
-        if stop.received is None or self.epoch == self.config.epochs:
-            return
-        reporter.close()
+    def _stopped(self, reporter: Reporter) -> Stopped:
+        """Save where the run is, and say so."""
+        if not self.is_saved:
+            return Stopped()
+        reporter.flush()
         self._save(self.folder.last)
-        raise Interrupted(
-            f"stopped by {stop.received.name} after step {self.history.steps}; everything is "
-            f"saved. Go on with: mobilenetv2 train --resume {self.folder.path}",
-            exit_code=stop.exit_code,
-        )
+        return Stopped(f"after step {self.history.steps}; everything is saved")
 
     def _save(self, path: Path) -> None:
-        self._tick()
-        on_cuda = self.device.device.type == "cuda"
-        Checkpoint(
-            settings=self.config.model_dump(mode="json"),
-            classifier=self.classifier.metadata(),
-            weights=self.network.state_dict(),
-            averaged=None if self.average is None else self.average.module.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            schedule=self.schedule.state_dict(),
-            epoch=self.epoch,
-            step=self.step,
-            random_state=torch.get_rng_state(),
-            cuda_random_state=torch.cuda.get_rng_state(self.device.device) if on_cuda else None,
-            lr=self.lr,
-            history=asdict(self.history),
-        ).save(path)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take the run back to the moment of ``checkpoint``."""
-        self.network.load_state_dict(checkpoint.weights)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        self.schedule.load_state_dict(checkpoint.schedule)
-        self.epoch, self.step = checkpoint.epoch, checkpoint.step
-        self.history = History(**checkpoint.history)
-        if self.average is not None and checkpoint.averaged is not None:
-            self.average.module.load_state_dict(checkpoint.averaged)
-            # The first step of all copies the weights, every later one averages.
-            self.average.n_averaged.fill_(self.history.steps)
-        self.folder.rewind_events(self.history.steps)
-        torch.set_rng_state(checkpoint.random_state)
-        if checkpoint.cuda_random_state is not None and self.device.device.type == "cuda":
-            torch.cuda.set_rng_state(checkpoint.cuda_random_state, self.device.device)
+        self.folder.flush_events()
+        previous = self.folder.previous if path == self.folder.last else None
+        self.to_checkpoint().save(path, previous)
+        self.timer.saved(self.history.steps)
+        self.is_saved = True
 
     def _finish(self) -> dict[str, Any]:
         made = {
@@ -308,13 +270,17 @@ class Training:
             "device": str(self.device.device),
             "precision": self.device.precision,
             "fast_ops": self.device.fast_ops.kind,
+            "compiled": self.device.compiled,
             "weights": self.config.transfer.weights,
             "frozen_blocks": self.tuning.frozen_blocks,
             "version": __version__,
         }
-        classifier = deliver(self.folder, made)
-        figures = measure(classifier, self.data, self.train_sample, self.folder, self.device)
-        self._tick()
+        with self.stop.at_once():
+            classifier = deliver(self.folder, made)
+            figures = measure(
+                classifier, self.data, self.train_sample, self.folder, self.device, self.features
+            )
+        self.tick()
         speed = {
             "seconds": self.history.seconds,
             "training_seconds": self.history.training_seconds,
@@ -323,22 +289,22 @@ class Training:
         result = {**classifier.training, **speed, **figures}
         self.folder.append_events([{"event": "end", "step": self.history.steps, **result}])
         self.folder.write_result(result)
+        self.folder.previous.unlink(missing_ok=True)
         return result | {"run": str(self.folder.path)}
 
     def _measure(self, pictures: LabelledPictures) -> Evaluation:
         network = self.network if self.average is None else self.average.module
-        return evaluate(self.classifier.with_network(network), pictures)
+        classifier = self.classifier.with_network(network)
+        if self.features is not None:
+            return self.features.evaluate(classifier, pictures)
+        return evaluate(classifier, pictures)
 
-    def _tick(self) -> None:
-        now = time.perf_counter()
-        self.history.seconds += now - self.clock
-        self.clock = now
-
-    def _peak_lr(self) -> float:
-        lr = self.config.optimizer.lr
+    def _peak_lr(self, begun: Start) -> float:
+        lr = begun.config.optimizer.lr
         if lr != "auto":
             return lr
-        test = find_lr(self.classifier, self.batches, self.config, self.device)
+        with self.stop.at_once():
+            test = find_lr(begun.classifier, self.batches, begun.config, begun.device)
         self._say(f"learning rate {test.suggestion:g}: {test.reason}")
         return test.suggestion
 
@@ -350,15 +316,18 @@ def _batches(begun: Start) -> Batches:
     data, config = begun.data, begun.config
     size = (data.preprocessing.height, data.preprocessing.width)
     pictures = data.train.to(begun.device.device)
-    return Batches(pictures, size, config.batch_size, config.augment, config.seed)
+    balanced = config.balance == "sampling"
+    return Batches(pictures, size, config.batch_size, config.augment, config.seed, balanced)
+
+
+def _class_weight(begun: Start) -> torch.Tensor | None:
+    if begun.config.balance != "loss":
+        return None
+    weights = class_weights(begun.data.train.labels, len(begun.data.classes))
+    return weights.to(begun.device.device)
 
 
 def _sample(data: DataSet, count: int) -> LabelledPictures:
     """Training pictures as evaluation sees them: the same for every epoch, run and seed."""
     sample = data.train.select(permutation(0, 0, len(data.train))[:count])
     return sample.centre((data.preprocessing.height, data.preprocessing.width))
-
-
-def _moving_average(network: torch.nn.Module, decay: float) -> AveragedModel:
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    return average.requires_grad_(False)

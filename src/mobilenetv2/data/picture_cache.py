@@ -1,0 +1,139 @@
+"""Resized pictures in a file, for sets that the memory should not hold.
+
+A file's name is a digest of everything that decides its bytes: the contents of the picture files,
+in order, and how they are prepared. So a file is never stale, only unused, and those that were not
+used for longest give way when room is needed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mobilenetv2.config import CacheConfig, Preprocessing
+from mobilenetv2.data.examination import PictureReport
+from mobilenetv2.errors import DataError
+from mobilenetv2.files import written_whole
+
+GIB = 1 << 30
+SUFFIX = ".u8"
+LEFT_BEHIND = 24 * 3600
+"""Seconds after which an unfinished file is taken for one whose writer was killed."""
+
+FORMAT = 1
+"""To be raised when pictures come out of the decoding otherwise than before."""
+
+
+def memory_limit(config: CacheConfig) -> float:
+    """Bytes of one set that may lie in memory."""
+    if config.memory_limit is not None:
+        return config.memory_limit * GIB
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 4
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return 2 * GIB
+
+
+def cached(
+    pictures: Sequence[PictureReport],
+    wanted: Preprocessing,
+    config: CacheConfig,
+    decoded: Iterable[NDArray[np.uint8]],
+) -> Tensor:
+    """Prepared pictures in a memory-mapped file, which is written if it is not there.
+
+    Args:
+        pictures: N, with digests.
+        wanted: how they are prepared.
+        config: place and size of the cache.
+        decoded: the prepared pictures in order, uint8 C×H×W; asked for only if they are needed.
+
+    Returns:
+        uint8 N×C×H×W. Pages are read from the disk when they are looked at, and may be forgotten
+        again.
+
+    Raises:
+        DataError: there is no room, or the place cannot be written.
+        WorkFailed: the disk failed or filled up on the way; nothing is left behind.
+    """
+    shape = (len(pictures), wanted.channels, wanted.height, wanted.width)
+    size = int(np.prod(shape))
+    folder = config.cache_dir or Path.home() / ".cache" / "mobilenetv2" / "pictures"
+    path = folder / f"{_key(pictures, wanted)}{SUFFIX}"
+    if not (path.is_file() and path.stat().st_size == size):
+        _make_room(folder, size, config.cache_limit * GIB)
+        with written_whole(path) as file:
+            for picture in decoded:
+                file.write(picture.tobytes())
+    with contextlib.suppress(OSError):
+        os.utime(path)  # it was used just now
+    flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    return flat.view(shape)
+
+
+def _key(pictures: Sequence[PictureReport], wanted: Preprocessing) -> str:
+    settings = wanted.model_dump(include={"colour", "height", "width", "resize"})
+    recipe = {"format": FORMAT, "pillow": PIL.__version__, **settings}
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+    for picture in pictures:
+        digest.update(bytes.fromhex(picture.digest))
+    return digest.hexdigest()
+
+
+def _make_room(folder: Path, size: int, limit: float) -> None:
+    """Removes what was not used for longest until ``size`` bytes more are within ``limit``."""
+    ways_out = (
+        "Allow more in memory with --memory-limit, name another place with --cache-dir, or take "
+        "smaller pictures with --image-size"
+    )
+    if size > limit:
+        raise DataError(
+            f"the resized pictures take {size / GIB:.1f} GiB, and --cache-limit allows "
+            f"{limit / GIB:.1f}; raise it. {ways_out}"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = sorted(_finished(folder), key=lambda file: file[1])
+        taken = sum(file_size for _, _, file_size in files)
+        for path, _, file_size in files:
+            if taken + size <= limit:
+                break
+            path.unlink(missing_ok=True)
+            taken -= file_size
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"--cache-dir {folder}: cannot be used ({reason}). {ways_out}") from error
+    if size > free:
+        raise DataError(
+            f"the resized pictures take {size / GIB:.1f} GiB, and {folder} has only "
+            f"{free / GIB:.1f} free. {ways_out}"
+        )
+
+
+def _finished(folder: Path) -> Iterator[tuple[Path, float, int]]:
+    """The cache's files with the time of their last use and their size.
+
+    Leftovers of writers that were killed are removed on the way.
+    """
+    for path in folder.iterdir():
+        if SUFFIX not in path.name:
+            continue
+        try:
+            status = path.stat()
+            if path.suffix == SUFFIX:
+                yield path, status.st_mtime, status.st_size
+            elif time.time() - status.st_mtime > LEFT_BEHIND:
+                path.unlink()
+        except FileNotFoundError:  # another process made room too
+            continue

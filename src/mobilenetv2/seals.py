@@ -1,0 +1,109 @@
+"""SHA-256 digests kept inside the files that they vouch for.
+
+Sealed files stay what they are for every other program. A zip archive, which a checkpoint is,
+carries the digest of its bytes as the archive's comment. A safetensors file carries it as an entry
+of its metadata, taken while that entry was all zeros. Either way no bit of the file can flip, and
+no part of it can be missing, without being noticed; that somebody changed it on purpose cannot be.
+"""
+
+import hashlib
+import json
+from typing import IO, Any
+
+HEX_DIGITS = 64
+MARK = b"sha256:"
+COMMENT_SIZE = len(MARK) + HEX_DIGITS
+END_OF_DIRECTORY = b"PK\5\6"  # the last record of a zip archive, 22 bytes without a comment
+CHUNK = 1 << 20
+
+DIGEST_KEY = "sha256"
+"""Name of the digest in a safetensors file's metadata."""
+
+BLANK = "0" * HEX_DIGITS
+"""What is written for the digest at first."""
+
+
+def seal_zip(archive: bytearray) -> None:
+    """Append the digest to a zip archive without a comment, as its comment (in place).
+
+    >>> import io, zipfile
+    >>> with io.BytesIO() as file:
+    ...     zipfile.ZipFile(file, "w").close()
+    ...     archive = bytearray(file.getvalue())
+    >>> seal_zip(archive)
+    >>> zipfile.ZipFile(io.BytesIO(archive)).comment[:7]
+    b'sha256:'
+    >>> zip_is_whole(io.BytesIO(archive)), zip_is_whole(io.BytesIO(archive[:-1]))
+    (True, False)
+    """
+    if archive[-22:-18] != END_OF_DIRECTORY or archive[-2:] != b"\0\0":
+        raise ValueError("not a zip archive without a comment")
+    archive[-2:] = COMMENT_SIZE.to_bytes(2, "little")
+    archive += MARK
+    archive += hashlib.sha256(archive).hexdigest().encode()
+
+
+def zip_is_whole(file: IO[bytes]) -> bool:
+    """Whether a file is exactly what :func:`seal_zip` made, down to the last bit."""
+    size = file.seek(0, 2)
+    if size < COMMENT_SIZE:
+        return False
+    file.seek(size - COMMENT_SIZE)
+    comment = file.read(COMMENT_SIZE)
+    return comment == MARK + _digest(file, 0, size - HEX_DIGITS).encode()
+
+
+def seal_safetensors(data: bytearray) -> None:
+    """Put the digest into the metadata, where ``DIGEST_KEY`` holds ``BLANK`` so far (in place)."""
+    place = _digest_place(data)
+    if data[place : place + HEX_DIGITS] != BLANK.encode():
+        raise ValueError("the metadata have no blank for the digest")
+    data[place : place + HEX_DIGITS] = hashlib.sha256(data).hexdigest().encode()
+
+
+def safetensors_is_whole(file: IO[bytes]) -> bool:
+    """Whether a safetensors file is what :func:`seal_safetensors` made, or was never sealed."""
+    file.seek(0)
+    header_size = int.from_bytes(file.read(8), "little")
+    end = file.seek(0, 2)
+    if header_size > end - 8:
+        return False
+    file.seek(0)
+    header = file.read(8 + header_size)
+    stored = _stored_digest(header)
+    if stored is None:
+        return True
+    place = _digest_place(header)
+    if header[place : place + HEX_DIGITS] != stored.encode():
+        return False
+    unsealed = header[:place] + BLANK.encode() + header[place + HEX_DIGITS :]
+    return _digest(file, len(header), end, before=unsealed) == stored
+
+
+def _stored_digest(header: bytes) -> str | None:
+    """The digest in the metadata; None where nobody wrote one."""
+    try:
+        metadata: Any = json.loads(header[8:]).get("__metadata__", {})
+        stored = metadata.get(DIGEST_KEY)
+    except (ValueError, RecursionError, AttributeError):
+        return None  # whoever reads the file says what is wrong with it
+    return stored if isinstance(stored, str) and len(stored) == HEX_DIGITS else None
+
+
+def _digest_place(data: bytes | bytearray) -> int:
+    """Where the digits of the digest begin."""
+    key = f'"{DIGEST_KEY}":"'.encode()
+    return data.find(key) + len(key)
+
+
+def _digest(file: IO[bytes], start: int, end: int, before: bytes = b"") -> str:
+    """Of ``before``, and of what follows it in the file."""
+    digest = hashlib.sha256(before)
+    file.seek(start)
+    while start < end:
+        part = file.read(min(CHUNK, end - start))
+        if not part:
+            break  # the file became shorter while it was read
+        digest.update(part)
+        start += len(part)
+    return digest.hexdigest()

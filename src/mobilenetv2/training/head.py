@@ -1,0 +1,194 @@
+"""A new head in one go: the frozen network's features, computed once, and a convex problem on them.
+
+A linear classifier on frozen features is solved, not trained (Kornblith et al. 2019, "Do Better
+ImageNet Models Transfer Better?", do the same). Fine-tuning starts from that head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.data.balance import class_weights
+from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.evaluation.evaluate import Evaluation, evaluate, evaluate_logits
+from mobilenetv2.network.mobilenetv2 import MobileNetV2
+
+STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(-10, 1))
+"""Inverse regularisation strengths that cross-validation chooses from, the strictest first."""
+
+FOLDS = 4
+MOST_FOR_CHOICE = 2000  # pictures: more would make the choice slower but hardly different
+MOST_STEPS = 200
+FEATURE_BATCH = 32
+
+Head = tuple[Tensor, Tensor]
+"""Weights K×F and biases K, float64."""
+
+
+class FrozenFeatures:
+    """What a network that only gets a new head sees in pictures: each set is looked at once."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        self._backbone = _backbone(classifier)
+        self._kept: list[tuple[LabelledPictures, Tensor]] = []
+
+    def of(self, pictures: LabelledPictures) -> Tensor:
+        """Features of prepared pictures: float32 N×F."""
+        for known, features in self._kept:
+            if known is pictures:
+                return features
+        features = pooled_features(self._classifier, pictures)
+        self._kept.append((pictures, features))
+        return features
+
+    def evaluate(self, classifier: Classifier, pictures: LabelledPictures) -> Evaluation:
+        """As :func:`evaluate`, without a second look where ``classifier`` sees the same."""
+        if not self._sees_the_same(classifier):
+            return evaluate(classifier, pictures)
+        assert isinstance(classifier.network, MobileNetV2)
+        with torch.inference_mode():
+            logits = classifier.network.classifier[1](self.of(pictures).to(classifier.device))
+        return evaluate_logits(logits, pictures.labels)
+
+    def _sees_the_same(self, classifier: Classifier) -> bool:
+        backbone = _backbone(classifier)
+        return classifier.preprocessing == self._classifier.preprocessing and all(
+            torch.equal(mine.cpu(), backbone[name].cpu()) for name, mine in self._backbone.items()
+        )
+
+
+def pooled_features(classifier: Classifier, pictures: LabelledPictures) -> Tensor:
+    """The network's features of prepared pictures: float32 N×F, on the CPU."""
+    network = classifier.for_inference().network
+    assert isinstance(network, MobileNetV2)
+    parts = []
+    with torch.inference_mode():
+        for batch in pictures.pictures.split(FEATURE_BATCH):
+            inputs = classifier.normalize(batch.to(classifier.device))
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            parts.append(network.pooled_features(inputs).float().cpu())
+    return torch.cat(parts).clone()  # outside of inference mode, so that gradients may pass
+
+
+def fit_head(
+    classifier: Classifier, features: Tensor, labels: Tensor, balanced: bool = False
+) -> str:
+    """Solve for the head on frozen features (in place): multinomial logistic regression.
+
+    The regularisation is chosen by cross-validation on these pictures alone.
+
+    Args:
+        classifier: its head is overwritten.
+        features: float32 N×F.
+        labels: int64 N.
+        balanced: let every class count the same, however many pictures it has.
+
+    Returns:
+        What was chosen, and the cross-validated accuracy, in words.
+    """
+    features, labels = features.double(), labels.cpu()
+    mean, std = features.mean(0), features.std(0, correction=0) + 1e-6
+    scaled, basis = _rotated((features - mean) / std)
+    classes = len(classifier.labels)
+    counts_for = class_weights(labels, classes) if balanced else torch.ones(classes)
+    strength, accuracy = _choose_strength(scaled, labels, counts_for)
+    weight, bias = _solve(scaled, labels, strength, counts_for, _zero(classes, scaled))
+    weight = weight @ basis.T / std
+    assert isinstance(classifier.network, MobileNetV2)
+    linear = classifier.network.classifier[1]
+    assert isinstance(linear, nn.Linear)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias - weight @ mean)
+    if accuracy is None:
+        return f"head: solved with C={strength:.2g}; too few pictures to choose it"
+    return f"head: solved with C={strength:.2g}, {accuracy:.1%} in {FOLDS}-fold cross-validation"
+
+
+def _rotated(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features N×F in the span of the pictures, and that basis F×min(N, F).
+
+    An L2 penalty sees nothing else, so this is exact, and small where pictures are few.
+    """
+    basis = torch.linalg.qr(features.T).Q
+    return features @ basis, basis
+
+
+def _choose_strength(
+    features: Tensor, labels: Tensor, class_weight: Tensor
+) -> tuple[float, float | None]:
+    """The strength of the lowest cross-validated loss, and the accuracy that it had."""
+    classes = len(class_weight)
+    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    chosen = chosen[:MOST_FOR_CHOICE]
+    features, labels = features[chosen], labels[chosen]
+    counts = torch.bincount(labels, minlength=classes)
+    folds = min(FOLDS, int(counts.min()))
+    if folds < 2:
+        return STRENGTHS[len(STRENGTHS) // 2], None
+    # As the order is random already, a class's pictures can take turns.
+    turns = F.one_hot(labels, classes).cumsum(0)[torch.arange(len(labels)), labels] % folds
+    heads = [_zero(classes, features)] * folds
+    best, least, accuracy = STRENGTHS[0], float("inf"), 0.0
+    for strength in STRENGTHS:
+        logits = torch.empty(len(labels), classes, dtype=torch.float64)
+        for fold in range(folds):
+            out = turns == fold
+            heads[fold] = _solve(features[~out], labels[~out], strength, class_weight, heads[fold])
+            logits[out] = F.linear(features[out], *heads[fold])
+        loss = float(F.cross_entropy(logits, labels, class_weight.double()))
+        if loss > least:
+            break  # laxer ones only overfit more
+        best, least = strength, loss
+        accuracy = float((logits.argmax(1) == labels).double().mean())
+    return best, accuracy
+
+
+def _zero(classes: int, features: Tensor) -> Head:
+    zeros = torch.zeros(classes, features.shape[1] + 1, dtype=torch.float64)
+    return zeros[:, 1:], zeros[:, 0]
+
+
+def _solve(
+    features: Tensor, labels: Tensor, strength: float, class_weight: Tensor, start: Head
+) -> Head:
+    """The head that minimises strength × summed cross-entropy + half of the squared weights.
+
+    Args:
+        features: float64 N×F.
+        labels: int64 N.
+        strength: inverse of the regularisation, as scikit-learn's ``C``.
+        class_weight: what a picture of each class counts for, float32 K.
+        start: where to begin, such as the solution for a neighbouring strength.
+    """
+    # In units in which the penalty has curvature 1, a few dozen steps suffice for any strength.
+    unit = (strength * len(labels)) ** 0.5
+    weight = (start[0] / unit).requires_grad_()
+    bias = start[1].clone().requires_grad_()
+    class_weight = class_weight.double()
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=MOST_STEPS,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-11,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        logits = F.linear(features, weight * unit, bias)
+        total = F.cross_entropy(logits, labels, class_weight, reduction="sum")
+        loss: Tensor = total / len(labels) + weight.square().sum() / 2
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    return weight.detach() * unit, bias.detach()
+
+
+def _backbone(classifier: Classifier) -> dict[str, Tensor]:
+    """A copy of the weights and statistics that decide the features."""
+    state = classifier.network.state_dict()
+    return {name: state[name].clone() for name in state if name.startswith("features.")}

@@ -1,0 +1,86 @@
+"""Prediction over files: every file once, in order, whatever it is, with little memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.errors import UserError
+from mobilenetv2.evaluation import predict_files as module
+from mobilenetv2.evaluation.predict_files import predict_files
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    random = np.random.default_rng(0)
+    paths = [tmp_path / f"{number:02}.png" for number in range(45)]
+    for number, path in enumerate(paths):
+        if number % 10 == 7:
+            path.write_text("no picture")
+        else:
+            Image.fromarray(random.integers(0, 256, (20, 24), np.uint8)).save(path)
+    paths.insert(20, tmp_path / "gone.png")
+    return paths
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("cores", [1, 3])
+def test_every_file_once_in_order(
+    small_classifier: Classifier,
+    files: list[Path],
+    batch_size: int,
+    cores: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "available_cores", lambda: cores)
+    found = list(predict_files(small_classifier, iter(files), 2, batch_size))
+    assert [one.path for one in found] == files
+    for one in found:
+        if one.error is not None:
+            assert one.predictions == ()
+            continue
+        (expected,) = small_classifier.predict(one.path, top=2)
+        assert [p.label for p in one.predictions] == [p.label for p in expected]
+        assert [p.probability for p in one.predictions] == pytest.approx(
+            [p.probability for p in expected], rel=1e-4
+        )
+    errors = {one.path.name: one.error for one in found if one.error}
+    assert errors.keys() == {"07.png", "17.png", "27.png", "37.png", "gone.png"}
+    assert errors["gone.png"] == "the file is gone"
+
+
+def test_no_more_files_are_taken_than_are_needed_soon(
+    small_classifier: Classifier, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "available_cores", lambda: 2)
+    taken = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield files[0]
+
+    predictions = predict_files(small_classifier, endless(), 1, batch_size=3)
+    for _ in range(50):
+        next(predictions)
+    predictions.close()
+    assert taken <= 50 + 2 * module.BATCHES_AHEAD * 3 + 3
+
+
+def test_threads_are_given_back(small_classifier: Classifier, files: list[Path]) -> None:
+    before = torch.get_num_threads()
+    predictions = predict_files(small_classifier, files, 1, batch_size=2)
+    next(predictions)
+    assert torch.get_num_threads() == before
+    predictions.close()
+    assert torch.get_num_threads() == before
+
+
+def test_no_labels_at_all_make_no_sense(small_classifier: Classifier, files: list[Path]) -> None:
+    with pytest.raises(UserError, match="at least 1 label"):
+        list(predict_files(small_classifier, files, -1))

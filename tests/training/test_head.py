@@ -1,0 +1,184 @@
+"""The solved head: the solution is scikit-learn's, and features are computed once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+import mobilenetv2
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.config import NetworkConfig
+from mobilenetv2.data.balance import class_weights
+from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.evaluation.evaluate import evaluate
+from mobilenetv2.training import head
+from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
+from mobilenetv2.training.start import start
+
+
+def separable(count: int, features: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Noisy clusters, not quite apart."""
+    torch.manual_seed(1)
+    labels = torch.arange(count) % classes
+    centres = torch.randn(classes, features)
+    return centres[labels] + 1.5 * torch.randn(count, features), labels
+
+
+@pytest.mark.parametrize(("count", "features"), [(90, 12), (40, 100)])
+@pytest.mark.parametrize("strength", [1e-4, 1e-2, 1.0])
+def test_the_solution_is_that_of_scikit_learn(count: int, features: int, strength: float) -> None:
+    x, labels = separable(count, features, 3)
+    x = x.double()
+    weight, bias = head._solve(x, labels, strength, torch.ones(3), head._zero(3, x))
+    reference = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(x, labels)
+    np.testing.assert_allclose(weight, reference.coef_, atol=2e-3 * np.abs(reference.coef_).max())
+    ours = (x @ weight.T + bias).softmax(1)
+    np.testing.assert_allclose(ours, reference.predict_proba(x), atol=1e-3)
+
+
+def test_a_balanced_solution_is_that_of_scikit_learn() -> None:
+    x, labels = separable(90, 12, 3)
+    few = torch.cat([(labels != 0).nonzero().flatten(), (labels == 0).nonzero().flatten()[:4]])
+    x, labels = x[few].double(), labels[few]
+    weights = class_weights(labels, 3)
+    weight, _ = head._solve(x, labels, 0.1, weights, head._zero(3, x))
+    reference = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-8, max_iter=5000)
+    reference.fit(x, labels)
+    np.testing.assert_allclose(weight, reference.coef_, atol=2e-3 * np.abs(reference.coef_).max())
+
+
+def test_the_span_of_the_pictures_is_enough() -> None:
+    x, labels = separable(30, 80, 3)
+    x = x.double()
+    rotated, basis = head._rotated(x)
+    assert rotated.shape == (30, 30)
+    weight, bias = head._solve(rotated, labels, 0.1, torch.ones(3), head._zero(3, rotated))
+    whole, whole_bias = head._solve(x, labels, 0.1, torch.ones(3), head._zero(3, x))
+    torch.testing.assert_close(weight @ basis.T, whole, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(bias, whole_bias, rtol=1e-3, atol=1e-4)
+
+
+def test_the_strength_is_the_best_of_cross_validation() -> None:
+    """Pure noise wants the strictest, clear clusters a lax one."""
+    torch.manual_seed(0)
+    noise, labels = torch.randn(80, 30).double(), torch.arange(80) % 2
+    strictest, chance = head._choose_strength(noise, labels, torch.ones(2))
+    clear = noise + 3 * torch.nn.functional.one_hot(labels, 30)
+    lax, accuracy = head._choose_strength(clear, labels, torch.ones(2))
+    assert strictest <= 1e-4 < 1e-2 <= lax
+    assert chance is not None
+    assert chance < 0.65
+    assert accuracy is not None
+    assert accuracy > 0.9
+
+
+def test_a_class_with_one_picture_is_solved_all_the_same(small_classifier: Classifier) -> None:
+    features = torch.randn(5, small_classifier.network.feature_channels)
+    words = fit_head(small_classifier, features, torch.tensor([0, 0, 1, 1, 2]))
+    assert "too few pictures" in words
+    linear = small_classifier.network.classifier[1]
+    assert linear(features).argmax(1).tolist() == [0, 0, 1, 1, 2]
+
+
+@pytest.fixture
+def pictures() -> LabelledPictures:
+    torch.manual_seed(2)
+    labels = torch.arange(60) % 3
+    pixels = torch.randint(0, 90, (60, 1, 16, 16)) + 80 * labels.view(-1, 1, 1, 1)
+    return LabelledPictures(pixels.byte(), labels)
+
+
+def test_kept_features_give_the_same_figures(
+    small_classifier: Classifier, pictures: LabelledPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def counted(*arguments: object) -> Tensor:
+        looks.append(arguments)
+        return pooled_features(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(head, "pooled_features", counted)
+    frozen = FrozenFeatures(small_classifier)
+    fit_head(small_classifier, frozen.of(pictures), pictures.labels)
+    kept, looked = frozen.evaluate(small_classifier, pictures), evaluate(small_classifier, pictures)
+    assert len(looks) == 1
+    assert kept.hits == looked.hits > 50
+    assert kept.loss == pytest.approx(looked.loss, rel=1e-4)
+    assert np.array_equal(kept.predicted, looked.predicted)
+
+
+def test_another_backbone_or_preprocessing_is_looked_at_anew(
+    small_classifier: Classifier, pictures: LabelledPictures
+) -> None:
+    frozen = FrozenFeatures(small_classifier)
+    frozen.of(pictures)
+    small_classifier.network.features[0][1].running_mean += 0.5
+    assert frozen.evaluate(small_classifier, pictures).loss == pytest.approx(
+        evaluate(small_classifier, pictures).loss, rel=1e-5
+    )
+    small_classifier.network.features[0][1].running_mean -= 0.5
+    darker = small_classifier.preprocessing.model_copy(update={"mean": (0.9,)})
+    other = mobilenetv2.Classifier(
+        small_classifier.network, small_classifier.config, darker, small_classifier.labels
+    )
+    assert frozen.evaluate(other, pictures).loss == pytest.approx(
+        evaluate(other, pictures).loss, rel=1e-5
+    )
+
+
+@pytest.fixture
+def weights_file(tmp_path: Path, small_classifier: Classifier) -> Path:
+    """Pretrained weights, as good as random."""
+    config = NetworkConfig(width=0.1)
+    colour = small_classifier.preprocessing.model_copy(
+        update={"colour": "rgb", "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    )
+    Classifier.create(config, colour, ("a", "b")).save(tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def test_the_whole_way(
+    weights_file: Path, picture_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What result.json says is what the delivered file does, and only the head has moved."""
+    folder = picture_folder(size=(100, 120), count=9)
+    config = mobilenetv2.configure(
+        str(folder), weights=str(weights_file), tune="head", image_size=64, out=tmp_path / "run"
+    )
+    result = mobilenetv2.train(config)
+    assert result["steps"] == 0
+    delivered = mobilenetv2.load(tmp_path / "run")
+    data = mobilenetv2.load_data(config.data, delivered.preprocessing)
+    measured = evaluate(delivered, data.val)
+    assert result["val_accuracy"] == measured.accuracy
+    assert result["val_loss"] == pytest.approx(measured.loss, rel=1e-4)
+    before = Classifier.load(weights_file).network.features.state_dict()
+    after = delivered.network.features.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_nothing_is_compiled_for_pretrained_weights(
+    weights_file: Path,
+    picture_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would take longer than the training, and be of no use."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr("mobilenetv2.network.native.build", refuse)
+    folder = picture_folder(size=(100, 120), count=6)
+    config = mobilenetv2.configure(
+        str(folder), weights=str(weights_file), image_size=64, out=tmp_path / "run"
+    )
+    begun = start(config)
+    assert begun.device.fast_ops.kind == "torch"
+    assert "keep their statistics" in begun.device.fast_ops.reason
+    off = config.machine.model_copy(update={"fast_ops": "off"})
+    assert start(config.model_copy(update={"machine": off})).device.fast_ops.kind == "off"
