@@ -232,7 +232,8 @@ def _evaluate(arguments: list[str]) -> int:
     if config.report:
         _made("--report", config.report)
     report: dict[str, Any] = {}
-    classifier = _in_runtime(classifier, runtime, max(map(len, sets.values())))
+    most = max(map(len, sets.values()))
+    classifier = _in_runtime(classifier, runtime, most, config.quiet)
     for name, pictures in sets.items():
         evaluation = evaluate(classifier, pictures)
         report[name] = evaluation.summary(classifier.labels)
@@ -258,7 +259,7 @@ def _predict(arguments: list[str]) -> int:
     paths = list_pictures(config.pictures)
     classifier = load(config.model)
     classifier.network.to(find_device(config.machine.device))
-    classifier = _in_runtime(classifier, config.machine.runtime, len(paths))
+    classifier = _in_runtime(classifier, config.machine.runtime, len(paths), config.quiet)
     if config.csv or config.jsonl:
         return _predict_into_file(config, classifier, paths)
     unreadable = 0
@@ -272,14 +273,20 @@ def _predict(arguments: list[str]) -> int:
     return 1 if unreadable else 0
 
 
-def _in_runtime(classifier: "Classifier", runtime: str, pictures: int) -> "Classifier":
+def _in_runtime(classifier: "Classifier", runtime: str, pictures: int, quiet: bool) -> "Classifier":
     """The classifier run by the library that was asked for, or that is the fastest here."""
-    from mobilenetv2.runtimes.engine import with_runtime
+    from mobilenetv2.runtimes.engine import Engine, with_runtime
     from mobilenetv2.runtimes.memory import fastest
 
-    if runtime == "auto":
-        return fastest(classifier, pictures)
-    return with_runtime(classifier, runtime)
+    if runtime != "auto":
+        return with_runtime(classifier, runtime)
+    chosen = fastest(classifier, pictures)
+    if isinstance(chosen.engine, Engine):
+        Console(stderr=True, quiet=quiet).print(
+            f"run by {chosen.engine.runtime}, the fastest here (--runtime torch for PyTorch)",
+            style="dim",
+        )
+    return chosen
 
 
 def _predict_into_file(
