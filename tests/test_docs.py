@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 ENGLISH, CHINESE = DOCS / "tutorial/en", DOCS / "tutorial/zh"
 TUTORIAL = ("index", "1-validate", "2-watch", "3-optimizer", "4-schedules", "5-label-smoothing",
-            "6-save-and-load", "photos")  # fmt: skip
+            "6-save-and-load", "7-step-by-step", "photos")  # fmt: skip
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 PAIRS = [
     ("README.md", "README.zh-CN.md"),

@@ -32,7 +32,7 @@ from mobilenetv2.config import (
     suggestion,
 )
 from mobilenetv2.cores import share_cores
-from mobilenetv2.errors import ConfigError, Mobilenetv2Error
+from mobilenetv2.errors import ConfigError, DataError, Mobilenetv2Error
 from mobilenetv2.settings import merge, read_settings, validate
 from mobilenetv2.terminal import print_classifier, print_evaluation, print_network, track
 
@@ -225,6 +225,11 @@ def _evaluate(arguments: list[str]) -> int:
     if config.data is None:
         runtime = "torch" if runtime == "auto" else runtime  # the run's numbers to the last digit
         own = load_data(own_data(config.model, config.source.data_dir), wanted)
+        if own.classes != classifier.labels:
+            raise DataError(
+                f"{own.name}: its classes are no longer those that {config.model} was trained on "
+                f"({', '.join(own.classes[:5])}, … now; {', '.join(classifier.labels[:5])}, … then)"
+            )
         sets = {"validation": own.val} | ({"test": own.test} if own.test else {})
     else:
         data = DataConfig(data=config.data, data_dir=config.source.data_dir)
@@ -304,10 +309,10 @@ def _predict_into_file(
     target = config.csv or config.jsonl
     assert target is not None
     writer = CsvWriter(top) if config.csv else JsonLinesWriter()
-    done = already_written(target, writer)
-    remaining = [path for path in paths if writer.name(path) not in done]
     unreadable = 0
     try:
+        done = already_written(target, writer)
+        remaining = [path for path in paths if writer.name(path) not in done]
         with target.open("a", encoding="utf-8", errors="surrogateescape") as file:
             if file.tell() == 0:
                 file.write(writer.header)

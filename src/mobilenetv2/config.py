@@ -40,8 +40,8 @@ Strides = tuple[Stride, Stride, Stride, Stride, Stride, Stride, Stride, Stride]
 
 
 def _interval(text: str) -> str:
-    number, unit = Interval.parse(text)
-    return "epoch" if unit == "epoch" else f"{number:g}{unit}"
+    Interval.parse(text)  # says what is wrong with it
+    return text.replace(" ", "")
 
 
 class Interval(NamedTuple):
@@ -349,7 +349,7 @@ class EvaluateConfig(OutputConfig):
     source: SourceConfig = SourceConfig()
     machine: RuntimeConfig = RuntimeConfig()
     report: Annotated[Path | None, _unset("FOLDER")] = None
-    """Write evaluation.json, confusion.png and mistakes.png there."""
+    """Write evaluation.json there, and for each set its confusion.png and mistakes.png."""
 
 
 class PredictConfig(OutputConfig):

@@ -48,9 +48,10 @@ def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
         members = (labels == label).nonzero().flatten()
         wanted = count // len(present) + (place < count % len(present))
         times = -(-wanted // len(members))
-        # Numbered apart, so that no two permutations of a run are the same draw.
+        # A seed of its own for each class, so that no two permutations of a run are the same draw.
+        own = (seed + (label + 1) * 0x9E3779B97F4A7C15) % 2**63
         passes = [
-            members[permutation(seed + label, epoch * times + time, len(members))] + count * time
+            members[permutation(own, epoch * times + time, len(members))] + count * time
             for time in range(times)
         ]
         drawn.append(torch.cat(passes)[:wanted])

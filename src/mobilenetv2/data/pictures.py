@@ -136,10 +136,10 @@ def resize_and_crop(
     """The shorter side to ``resize`` pixels, then the centre of ``height`` × ``width``.
 
     Pixel for pixel what torchvision's ``Resize(resize)`` (bilinear, antialiased) and
-    ``CenterCrop((height, width))`` make of a Pillow picture, and the same with every version of
-    Pillow; where the picture is smaller than the crop, black surrounds it. Only for extremely long
-    pictures, whose resized form would exceed ``MAX_PIXELS``, the crop is computed directly, which
-    may differ by a rounding step.
+    ``CenterCrop((height, width))`` make of a Pillow picture, the same with every Pillow; where the
+    picture is smaller than the crop, black surrounds it. Only for extremely long pictures, whose
+    resized form would exceed ``MAX_PIXELS``, the crop is computed directly, which may differ by a
+    rounding step.
 
     Args:
         image: Of mode RGB or L.
@@ -156,8 +156,9 @@ def resize_and_crop(
     new_long = int(resize * long / short)
     size = (resize, new_long) if image.width <= image.height else (new_long, resize)
     if size[0] * size[1] <= MAX_PIXELS:
-        # Across, then down. Pillow does so by itself before version 13, and from then on takes the
-        # other order for pictures that lose more height than width, which rounds differently.
+        # Across, then down. Left to itself, Pillow does so before version 13, and from then on
+        # takes the other order for pictures that lose more height than width, which rounds
+        # differently.
         for step in ((size[0], image.height), size):
             if step != image.size:
                 image = image.resize(step, Image.Resampling.BILINEAR)

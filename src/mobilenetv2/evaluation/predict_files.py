@@ -169,7 +169,8 @@ def already_written(target: Path, writer: PredictionWriter) -> set[str]:
         return set()
     contents = target.read_text(encoding="utf-8", errors="surrogateescape")
     whole = contents[: contents.rfind("\n") + 1]
-    lines = whole.splitlines(keepends=True)
+    # Not splitlines: other characters that end a line there may be part of a file's name.
+    lines = [f"{line}\n" for line in whole.split("\n")[:-1]]
     if writer.header and lines[:1] != [writer.header]:
         raise UserError(
             f"{target}: holds something else than these predictions; name another file or remove it"
@@ -177,7 +178,8 @@ def already_written(target: Path, writer: PredictionWriter) -> set[str]:
     paths = [writer.path_of(line) for line in lines[1 if writer.header else 0 :]]
     if None in paths:
         raise UserError(
-            f"{target}: line {paths.index(None) + 2} is no prediction; name another file"
+            f"{target}: line {paths.index(None) + bool(writer.header) + 1} is no prediction; name "
+            "another file"
         )
     if len(whole) < len(contents):
         target.write_text(whole, encoding="utf-8", errors="surrogateescape")

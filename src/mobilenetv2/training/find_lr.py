@@ -18,7 +18,8 @@ from mobilenetv2.data.batches import Batches
 from mobilenetv2.errors import WorkFailed
 from mobilenetv2.training.device import Device
 from mobilenetv2.training.loss import batch_loss
-from mobilenetv2.training.optimizers import build_optimizer
+from mobilenetv2.training.optimizers import build_optimizer, clip_gradient
+from mobilenetv2.training.transfer import Tuning, set_train_mode
 
 LOWEST, HIGHEST = 1e-5, 10.0
 STEPS = 120
@@ -48,7 +49,11 @@ class RangeTest:
 
 
 def find_lr(
-    classifier: Classifier, batches: Batches, config: TrainConfig, device: Device
+    classifier: Classifier,
+    batches: Batches,
+    config: TrainConfig,
+    device: Device,
+    tuning: Tuning = Tuning(),  # noqa: B008  (immutable)
 ) -> RangeTest:
     """Run the test on a copy of the network; nothing of ``classifier`` changes.
 
@@ -56,19 +61,22 @@ def find_lr(
         WorkFailed: the loss never fell, so nothing can be suggested.
     """
     state = torch.get_rng_state()
-    trial = classifier.with_network(copy.deepcopy(classifier.network).train())
-    optimizer = build_optimizer(trial.network, config.optimizer, LOWEST)
+    trial = classifier.with_network(copy.deepcopy(classifier.network))
+    set_train_mode(trial.network, tuning)
+    optimizer = build_optimizer(trial.network, config.optimizer, 1.0, tuning.layer_decay)
+    shares = [group["lr"] for group in optimizer.param_groups]  # of the peak, block by block
     lrs: list[float] = []
     losses: list[float] = []
     smoothed: list[float] = []
     average = 0.0
     for step, batch in zip(range(STEPS), _endless(batches), strict=False):
         lr = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] = lr * share
         loss, _ = batch_loss(trial, batch, device, config.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
+        clip_gradient(trial.network, config.optimizer.clip_norm)
         optimizer.step()
         value = float(loss.detach())
         if not math.isfinite(value):

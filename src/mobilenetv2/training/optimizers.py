@@ -48,6 +48,12 @@ def build_optimizer(
             return torch.optim.AdamW(groups, lr, betas=(config.momentum, 0.999), fused=fused)
 
 
+def clip_gradient(network: nn.Module, longest: float | None) -> None:
+    """Scale the gradient of all parameters together down to this norm where it is longer."""
+    if longest is not None:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), longest)
+
+
 def _by_depth(network: nn.Module, layer_decay: float) -> list[tuple[float, list[nn.Parameter]]]:
     """Parameters with their share of the learning rate, the classifier's first."""
     if layer_decay == 1:

@@ -27,6 +27,7 @@ from mobilenetv2.training.find_lr import RangeTest, find_lr
 from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
 from mobilenetv2.training.loss import batch_loss
+from mobilenetv2.training.optimizers import clip_gradient
 from mobilenetv2.training.pick_up import pick_up
 from mobilenetv2.training.progress import TensorBoard
 from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
@@ -95,7 +96,7 @@ def run_range_test(config: TrainConfig) -> RangeTest:
         WorkFailed: the loss never fell.
     """
     begun = start(config)
-    return find_lr(begun.classifier, _batches(begun), begun.config, begun.device)
+    return find_lr(begun.classifier, _batches(begun), begun.config, begun.device, begun.tuning)
 
 
 class Training(RunState):
@@ -194,10 +195,7 @@ class Training(RunState):
         )
         self.optimizer.zero_grad()
         loss.backward()
-        if self.config.optimizer.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(
-                self.network.parameters(), self.config.optimizer.clip_norm
-            )
+        clip_gradient(self.network, self.config.optimizer.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
@@ -303,8 +301,10 @@ class Training(RunState):
         lr = begun.config.optimizer.lr
         if lr != "auto":
             return lr
+        if begun.tuning.head_only:  # solved without steps, so without a rate
+            return 0.0
         with self.stop.at_once():
-            test = find_lr(begun.classifier, self.batches, begun.config, begun.device)
+            test = find_lr(begun.classifier, self.batches, begun.config, begun.device, begun.tuning)
         self._say(f"learning rate {test.suggestion:g}: {test.reason}")
         return test.suggestion
 
