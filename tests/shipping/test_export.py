@@ -21,6 +21,8 @@ from mobilenetv2.shipping.export import FORMATS
 RunCli = Callable[..., tuple[int, str, str]]
 
 NEEDED = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "torch": ()}
+# Exporting and loading a program takes PyTorch seconds.
+QUICK = ["onnx", "openvino", pytest.param("torch", marks=pytest.mark.slow)]
 
 
 def need(form: str) -> None:
@@ -71,7 +73,7 @@ def test_pictures_of_every_size_as_predict_answers(
     classifier = mobilenetv2.load(photos_model)
     files = sorted(folder.rglob("*.png"))
     for file, predicted in zip(files, classifier.predict(files, top=2), strict=True):
-        probabilities, labels = bare_run(out, np.asarray(Image.open(file).convert("RGB"))[None])
+        probabilities, labels = bare_run(out, np.array(Image.open(file).convert("RGB"))[None])
         assert labels == ["dark", "light"]
         for one in predicted:
             assert probabilities[0][labels.index(one.label)] == pytest.approx(
@@ -89,7 +91,7 @@ def test_pictures_of_every_size_as_predict_answers(
     assert not list(tmp_path.glob(".export-*"))
 
 
-@pytest.mark.parametrize("form", NEEDED)
+@pytest.mark.parametrize("form", QUICK)
 def test_a_grey_classifier_on_a_named_set(
     form: str, digits_model: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
@@ -104,7 +106,7 @@ def test_a_grey_classifier_on_a_named_set(
     assert certificate["data"] == "digits, test set"
 
 
-@pytest.mark.parametrize("form", NEEDED)
+@pytest.mark.parametrize("form", QUICK)
 def test_the_network_alone(form: str, digits_model: Path, tmp_path: Path, run_cli: RunCli) -> None:
     need(form)
     code, _, error = run_cli(
@@ -142,8 +144,14 @@ def test_the_file_explains_itself(digits_model: Path, tmp_path: Path, run_cli: R
     assert {"features.0.0", "features.3.conv.1.0", "features.18.0", "features", "logits"} <= names
 
 
-@pytest.mark.parametrize(("form", "flag"), [("onnx", "--fp16"), ("openvino", "--fp16"),
-                                            ("torch", "--bf16")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("form", "flag"),
+    [
+        ("onnx", "--fp16"),
+        ("openvino", "--fp16"),
+        pytest.param("torch", "--bf16", marks=pytest.mark.slow),
+    ],
+)
 def test_half_the_size(
     form: str, flag: str, digits_model: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
@@ -188,6 +196,7 @@ def test_a_file_that_answers_otherwise_is_not_delivered(
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_program_that_answers_otherwise_is_not_delivered(
     digits_model: Path, tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
