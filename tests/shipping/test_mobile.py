@@ -52,7 +52,7 @@ def test_one_picture_of_one_size(
     texts = description(out)
     assert json.loads(texts["labels"]) == ["dark", "light"]
     assert f"1×{expected_size[0]}×{expected_size[1]}×3" in texts["input"]
-    certificate = json.loads(out.with_name("photos.certificate.json").read_text())
+    certificate = json.loads(out.with_name(out.name + ".certificate.json").read_text())
     assert certificate["comparison"]["agreement"] == 1
 
 

@@ -1,5 +1,6 @@
 """The ladder: each change to the weights against what it may change, and the climb itself."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -162,13 +163,38 @@ def test_digits_in_8_bits(form: str, tmp_path: Path, run_cli: RunCli) -> None:
     code, printed, error = run_cli("export", run, "--format", form, "--int8", "--max-drop", 0.01)
     assert (code, error) == (0, "")
     assert "holds, taken" in printed
-    certificate = (run / "model-int8.certificate.json").read_text()
+    certificate = next(run.glob("*.certificate.json")).read_text()
     import json
 
     figures = json.loads(certificate)
     assert figures["comparison"]["agreement"] >= 0.98
     assert figures["size"] <= 0.35 * figures["reference_size"]  # with the resizing around it
-    assert (run / "model-int8.ladder.png").stat().st_size > 5000
+    assert next(run.glob("*.ladder.png")).stat().st_size > 5000
+
+
+def test_the_file_holds_what_was_chosen(
+    digits_model: Path, tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quantised network itself, and fewer bytes, whatever it is worth."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(ladder, "LARGEST", 1.0)
+    monkeypatch.setattr(ladder, "installed", lambda *_: False)  # ONNX Runtime's tool is enough
+    monkeypatch.setattr("mobilenetv2.shipping.int8.threshold", lambda *_: Threshold(None, 0.0, 1.0))
+    monkeypatch.setattr(
+        "mobilenetv2.shipping.export.threshold", lambda *_: Threshold(None, 0.0, 1.0)
+    )
+    code, printed, error = run_cli(
+        "export", digits_model, "--int8", "--verify", "digits", "--out", tmp_path
+    )
+    assert (code, error) == (0, "")
+    assert "holds, taken" in " ".join(printed.split())
+    model = onnx.load(tmp_path / "digits-int8.onnx")
+    assert "DequantizeLinear" in {node.op_type for node in model.graph.node}
+    figures = json.loads((tmp_path / "digits-int8.onnx.certificate.json").read_text())
+    assert figures["size"] < 0.7 * figures["reference_size"]
+    assert figures["comparison"]["largest_difference"] > 0
+    assert (tmp_path / "digits-int8.onnx.ladder.png").stat().st_size > 5000
 
 
 def test_a_floor_that_cannot_be_kept(

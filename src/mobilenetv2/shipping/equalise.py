@@ -46,9 +46,11 @@ def equalised(classifier: Classifier, batches: Sequence[Array]) -> Classifier:
             assert isinstance(second, nn.Conv2d)
             assert first.bias is not None
             factor = (CAP / (highest[activation] * MARGIN).clamp(min=CAP / MOST)).clamp(min=1)
+            depthwise = second.groups > 1
+            if not depthwise:  # its weights share a scale over these channels, and must not shrink
+                factor = factor.sqrt()
             first.weight *= factor.view(-1, 1, 1, 1)
             first.bias *= factor
-            depthwise = second.groups > 1
             second.weight /= factor.view((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1))
     return folded
 

@@ -4,6 +4,7 @@ The file is written to a folder of its own, run in its own runtime on held-out p
 classifier, and only then moved to where it was asked for, with the certificate.
 """
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -72,6 +73,8 @@ def target(config: ExportConfig, form: Format) -> Path:
             raise ConfigError(f"--out {path}: a file of --format {form.name} ends in {form.suffix}")
     if not path.parent.is_dir():
         raise ConfigError(f"--out {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--out {path}: {path.parent} cannot be written; name another place")
     if not config.overwrite:
         for present in (path, _certificate_of(path)):
             if present.exists():
@@ -127,7 +130,7 @@ def export(
                        "No single layer stands out.")
                 )  # fmt: skip
             for ending, figure in (figures or {}).items():
-                plots.save(figure, Path(folder) / f"{path.stem}{ending}")
+                plots.save(figure, Path(folder) / f"{path.name}{ending}")
             certificate.write(Path(folder) / _certificate_of(path).name)
             for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):
                 file.replace(path.parent / file.name)  # the file itself last
@@ -227,4 +230,4 @@ def _stem(config: ExportConfig) -> str:
 
 
 def _certificate_of(path: Path) -> Path:
-    return path.with_name(path.stem + SUFFIX)
+    return path.with_name(path.name + SUFFIX)

@@ -80,7 +80,7 @@ def export_int8(
         classifier,
         proving,
         path,
-        Content(classifier, config.raw, "int8", taken.core),
+        Content(classifier, config.raw, "int8", core=taken.core),
         [*notes, f"quantised: {taken.name}"],
         {".ladder.png": ladder.figure(rungs, floor)},
     )

@@ -125,17 +125,13 @@ def _attempts(classifier: Classifier, batches: Sequence[Array]) -> Iterator[Atte
             yield f"{name}{tool}", quantise(core, batches)
 
     yield plain("per channel, ", classifier)
-    even = equalised(classifier, batches)
-    yield plain("equalised, ", even)
-    core = float_core(even)
+    yield plain("equalised, ", equalised(classifier, batches))
+    core = float_core(classifier)
     sensitive = sensitive_layers(core, with_onnxruntime(core, batches), batches[0])
     for count in KEPT:
-        kept = sensitive[:count]
-        yield iter(
-            (f"{count} layers in float32, {tool}", quantise(core, batches, kept))
-            for tool, quantise in tools.items()
-        )
-    yield plain("trained with rounding, ", rounded(even, batches))
+        kept = with_onnxruntime(core, batches, sensitive[:count])
+        yield iter([(f"{count} layers in float32", kept)])
+    yield plain("trained with rounding, ", rounded(classifier, batches))
 
 
 def sensitive_layers(

@@ -5,6 +5,8 @@ corrects the biases afterwards. Both give ONNX with quantise and dequantise oper
 runtime here turns into integer arithmetic.
 """
 
+import contextlib
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -177,6 +179,9 @@ class _quiet:  # noqa: N801 - used like contextlib's
     def __enter__(self) -> None:
         self._level = logging.root.manager.disable
         logging.disable(logging.WARNING)
+        self._output = contextlib.redirect_stdout(io.StringIO())
+        self._output.__enter__()
 
     def __exit__(self, *_: Any) -> None:
+        self._output.__exit__(None, None, None)
         logging.disable(self._level)

@@ -17,7 +17,7 @@ from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.network.mobilenetv2 import InvertedResidual
 
 RATE = 1e-4
-STEPS = 300
+STEPS = 100
 LEVELS = 127
 """Of an 8-bit weight, either side of zero."""
 
