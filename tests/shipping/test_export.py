@@ -51,7 +51,9 @@ def bare_run(path: Path, pixels: np.ndarray) -> tuple[np.ndarray, list[str]]:
     return program(torch.from_numpy(pixels))[0].detach().numpy(), json.loads(extra["labels"])
 
 
-@pytest.mark.parametrize("form", NEEDED)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[pytest.mark.slow] * (form == "torch")) for form in NEEDED]
+)
 def test_pictures_of_every_size_as_predict_answers(
     form: str,
     photos_model: Path,
