@@ -85,7 +85,7 @@ def network_model(
     from onnx import TensorProto, helper
 
     wanted = classifier.preprocessing
-    shape = ["N", wanted.channels, wanted.height, wanted.width]
+    shape: list[str | int | None] = ["N", wanted.channels, wanted.height, wanted.width]
     graph = Graph()
     if normalise:
         entry = helper.make_tensor_value_info(PREPARED, TensorProto.UINT8, shape)
@@ -93,7 +93,7 @@ def network_model(
         add_normalisation(graph, classifier, "pixels")
     else:
         entry = helper.make_tensor_value_info(NORMALISED, TensorProto.FLOAT, shape)
-    classes = ["N", len(classifier.labels)]
+    classes: list[str | int | None] = ["N", len(classifier.labels)]
     outputs = [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, classes)]
     if core is None:
         shape = ["N", add_network(graph, classifier)]

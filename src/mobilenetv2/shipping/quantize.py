@@ -138,9 +138,9 @@ def compact(quantised: "onnx.ModelProto", core: "onnx.ModelProto") -> "onnx.Mode
             node.name = ""
     del graph.initializer[:]
     del graph.value_info[:]
-    for name, values in constants.items():
+    for name, array in constants.items():
         if name in used:
-            graph.initializer.append(numpy_helper.from_array(values, short.get(name, name)))
+            graph.initializer.append(numpy_helper.from_array(array, short.get(name, name)))
     return quantised
 
 
