@@ -106,12 +106,18 @@ def evaluate(
     """
     if not len(pictures):
         raise DataError("there are no pictures to measure on")
-    if batch_size is None:
-        height, width = pictures.pictures.shape[-2:]
-        batch_size = max(1, min(BATCH_SIZE, BATCH_PIXELS // (height * width)))
     classifier = classifier.for_inference()
-    batches = pictures.pictures.split(batch_size)
+    batches = pictures.pictures.split(batch_size or measuring_batch(pictures))
     return evaluate_logits(torch.cat([classifier.logits(few) for few in batches]), pictures.labels)
+
+
+def measuring_batch(pictures: LabelledPictures) -> int:
+    """How many pictures of this size are measured at a time.
+
+    Sums are rounded differently in batches of other sizes; who wants the same bits takes the same.
+    """
+    height, width = pictures.pictures.shape[-2:]
+    return max(1, min(BATCH_SIZE, BATCH_PIXELS // (height * width)))
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.data.balance import class_weights
 from mobilenetv2.data.batches import LabelledPictures
-from mobilenetv2.evaluation.evaluate import Evaluation, evaluate, evaluate_logits
+from mobilenetv2.evaluation.evaluate import Evaluation, evaluate, evaluate_logits, measuring_batch
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 
 STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(-10, 1))
@@ -20,7 +20,6 @@ STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(-10, 1))
 FOLDS = 4
 MOST_FOR_CHOICE = 2000  # pictures: more would make the choice slower but hardly different
 MOST_STEPS = 200
-FEATURE_BATCH = 32
 
 Head = tuple[Tensor, Tensor]
 """Weights K×F and biases K, float64."""
@@ -44,12 +43,13 @@ class FrozenFeatures:
         return features
 
     def evaluate(self, classifier: Classifier, pictures: LabelledPictures) -> Evaluation:
-        """As :func:`evaluate`, without a second look where ``classifier`` sees the same."""
+        """As :func:`evaluate`, bit for bit; no second look where ``classifier`` sees the same."""
         if not self._sees_the_same(classifier):
             return evaluate(classifier, pictures)
         assert isinstance(classifier.network, MobileNetV2)
+        batches = self.of(pictures).to(classifier.device).split(measuring_batch(pictures))
         with torch.inference_mode():
-            logits = classifier.network.classifier[1](self.of(pictures).to(classifier.device))
+            logits = torch.cat([classifier.network.classifier[1](few) for few in batches])
         return evaluate_logits(logits, pictures.labels)
 
     def _sees_the_same(self, classifier: Classifier) -> bool:
@@ -65,7 +65,7 @@ def pooled_features(classifier: Classifier, pictures: LabelledPictures) -> Tenso
     assert isinstance(network, MobileNetV2)
     parts = []
     with torch.inference_mode():
-        for batch in pictures.pictures.split(FEATURE_BATCH):
+        for batch in pictures.pictures.split(measuring_batch(pictures)):
             inputs = classifier.normalize(batch.to(classifier.device))
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             parts.append(network.pooled_features(inputs).float().cpu())
