@@ -145,15 +145,17 @@ def test_a_full_disk_leaves_nothing(
 def test_what_a_killed_writer_left_is_swept_up(folder: Path, cache: CacheConfig) -> None:
     assert cache.cache_dir is not None
     cache.cache_dir.mkdir()
-    old, new = cache.cache_dir / ".abc.u8.x1", cache.cache_dir / ".abc.u8.x2"
-    for path in (old, new, cache.cache_dir / "mine.txt"):
+    digest = 64 * "0"
+    old, new = (cache.cache_dir / f".{digest}.u8.x{number}.part" for number in (1, 2))
+    mine = [cache.cache_dir / name for name in ("mine.txt", "mine.u8.bak", "mine.u8")]
+    for path in (old, new, *mine):
         path.write_text("")
         os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
     os.utime(new)
     load_files(look(folder), WANTED, cache)
     assert not old.exists()
     assert new.exists()
-    assert (cache.cache_dir / "mine.txt").exists()
+    assert all(path.exists() for path in mine)
 
 
 @pytest.mark.parametrize("limit", [None, 0])

@@ -168,7 +168,9 @@ def test_digits_in_8_bits(form: str, tmp_path: Path, run_cli: RunCli) -> None:
 
     figures = json.loads(certificate)
     assert figures["comparison"]["agreement"] >= 0.98
-    assert figures["size"] <= 0.35 * figures["reference_size"]  # with the resizing around it
+    # With the resizing around it. OpenVINO's .xml takes half a megabyte, whatever the weights take.
+    most = {"onnx": 0.35, "openvino": 0.6}[form]
+    assert figures["size"] <= most * figures["reference_size"]
     assert next(run.glob("*.ladder.png")).stat().st_size > 5000
 
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ from mobilenetv2.files import written_whole
 
 GIB = 1 << 30
 SUFFIX = ".u8"
+OURS = re.compile(r"[0-9a-f]{64}\.u8|\.[0-9a-f]{64}\.u8\..+\.part")
+"""Names of the cache's files, finished and unfinished; others that lie there are not touched."""
 LEFT_BEHIND = 24 * 3600
 """Seconds after which an unfinished file is taken for one whose writer was killed."""
 
@@ -127,7 +130,7 @@ def _finished(folder: Path) -> Iterator[tuple[Path, float, int]]:
     Leftovers of writers that were killed are removed on the way.
     """
     for path in folder.iterdir():
-        if SUFFIX not in path.name:
+        if not OURS.fullmatch(path.name):
             continue
         try:
             status = path.stat()

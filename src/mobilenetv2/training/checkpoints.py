@@ -23,7 +23,7 @@ FORMAT, VERSION = "mobilenetv2 checkpoint", 2
 
 FREE_SETTINGS = {
     "data", "data_dir", "machine", "out", "overwrite", "resume", "quiet", "tensorboard",
-    "checkpoint_every",
+    "checkpoint_every", "memory_limit", "cache_dir", "cache_limit",
 }  # fmt: skip
 """Settings that may change before a run goes on: where it happens and what it shows."""
 
