@@ -22,8 +22,8 @@ import mobilenetv2
 from machine import describe, headline
 from mobilenetv2.data.named_sets import read_named_set
 
-# One pass is enough. Small batches give it many steps, and what
-# helps longer runs (averaging, dropout, turning and zooming) would only slow this one down.
+# One pass is enough. Small batches give it many steps, and what helps longer runs (averaging,
+# dropout, turning and zooming) would only slow this one down.
 SPRINT = {
     "epochs": 1,
     "batch_size": 64,

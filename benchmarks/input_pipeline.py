@@ -11,7 +11,6 @@ whole batches; so the first epoch, which contains all that, is told apart from t
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torchvision.transforms import v2
 import mobilenetv2
 from machine import describe, headline
 from mobilenetv2.config import AugmentConfig
+from mobilenetv2.cores import available_cores
 from mobilenetv2.data.batches import Batches
 from mobilenetv2.data.sources import load_data
 
@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="CLASS/… with pictures that can all be read")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=cores(), help="of torchvision's side")
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), help="of torchvision's side"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     print(headline())
@@ -95,11 +97,6 @@ def our_epochs(arguments: argparse.Namespace) -> tuple[float, float]:
         return count
 
     return timed(read), timed(epoch)
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def timed(work: Callable[[], int]) -> float:
