@@ -18,6 +18,7 @@ from PIL import Image
 import mobilenetv2
 from mobilenetv2.config import TrainConfig, flag_names
 from mobilenetv2.data.named_sets import NAMES
+from mobilenetv2.training.checkpoints import to_archive
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--width", "0.05", "--epochs", "2", "--batch-size", "8", "--fast-ops", "off")
@@ -209,15 +210,16 @@ def test_a_malicious_file_is_refused_by_every_command(
     proof = tmp_path / "proof"
     model = tmp_path / "model.pth.tar"
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
-    for write in (
-        lambda: torch.save({"weights": Payload(proof)}, model),
-        lambda: model.write_bytes(pickle.dumps(Payload(proof))),
+    for write, words in (
+        (lambda: model.write_bytes(to_archive({"weights": Payload(proof)})), "refused"),
+        (lambda: torch.save({"weights": Payload(proof)}, model), "not a whole checkpoint"),
+        (lambda: model.write_bytes(pickle.dumps(Payload(proof))), "not a whole checkpoint"),
     ):
         write()
         more = [tmp_path / "x.png"] if command == "predict" else []
         code, _, error = run_cli(command, model, *more)
         assert code == 2
-        assert "refused" in error
+        assert words in error
         assert "Traceback" not in error
     assert not proof.exists()
 

@@ -83,6 +83,13 @@ def test_a_failure_before_anything_was_made_leaves_nothing(tmp_path: Path) -> No
     assert folder.read_config().out == tmp_path / "new"
 
 
+def test_a_refusal_to_go_on_takes_nothing_away(tmp_path: Path) -> None:
+    RunFolder.create(TrainConfig(out=tmp_path / "run")).close()
+    with pytest.raises(ConfigError), RunFolder.open_to_go_on(tmp_path / "run"):
+        raise ConfigError("other settings")
+    assert RunFolder.open(tmp_path / "run").read_config() == TrainConfig(out=tmp_path / "run")
+
+
 def test_one_program_at_a_time(tmp_path: Path) -> None:
     config = TrainConfig(out=tmp_path / "run", overwrite=True)
     with RunFolder.create(config) as folder:

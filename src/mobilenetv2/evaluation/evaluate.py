@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.errors import DataError
 from mobilenetv2.evaluation.metrics import (
     Array,
@@ -93,13 +94,17 @@ class Evaluation:
 
 
 def evaluate(
-    classifier: Classifier, pictures: LabelledPictures, batch_size: int | None = None
+    classifier: Classifier,
+    pictures: LabelledPictures,
+    batch_size: int | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Loss and accuracy of ``classifier`` over all ``pictures``.
 
     Eval mode, no gradients, float32, on a folded copy: the network itself is not touched, so its
     training mode stays as it is. Sums are weighted by picture, so a short last batch counts for
-    what it holds and no more.
+    what it holds and no more. Several ``processes`` take turns with the batches, and each gets the
+    figures of all: the same as of one process, to the last bit.
 
     Raises:
         DataError: there are no pictures.
@@ -110,8 +115,13 @@ def evaluate(
         height, width = pictures.pictures.shape[-2:]
         batch_size = max(1, min(BATCH_SIZE, BATCH_PIXELS // (height * width)))
     classifier = classifier.for_inference()
-    batches = pictures.pictures.split(batch_size)
-    return evaluate_logits(torch.cat([classifier.logits(few) for few in batches]), pictures.labels)
+    logits = torch.zeros(len(pictures), len(classifier.labels), device=classifier.device)
+    starts = range(0, len(pictures), batch_size)
+    for start in starts[processes.rank :: processes.count]:
+        part = slice(start, start + batch_size)
+        logits[part] = classifier.logits(pictures.pictures[part])
+    # Where another process was at work, here are zeros.
+    return evaluate_logits(processes.total(logits), pictures.labels)
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:

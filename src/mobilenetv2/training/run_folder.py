@@ -30,12 +30,12 @@ Event = dict[str, Any]
 
 RUN_FILES = (
     "config.yaml",
-    "metrics.jsonl",
-    "result.json",
-    "model.safetensors",
     "last.pth.tar",
     "previous.pth.tar",
     "best.pth.tar",
+    "metrics.jsonl",
+    "result.json",
+    "model.safetensors",
     "curves.png",
     "confusion.png",
     "mistakes.png",
@@ -48,9 +48,10 @@ TENSORBOARD_FILES = "events.out.tfevents.*"
 class RunFolder:
     """The files of one run, by name."""
 
-    def __init__(self, path: Path, lock: RunLock | None = None) -> None:
+    def __init__(self, path: Path, lock: RunLock | None = None, *, is_new: bool = False) -> None:
         self.path = path
         self._lock = lock
+        self._is_new = is_new
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
@@ -74,21 +75,20 @@ class RunFolder:
             else:
                 path.mkdir(parents=True, exist_ok=True)
                 _refuse_other_files(path)
-            folder = cls(path, RunLock(path))
-            try:
-                folder._make_room(config.overwrite)
-                folder.config.touch()
-            except BaseException:
-                folder.close()
-                raise
+            folder = cls(path, RunLock(path), is_new=True)
         except OSError as error:
             where = error.filename or path
             raise ConfigError(
                 f"--out {path or 'runs'}: cannot be written ({error.strerror}: {where}); name "
                 "another folder"
             ) from error
-        # What is read from there later was not asked to overwrite anything.
-        write_text(folder.config, to_yaml(config.model_copy(update={"overwrite": False})))
+        try:
+            folder._make_room(config.overwrite)
+            # What is read from there later was not asked to overwrite anything.
+            write_text(folder.config, to_yaml(config.model_copy(update={"overwrite": False})))
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @classmethod
@@ -131,11 +131,12 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Where nothing was begun before it failed, nothing is left; an interrupted run can go on.
-        if isinstance(error, UserError | WorkFailed) and not self.has_begun:
+        # A new run that failed before it began leaves nothing; an interrupted one can go on.
+        failed = isinstance(error, UserError | WorkFailed) and self._is_new and not self.has_begun
+        if failed:
             self.config.unlink(missing_ok=True)
         self.close()
-        if not self.config.exists():
+        if failed:
             with suppress(OSError):  # it holds other files
                 self.path.rmdir()
 
@@ -217,11 +218,13 @@ class RunFolder:
                 f"--out {self.path}: already holds a run; name another folder, go on with it "
                 f"(--resume {self.path}), or add --overwrite to start it anew"
             )
+        # Checkpoints first: what is left when the power fails in between is a run that never began.
         for name in RUN_FILES:
-            (self.path / name).unlink(missing_ok=True)
             remove_leftovers(self.path / name)
+            if self.path / name != self.config:  # which is about to be replaced
+                (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob(TENSORBOARD_FILES):
-            events.unlink()
+            events.unlink(missing_ok=True)
 
     @contextmanager
     def _metrics_for_appending(self) -> Iterator[IO[str]]:
