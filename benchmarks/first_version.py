@@ -22,7 +22,7 @@ import mobilenetv2
 from machine import describe, headline
 from mobilenetv2.data.named_sets import read_named_set
 
-# One pass is enough. Small batches give it many steps, one stride more halves the work, and what
+# One pass is enough. Small batches give it many steps, and what
 # helps longer runs (averaging, dropout, turning and zooming) would only slow this one down.
 SPRINT = {
     "epochs": 1,
@@ -30,6 +30,7 @@ SPRINT = {
     "lr": 0.1,
     "warmup_epochs": 0.2,
     "strides": (2, 1, 2, 2, 2, 1, 1, 1),
+    "weight_decay": 5e-4,
     "norm_momentum": 0.1,
     "val_fraction": 0.02,
     "dropout": 0.0,

@@ -34,6 +34,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def runtime_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What this machine's fastest runtime is must not decide about tests."""
+    path = tmp_path / "notes" / "runtimes.json"
+    monkeypatch.setattr("mobilenetv2.runtimes.memory.notes_path", lambda: path)
+    return path
+
+
 @pytest.fixture
 def small_classifier() -> Classifier:
     """Three labels, grey 16×16, random weights with lived-in batch norms."""

@@ -24,9 +24,10 @@ ENGLISH, CHINESE = DOCS / "tutorial/en", DOCS / "tutorial/zh"
 TUTORIAL = ("index", "1-validate", "2-watch", "3-optimizer", "4-schedules", "5-label-smoothing",
             "6-save-and-load", "7-step-by-step", "photos")  # fmt: skip
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-PAIRS = [("README.md", "README.zh-CN.md")] + [
-    (f"docs/tutorial/en/{page}.md", f"docs/tutorial/zh/{page}.md") for page in TUTORIAL
-]
+PAIRS = [
+    ("README.md", "README.zh-CN.md"),
+    ("docs/shipping.md", "docs/shipping.zh-CN.md"),
+] + [(f"docs/tutorial/en/{page}.md", f"docs/tutorial/zh/{page}.md") for page in TUTORIAL]
 QUICK = ("--epochs", "2", "--width", "0.1", "--fast-ops", "off")
 """Added to each `train`: what is tested is that the commands work, not what they reach."""
 

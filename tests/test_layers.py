@@ -15,7 +15,7 @@ LAYERS = {
     "settings": 0,
     "network": 1, "data": 1,
     "classifier": 2,
-    "evaluation": 3,
+    "runtimes": 3, "evaluation": 3,
     "training": 4,
     "shipping": 5,
     "terminal": 6, "cli": 6, "__main__": 7,

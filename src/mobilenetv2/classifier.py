@@ -6,7 +6,7 @@ readable JSON metadata inside. Nothing can therefore prepare pictures differentl
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -55,6 +55,8 @@ class Classifier:
         preprocessing: how a picture becomes the network's input.
         labels: K class names, in the order of the logits.
         training: a summary of how it was made; free of meaning for prediction.
+        engine: runs prepared pictures uint8 N×C×H×W to logits N×K in place of the network, where
+            another library does it faster; None for PyTorch.
     """
 
     network: nn.Module
@@ -62,6 +64,7 @@ class Classifier:
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     training: Mapping[str, Any] = field(default_factory=dict)
+    engine: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def create(
@@ -108,6 +111,8 @@ class Classifier:
 
         The network's training mode is given back afterwards, module by module.
         """
+        if self.engine is not None:
+            return self.engine(pictures)
         modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         try:
@@ -158,11 +163,17 @@ class Classifier:
 
     def for_inference(self) -> "Classifier":
         """A faster copy for prediction alone: batch norms folded into the convolutions."""
+        if self.engine is not None:
+            return self
         return self.with_network(fold_norms(self.network))
 
     def with_network(self, network: nn.Module) -> "Classifier":
         """The same classifier around other weights."""
-        return replace(self, network=network)
+        return replace(self, network=network, engine=None)
+
+    def with_engine(self, engine: Callable[[Tensor], Tensor] | None) -> "Classifier":
+        """The same classifier, run by another library."""
+        return replace(self, engine=engine)
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the weights, as JSON-ready values; enough to build the network again."""

@@ -20,8 +20,10 @@ from rich.console import Console
 
 from mobilenetv2 import __version__
 from mobilenetv2.config import (
+    BenchmarkConfig,
     DataConfig,
     EvaluateConfig,
+    ExportConfig,
     InspectConfig,
     NetworkName,
     PredictConfig,
@@ -237,7 +239,9 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     classifier = load(config.model)
     classifier.network.to(find_device(config.machine.device))
     wanted = classifier.preprocessing
+    runtime = config.machine.runtime
     if config.data is None:
+        runtime = "torch" if runtime == "auto" else runtime  # the run's numbers to the last digit
         own = load_data(own_data(config.model, config.source.data_dir), wanted)
         if own.classes != classifier.labels:
             raise DataError(
@@ -251,6 +255,8 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     if config.report:
         _made("--report", config.report)
     report: dict[str, Any] = {}
+    most = max(map(len, sets.values()))
+    classifier = _in_runtime(classifier, runtime, most, config.quiet)
     for name, pictures in sets.items():
         evaluation = evaluate(classifier, pictures, processes=processes)
         if not processes.is_first:
@@ -286,6 +292,7 @@ def _predict_with(config: PredictConfig, processes: "Processes") -> int:
     paths = list_pictures(config.pictures)
     classifier = load(config.model)
     classifier.network.to(find_device(config.machine.device))
+    classifier = _in_runtime(classifier, config.machine.runtime, len(paths), config.quiet)
     if config.csv or config.jsonl:
         return _predict_into_file(config, classifier, paths, processes)
     unreadable = 0
@@ -299,6 +306,22 @@ def _predict_with(config: PredictConfig, processes: "Processes") -> int:
         words = (f"{one.label} {one.probability:.1%}" for one in prediction.predictions)
         print(f"{prediction.path}: {'  '.join(words)}", flush=True)
     return 1 if unreadable else 0
+
+
+def _in_runtime(classifier: "Classifier", runtime: str, pictures: int, quiet: bool) -> "Classifier":
+    """The classifier run by the library that was asked for, or that is the fastest here."""
+    from mobilenetv2.runtimes.engine import Engine, with_runtime
+    from mobilenetv2.runtimes.memory import fastest
+
+    if runtime != "auto":
+        return with_runtime(classifier, runtime)
+    chosen = fastest(classifier, pictures)
+    if isinstance(chosen.engine, Engine):
+        Console(stderr=True, quiet=quiet).print(
+            f"run by {chosen.engine.runtime}, the fastest here (--runtime torch for PyTorch)",
+            style="dim",
+        )
+    return chosen
 
 
 def _predict_into_file(
@@ -340,6 +363,47 @@ def _predict_into_file(
         f"{len(paths):,} pictures, {unreadable:,} unreadable"
         f"{f', {len(done):,} from an earlier call' if done else ''}: {target}"
     )
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    config = _parse("export", ExportConfig, arguments)
+    from mobilenetv2.shipping.export import FORMATS, export, target
+    from mobilenetv2.shipping.held_out import held_out
+    from mobilenetv2.training.load import load, unfinished
+
+    form = FORMATS[config.format]
+    classifier = load(config.model)
+    path = target(config, form)
+    notes = [unfinished(config.model)] if unfinished(config.model) else []
+    pictures = held_out(classifier, config.model, config.verify, config.source.data_dir)
+    if config.int8:
+        from mobilenetv2.shipping.int8 import export_int8
+
+        console = Console(quiet=config.quiet)
+        certificate = export_int8(config, classifier, pictures, path, console, notes)
+    else:
+        certificate = export(config, classifier, pictures, path, notes=notes)
+    if not config.quiet:
+        Console().print(certificate.table())
+    print(path)
+    return 0
+
+
+def _benchmark(arguments: list[str]) -> int:
+    config = _parse("benchmark", BenchmarkConfig, arguments)
+    from mobilenetv2.evaluation import plots
+    from mobilenetv2.files import write_text
+    from mobilenetv2.shipping import benchmark
+    from mobilenetv2.training.load import load
+
+    report = benchmark.run(config, load(config.model), Console(stderr=True, quiet=config.quiet))
+    Console().print(benchmark.table(report))
+    print(f"fastest: {report.winner}; noted in {report.noted_in}")
+    if config.report:
+        _made("--report", config.report)
+        write_text(config.report / "benchmark.json", report.to_json())
+        plots.save(benchmark.figure(report), config.report / "benchmark.png")
     return 0
 
 
@@ -408,6 +472,8 @@ COMMANDS = {
     "train": Command(_train, "train a classifier on a data set or a folder of pictures"),
     "evaluate": Command(_evaluate, "measure a classifier on pictures with known labels"),
     "predict": Command(_predict, "name what pictures show"),
+    "export": Command(_export, "write a proven file that runs without this program"),
+    "benchmark": Command(_benchmark, "find what runs a classifier fastest on this machine"),
     "find-lr": Command(_find_lr, "suggest a learning rate by a range test"),
     "inspect": Command(_inspect, "show a model's layers and costs, or a folder's health"),
 }

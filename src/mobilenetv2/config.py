@@ -231,6 +231,17 @@ class DeviceConfig(Section):
     """cpu, cuda, cuda:1, mps, or auto: the fastest there is."""
 
 
+RuntimeName = Literal["torch", "onnxruntime", "openvino", "openvino-bf16"]
+
+
+class RuntimeConfig(DeviceConfig):
+    """Where a finished network runs, and what runs it."""
+
+    runtime: Literal["auto"] | RuntimeName = "auto"
+    """The library that runs the network on a CPU; auto: the fastest that `mobilenetv2 benchmark`
+    found for this model, for 64 pictures or more, else PyTorch."""
+
+
 class MachineConfig(DeviceConfig):
     """What does the work, and how."""
 
@@ -341,7 +352,7 @@ class EvaluateConfig(OutputConfig):
     data: Annotated[Positional[str | None], _unset("DATA")] = None
     """A name or a folder with the classifier's classes (default: the run's own data)."""
     source: SourceConfig = SourceConfig()
-    machine: DeviceConfig = DeviceConfig()
+    machine: RuntimeConfig = RuntimeConfig()
     report: Annotated[Path | None, _unset("FOLDER")] = None
     """Write evaluation.json there, and for each set its confusion.png and mistakes.png."""
 
@@ -359,13 +370,75 @@ class PredictConfig(OutputConfig):
     """Write a table: path, error, labels, probabilities. A rerun goes on where it stopped."""
     jsonl: Annotated[Path | None, _unset("FILE")] = None
     """The same as one JSON object per line."""
-    machine: DeviceConfig = DeviceConfig()
+    machine: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
     def _one_file(self) -> "PredictConfig":
         if self.csv and self.jsonl:
             raise ValueError("csv and jsonl: name one of them")
         return self
+
+
+class ExportConfig(OutputConfig):
+    """Write a classifier as a file that runs without this program, and prove that it does."""
+
+    model: Positional[Path]
+    """A run folder, a .safetensors file or a .pth.tar checkpoint."""
+    format: Literal["onnx", "openvino", "torch", "litert", "executorch"] = "onnx"
+    """ONNX, OpenVINO's own, PyTorch's exported program, LiteRT (TensorFlow Lite) or ExecuTorch."""
+    raw: FlagCreatePairsOff[bool] = False
+    """The network alone, without preparation and probabilities; its input is written down."""
+    picture_size: Annotated[tuple[Side, Side] | None, _unset("INT INT")] = None
+    """For litert and executorch, which fix it: height and width of the pictures that the file takes
+    (default: the size that is left after resizing, so that nothing is resized inside)."""
+    fp16: FlagCreatePairsOff[bool] = False
+    """Weights in float16: half the size."""
+    bf16: FlagCreatePairsOff[bool] = False
+    """Weights and arithmetic in bfloat16, for --format torch."""
+    int8: FlagCreatePairsOff[bool] = False
+    """Weights and arithmetic in 8 bits: a quarter of the size."""
+    max_drop: Annotated[float, Field(ge=0, le=1)] = 0.005
+    """Most accuracy that fp16, bf16 or int8 may cost, as a share of all pictures."""
+    max_difference: Annotated[float, Field(gt=0)] = 1e-4
+    """Largest difference of a logit that a float32 file may show."""
+    verify: Annotated[str | None, _unset("DATA")] = None
+    """Pictures to prove the file on: a name or a folder (default: the run's own test set, else its
+    validation set)."""
+    source: SourceConfig = SourceConfig()
+    out: Annotated[Path | None, _unset("FILE")] = None
+    """The file (default: beside the model)."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace the file if it is there."""
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> "ExportConfig":
+        if self.fp16 + self.bf16 + self.int8 > 1:
+            raise ValueError("fp16, bf16 and int8: name one of them")
+        return self
+
+    @property
+    def precision(self) -> Literal["fp32", "fp16", "bf16", "int8"]:
+        """Of the weights."""
+        return "fp16" if self.fp16 else "bf16" if self.bf16 else "int8" if self.int8 else "fp32"
+
+
+class BenchmarkConfig(OutputConfig):
+    """Measure what runs a classifier fastest on this machine, and remember it."""
+
+    model: Positional[Path]
+    """A run folder, a .safetensors file or a .pth.tar checkpoint."""
+    verify: Annotated[str | None, _unset("DATA")] = None
+    """Pictures to compare the answers on: a name or a folder (default: the run's own test set, else
+    its validation set; noise where there is none)."""
+    source: SourceConfig = SourceConfig()
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (1, 32)
+    """Pictures at once; the last decides what is remembered."""
+    seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
+    """Time spent on measuring each runtime at each batch size."""
+    compiled: bool = True
+    """Also measure torch.compile, which takes a minute to compile."""
+    report: Annotated[Path | None, _unset("FOLDER")] = None
+    """Write benchmark.json and benchmark.png there."""
 
 
 class InspectConfig(OutputConfig):

@@ -27,6 +27,13 @@ def load(model: str | Path) -> Classifier:
     return Checkpoint.load(path).build_classifier(str(path))
 
 
+def unfinished(model: Path) -> str:
+    """A remark where ``model`` is a run that has not ended; nothing otherwise."""
+    if not model.is_dir() or RunFolder(model).model.exists():
+        return ""
+    return f"{model}: this run has not ended; its best epoch so far was taken"
+
+
 def own_data(model: Path, directory: Path | None) -> DataConfig:
     """The data that the run behind ``model`` was trained on.
 

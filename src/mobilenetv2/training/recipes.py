@@ -56,9 +56,9 @@ def recipe_settings(data: str, epochs: object = None, weights: object = None) ->
             the warm-up.
         weights: where first weights come from; what suits pretrained ones is laid over the recipe.
 
-    >>> whole, half = recipe_settings("mnist"), recipe_settings("mnist", epochs=13)
+    >>> whole, half = recipe_settings("mnist"), recipe_settings("mnist", epochs=10)
     >>> whole["epochs"], whole["schedule"], half["schedule"]
-    (26, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
+    (20, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
     """
     recipes = resources.files("mobilenetv2") / "recipes"
     name = data if data in NAMES else _kind_of_folder(Path(data))

@@ -1,0 +1,120 @@
+"""The fastest runtime of this machine, remembered between calls.
+
+`mobilenetv2 benchmark` measures and writes; predicting reads. What was measured holds for the
+processor, for the versions of the libraries, and for the model it was measured with. For other
+models of the same shape, the fastest float32 runtime is known too: rounding apart, that one gives
+the same answers whatever the weights are.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.files import write_text
+from mobilenetv2.runtimes.engine import LIBRARIES, available, with_runtime
+
+WORTH = 64
+"""Pictures from which on another runtime repays its start."""
+
+
+def fastest(classifier: Classifier, pictures: int) -> Classifier:
+    """The classifier in the runtime that was measured to be fastest here, where that pays.
+
+    Args:
+        classifier: on any device; other runtimes serve the CPU alone.
+        pictures: how many will be asked about.
+    """
+    if pictures < WORTH or classifier.device.type != "cpu" or classifier.engine is not None:
+        return classifier
+    runtime = recall(classifier)
+    if runtime is None or not available(runtime):
+        return classifier
+    return with_runtime(classifier, runtime)
+
+
+def recall(classifier: Classifier) -> str | None:
+    """The fastest runtime known for this classifier on this machine."""
+    known = _read().get(machine(), {})
+    runtime = known.get(shape(classifier))
+    if known:
+        runtime = known.get(fingerprint(classifier), runtime)
+    return runtime if runtime in LIBRARIES else None
+
+
+def remember(classifier: Classifier, runtime: str, float32_runtime: str) -> Path:
+    """Note the fastest runtime for this classifier, and the fastest in float32 for its shape.
+
+    Raises:
+        WorkFailed: the note cannot be written.
+    """
+    notes = _read()
+    known = notes.setdefault(machine(), {})
+    known[fingerprint(classifier)] = runtime
+    known[shape(classifier)] = float32_runtime
+    path = notes_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(notes, indent=1) + "\n")
+    return path
+
+
+def machine() -> str:
+    """The processor and the versions that the speed depends on."""
+    versions = [f"{name} {_version(name)}" for name in ("torch", "onnxruntime", "openvino")]
+    return f"{_processor()}, {os.cpu_count()} cores, {', '.join(versions)}"
+
+
+def shape(classifier: Classifier) -> str:
+    """What the speed of a network depends on."""
+    wanted, config = classifier.preprocessing, classifier.config
+    strides = "".join(map(str, config.strides or ()))
+    size = f"{wanted.channels}×{wanted.height}×{wanted.width}"
+    return f"{config.network} {config.width} {strides} {config.padding} {size}"
+
+
+def fingerprint(classifier: Classifier) -> str:
+    """A digest of the weights."""
+    digest = hashlib.sha256(shape(classifier).encode())
+    for name, tensor in classifier.network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
+                      if tensor.dim() else str(tensor.item()).encode())  # fmt: skip
+    return digest.hexdigest()
+
+
+def notes_path() -> Path:
+    """The file that remembers."""
+    return Path.home() / ".cache" / "mobilenetv2" / "runtimes.json"
+
+
+def _read() -> dict[str, Any]:
+    """What is noted; nothing if the file is missing or damaged, as it can be measured again."""
+    try:
+        notes = json.loads(notes_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    whole = isinstance(notes, dict) and all(isinstance(known, dict) for known in notes.values())
+    return notes if whole else {}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return f"{names[0] if names else platform.machine()}{' AMX' if 'amx_bf16' in flags else ''}"

@@ -1,0 +1,96 @@
+"""Models of other libraries as functions from arrays to arrays.
+
+A session is made once, which compiles the model, and then called with batches of any size.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilenetv2.errors import ModelFileError
+from mobilenetv2.runtimes.installed import require
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Session = Callable[[Array], dict[str, Array]]
+"""One input in, every output by name."""
+
+
+def onnxruntime_session(model: bytes | Path, outputs: Sequence[str] = ()) -> Session:
+    """An ONNX model in ONNX Runtime, on the CPU.
+
+    Args:
+        model: the file, or its contents.
+        outputs: which to compute; all of them if empty.
+
+    Raises:
+        UserError: ONNX Runtime is not installed.
+        ModelFileError: the model cannot be read, for example because its weights lie in a second
+            file that is missing.
+    """
+    require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # warnings are about its own optimisations
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # a class of its own for each reason, none of them public
+        name = "the ONNX model" if isinstance(model, bytes) else str(model)
+        raise ModelFileError(f"{name}: ONNX Runtime cannot read it ({_short(error)})") from error
+    entry = session.get_inputs()[0].name
+    names = list(outputs) or [output.name for output in session.get_outputs()]
+
+    def run(inputs: Array) -> dict[str, Array]:
+        return dict(zip(names, session.run(names, {entry: inputs}), strict=True))
+
+    return run
+
+
+def openvino_session(
+    model: bytes | Path, precision: str = "f32", outputs: Sequence[str] = ()
+) -> Session:
+    """An ONNX model or an OpenVINO file (.xml) in OpenVINO, on the CPU.
+
+    Args:
+        model: the file, or the contents of an ONNX file.
+        precision: "f32" or "bf16", of the arithmetic. OpenVINO's own default is the fastest that
+            the CPU has, which on recent ones is bf16 and does not give the same answers.
+        outputs: which to give; all of them if empty.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+        ModelFileError: the model cannot be read.
+    """
+    require("openvino")
+    import openvino
+
+    core = openvino.Core()
+    try:
+        compiled = core.compile_model(
+            core.read_model(model if isinstance(model, bytes) else str(model)),
+            "CPU",
+            {"INFERENCE_PRECISION_HINT": precision},
+        )
+    except RuntimeError as error:
+        name = "the model" if isinstance(model, bytes) else str(model)
+        raise ModelFileError(f"{name}: OpenVINO cannot read it ({_short(error)})") from error
+    own = threading.local()  # a request serves one thread at a time
+    names = list(outputs) or [output.get_any_name() for output in compiled.outputs]
+
+    def run(inputs: Array) -> dict[str, Array]:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        request = own.request
+        request.infer([inputs], share_inputs=True)
+        return {name: request.get_tensor(name).data.copy() for name in names}
+
+    return run
+
+
+def _short(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else type(error).__name__

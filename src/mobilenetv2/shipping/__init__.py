@@ -1,0 +1,1 @@
+"""A trained classifier on its way to where it is used."""

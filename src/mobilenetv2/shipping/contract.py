@@ -1,0 +1,172 @@
+"""What an exported file promises, in the words that all formats share.
+
+Pictures go in as they are, uint8 N×H×W×3 in RGB order, upright; out come probabilities and logits.
+Batch and size are free. Grey conversion, resizing, cropping and normalisation happen inside, to the
+pixel as ``predict`` does them. With ``--raw``, the network stands alone and the metadata says how
+its input is made.
+"""
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.config import Preprocessing
+
+PICTURES, PROBABILITIES, LOGITS = "pictures", "probabilities", "logits"
+"""Names of the input and of the two outputs."""
+
+GREY = (19595, 38470, 7471)
+"""Pillow's weights of red, green and blue in a grey value, in 65536ths."""
+
+WEIGHT_STEPS = ((6, 5), (6, 5))
+"""How the 22 bits of a weight are found by long division: two halves, each in two steps. Small
+steps keep every number below 2³¹, for pictures of up to 11,000 px a side."""
+
+INPUT = "uint8 N×H×W×3, RGB, upright; any batch, any size"
+OUTPUT = "probabilities float32 N×K, logits float32 N×K"
+
+
+def metadata(
+    classifier: Classifier, *, raw: bool = False, size: tuple[int, int] | None = None
+) -> dict[str, str]:
+    """What the file says about itself: each value is text, labels and the rest as JSON.
+
+    Args:
+        classifier: what is exported.
+        raw: whether the network stands alone.
+        size: height and width of the one picture that a format of fixed size takes.
+    """
+    description = classifier.metadata()
+    wanted = classifier.preprocessing
+    shape = f"N×{wanted.channels}×{wanted.height}×{wanted.width}"
+    pictures = f"uint8 1×{size[0]}×{size[1]}×3, RGB, upright" if size else INPUT
+    colours = "RGB" if wanted.channels == 3 else "grey"
+    raw_input = (
+        f"float32 {shape}, {colours}: shorter side resized to {wanted.resize} px (Pillow's "
+        f"bilinear), centre cropped, scaled to 0…1, mean {list(wanted.mean)} subtracted, divided "
+        f"by {list(wanted.std)}"
+    )
+    return {
+        "labels": _to_json(description["labels"]),
+        "version": description["version"],
+        "input": raw_input if raw else pictures,
+        "output": "logits float32 N×K" if raw else OUTPUT,
+        "mobilenetv2": _to_json(description),
+    }
+
+
+class Contract(nn.Module):
+    """The promise as a module: pictures uint8 N×H×W×3 to probabilities and logits N×K.
+
+    For formats that are made from PyTorch modules; batch norms are folded.
+
+    Args:
+        classifier: what is exported.
+        dtype: of the network's weights and arithmetic; preparation is exact in any case.
+    """
+
+    def __init__(self, classifier: Classifier, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        wanted = classifier.preprocessing
+        self.prepare = Prepare(wanted)
+        network = classifier.for_inference().network.cpu().to(dtype)
+        self.network = network.to(memory_format=torch.contiguous_format)
+        self.dtype = dtype
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(wanted.mean).view(shape) * 255
+        scale = 1 / (torch.tensor(wanted.std).view(shape) * 255)
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures uint8 N×H×W×3 in, probabilities and logits float32 N×K out."""
+        normalised = (self.prepare(pictures) - self.mean) * self.scale
+        logits = self.network(normalised.to(self.dtype)).float()
+        return logits.softmax(1), logits
+
+
+class Prepare(nn.Module):
+    """Pictures uint8 N×H×W×3 of any size as ``Classifier.prepare`` sees them, to the pixel.
+
+    Pillow resizes in two passes, across and then down, and rounds after each. Both are matrix
+    products, so the two matrices are computed from the size of the pictures, and multiplied with.
+    Pillow's weights are multiples of 2⁻²²; each is split into two numbers of 11 bits, whose
+    products with pixels a float32 sum holds exactly. The result is Pillow's, bit for bit, wherever
+    products are computed in float32. (A runtime's own resizing would be shorter, but each rounds
+    its own way.) Cropping is a matter of which rows of the matrices are made.
+    """
+
+    def __init__(self, wanted: Preprocessing) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.grey: Tensor
+        self.register_buffer("grey", torch.tensor(GREY).view(1, 3, 1, 1) / 65536)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Prepared pictures, float32 N×C×height×width of whole numbers 0…255."""
+        wanted = self.wanted
+        pixels = pictures.permute(0, 3, 1, 2).float()
+        if wanted.colour == "grey":
+            pixels = ((pixels * self.grey).sum(1, keepdim=True) + 0.5).floor()
+        height, width = pictures.shape[1:3]
+        fixed = isinstance(height, int) and isinstance(width, int)  # no symbols
+        if fixed and min(height, width) == wanted.resize:
+            top, left = height - wanted.height, width - wanted.width
+            if top >= 0 and left >= 0:  # nothing to resize and no black around
+                top, left = round(top / 2), round(left / 2)
+                return pixels[:, :, top : top + wanted.height, left : left + wanted.width]
+        short: Any = torch.sym_min(height, width)  # sizes are symbols while a program is exported
+        across = resizing_matrix(width, wanted.resize * width // short, wanted.width)
+        down = resizing_matrix(height, wanted.resize * height // short, wanted.height)
+        # The two halves of the weights lie side by side, so that a pass is one product.
+        pixels = _rounded(*(pixels @ across.T).split(wanted.width, 3))
+        return _rounded(*(down @ pixels).split(wanted.height, 2))
+
+
+def _rounded(upper: Tensor, lower: Tensor) -> Tensor:
+    """The sum of both halves, rounded like Pillow's; what cannot change it is dropped early."""
+    return (upper + lower.floor() * 2.0**-11 + 0.5).floor()
+
+
+def resizing_matrix(side: int, resized: int, crop: int) -> Tensor:
+    """Weights of the ``side`` pixels in each of ``crop`` pixels: float32 2·crop × side.
+
+    First the upper halves of the weights, then the lower halves times 2¹¹: upper + 2⁻¹¹·lower is
+    the weight, and both are multiples of 2⁻¹¹. Positions outside the resized picture weigh nothing:
+    black.
+
+    Args:
+        side: pixels of the picture along this axis.
+        resized: pixels after resizing.
+        crop: pixels that are kept, around the middle.
+    """
+    extra: Any = torch.sym_max(resized - crop, 0)
+    missing: Any = torch.sym_max(crop - resized, 0)
+    longer: Any = torch.sym_max(side, resized)
+    # Python rounds half pixels to even, as the crop of a picture does.
+    first = (extra + extra % 4 // 3) // 2 - missing // 2
+    column = (torch.arange(crop) + first).unsqueeze(1)
+    row = torch.arange(side)
+    # Pillow's triangle in whole numbers: all distances times twice the longer of both sides.
+    distance = ((row * 2 + 1) * resized - (column * 2 + 1) * side).abs()
+    triangle = (longer * 2 - distance).clamp(min=0)
+    remainder = triangle * ((column >= 0) & (column < resized))
+    total = remainder.sum(1, keepdim=True).clamp(min=1)
+    halves = []
+    for steps in WEIGHT_STEPS:
+        half = torch.zeros_like(remainder)
+        for bits in steps:
+            shifted = remainder * 2**bits
+            digit = shifted // total
+            remainder = shifted - digit * total
+            half = half * 2**bits + digit
+        halves.append(half)
+    halves[1] = halves[1] + (remainder * 2 >= total)
+    return torch.cat(halves).float() * 2.0**-11
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value)  # in ASCII: not every runtime reads more

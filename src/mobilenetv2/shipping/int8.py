@@ -1,0 +1,98 @@
+"""An export in 8 bits: the ladder first, then the proof on pictures that chose nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.config import ExportConfig
+from mobilenetv2.data.sources import load_data
+from mobilenetv2.errors import ConfigError, ModelFileError
+from mobilenetv2.runtimes.installed import require
+from mobilenetv2.runtimes.sessions import onnxruntime_session, openvino_session
+from mobilenetv2.shipping import ladder
+from mobilenetv2.shipping.certificate import Certificate
+from mobilenetv2.shipping.export import Unproven, export, threshold
+from mobilenetv2.shipping.formats import Content
+from mobilenetv2.shipping.held_out import ENOUGH, HeldOut
+from mobilenetv2.shipping.quantize import calibration
+from mobilenetv2.training.load import own_data
+
+MOST = 1024
+"""Training pictures to calibrate and to train with rounding on."""
+
+
+def export_int8(
+    config: ExportConfig,
+    classifier: Classifier,
+    pictures: HeldOut,
+    path: Path,
+    console: Console,
+    notes: Sequence[str] = (),
+) -> Certificate:
+    """Quantise, prove and deliver; arguments as for :func:`export`.
+
+    Where there are enough pictures, half of them choose among the rungs and the other half prove.
+
+    Raises:
+        Unproven: no rung keeps the floor; nothing was delivered.
+        UserError: as :func:`export`, or the format holds no 8-bit networks.
+    """
+    if config.format not in ("onnx", "openvino"):
+        raise ConfigError(
+            f"--int8: not for --format {config.format}; use --format onnx or openvino"
+        )
+    require("onnx", "onnxruntime", *(("openvino",) if config.format == "openvino" else ()))
+    notes = list(notes)
+    choosing, proving = pictures, pictures
+    if len(pictures) >= 2 * ENOUGH:
+        order = torch.arange(len(pictures))
+        choosing, proving = pictures.select(order[::2]), pictures.select(order[1::2])
+    else:
+        notes.append("the pictures that prove the file also chose how it was quantised")
+    learned = _training_pictures(config, classifier)
+    if learned is None:
+        learned = choosing.prepared.pictures
+        notes.append("calibrated on pictures that chose how it was quantised: no run is known")
+    content = Content(classifier, config.raw, "int8")
+    floor = threshold(config, content)
+    rungs = ladder.climb(
+        classifier,
+        choosing,
+        calibration(classifier, learned),
+        floor,
+        openvino_session if config.format == "openvino" else onnxruntime_session,
+        lambda rung: console.print(f"{rung.name}: {rung.comparison.accuracy:.2%}", style="dim"),
+    )
+    console.print(ladder.table(rungs, floor))
+    taken = rungs[-1]
+    if not taken.holds(floor):
+        reasons = taken.comparison.failures(floor) or [f"{taken.share:.2f} of the float32 size"]
+        raise Unproven(
+            f"{path}: not delivered: no way to quantise keeps the floor; the best, {taken.name}: "
+            f"{'; '.join(reasons)}. Allow more with --max-drop, or use --fp16"
+        )
+    return export(
+        config,
+        classifier,
+        proving,
+        path,
+        Content(classifier, config.raw, "int8", core=taken.core),
+        [*notes, f"quantised: {taken.name}"],
+        {".ladder.png": ladder.figure(rungs, floor)},
+    )
+
+
+def _training_pictures(config: ExportConfig, classifier: Classifier) -> Tensor | None:
+    """Prepared pictures that the run learned from, where the run is known."""
+    try:
+        data = own_data(config.model, config.source.data_dir)
+    except ModelFileError:
+        return None
+    wanted = classifier.preprocessing
+    train = load_data(data, wanted).train.centre((wanted.height, wanted.width))
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    return train.pictures[order[:MOST]]

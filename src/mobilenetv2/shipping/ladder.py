@@ -1,0 +1,200 @@
+"""From float32 down to 8 bits, one measured rung after the other, until the floor holds.
+
+Each rung is a way to quantise that costs more time or size than the one before. The first rungs are
+always tried, and the best of them is taken if it keeps the floor; otherwise the climb goes on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.evaluation.metrics import Array
+from mobilenetv2.runtimes.installed import installed
+from mobilenetv2.runtimes.sessions import Session, onnxruntime_session
+from mobilenetv2.shipping.equalise import equalised
+from mobilenetv2.shipping.held_out import HeldOut
+from mobilenetv2.shipping.onnx_file import expose
+from mobilenetv2.shipping.proof import (
+    Comparison,
+    Threshold,
+    compare,
+    file_logits,
+    milliseconds,
+    reference_logits,
+)
+from mobilenetv2.shipping.quantize import float_core, with_nncf, with_onnxruntime
+from mobilenetv2.shipping.rounding import rounded
+
+if TYPE_CHECKING:
+    import onnx
+    from matplotlib.figure import Figure
+
+KEPT = (2, 4, 8)
+"""How many of the most sensitive layers stay in float32, one rung after the other."""
+LARGEST = 0.30
+"""Share of the float32 size that a quantised file may have."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to quantise, measured.
+
+    Attributes:
+        name: what was done.
+        comparison: beside the classifier, on the pictures that the choice is made on.
+        share: of the float32 size.
+        milliseconds: for one picture.
+        core: the network, from ``normalised`` to ``logits``.
+    """
+
+    name: str
+    comparison: Comparison
+    share: float
+    milliseconds: float
+    core: "onnx.ModelProto"
+
+    def holds(self, floor: Threshold) -> bool:
+        """Whether it keeps the floor, in accuracy and in size."""
+        return not self.comparison.failures(floor) and self.share <= LARGEST
+
+
+def climb(
+    classifier: Classifier,
+    pictures: HeldOut,
+    batches: Sequence[Array],
+    floor: Threshold,
+    open_core: Callable[[bytes], Session],
+    tell: Callable[[Rung], None] = lambda _: None,
+) -> list[Rung]:
+    """The rungs that were tried; the last is the float32 network's best copy that was found.
+
+    Args:
+        classifier: what is quantised.
+        pictures: to judge the rungs on.
+        batches: normalised pictures to calibrate and to train on, float32 N×C×H×W.
+        floor: what must be kept.
+        open_core: runs a network in the runtime that it is for.
+        tell: is called with each rung as it is measured.
+    """
+    reference = reference_logits(classifier, pictures)
+    whole = len(float_core(classifier).SerializeToString())
+    tried: list[Rung] = []
+
+    def judge(name: str, core: "onnx.ModelProto") -> Rung:
+        contents = core.SerializeToString()
+        run = open_core(contents)
+        compared = compare(
+            reference, file_logits(run, classifier, pictures, raw=True), pictures.labels
+        )
+        taken = milliseconds(partial(run, batches[0][:1]))
+        rung = Rung(name, compared, len(contents) / whole, taken, core)
+        tried.append(rung)
+        tell(rung)
+        return rung
+
+    for attempt in _attempts(classifier, batches):
+        for name, core in attempt:
+            judge(name, core)
+        best = max(tried, key=lambda rung: _worth(rung, floor))
+        if best.holds(floor):
+            break
+    return [*(rung for rung in tried if rung is not best), best]
+
+
+def _worth(rung: Rung, floor: Threshold) -> tuple[bool, int, float]:
+    """What makes one rung better than another."""
+    compared = rung.comparison
+    return rung.holds(floor), compared.hits, compared.agreement
+
+
+Attempt = Iterator[tuple[str, "onnx.ModelProto"]]
+
+
+def _attempts(classifier: Classifier, batches: Sequence[Array]) -> Iterator[Attempt]:
+    """Ways to quantise in the order in which they are tried; each gives one network or more."""
+    tools = {"ONNX Runtime": with_onnxruntime} | ({"NNCF": with_nncf} if installed("nncf") else {})
+
+    def plain(name: str, prepared: Classifier) -> Attempt:
+        core = float_core(prepared)
+        for tool, quantise in tools.items():
+            yield f"{name}{tool}", quantise(core, batches)
+
+    yield plain("per channel, ", classifier)
+    yield plain("equalised, ", equalised(classifier, batches))
+    core = float_core(classifier)
+    sensitive = sensitive_layers(core, with_onnxruntime(core, batches), batches[0])
+    for count in KEPT:
+        kept = with_onnxruntime(core, batches, sensitive[:count])
+        yield iter([(f"{count} layers in float32", kept)])
+    yield plain("trained with rounding, ", rounded(classifier, batches))
+
+
+def sensitive_layers(
+    core: "onnx.ModelProto", quantised: "onnx.ModelProto", inputs: Array
+) -> list[str]:
+    """Layers by the error that each adds to what it was given, the worst first."""
+    names = [node.name for node in core.graph.node if node.op_type in ("Conv", "Gemm")]
+    exact, other = (
+        onnxruntime_session(expose(model, names).SerializeToString())(inputs)
+        for model in (core, quantised)
+    )
+    added, before = {}, 0.0
+    for name in names:
+        if name not in exact or name not in other:
+            continue
+        error = float(np.square(exact[name] - other[name]).mean())
+        relative = error / max(float(np.square(exact[name]).mean()), 1e-12)
+        added[name] = relative - before
+        before = relative
+    return sorted(added, key=lambda name: -added[name])
+
+
+def table(rungs: Sequence[Rung], floor: Threshold) -> Table:
+    """The ladder for people; the last rung is the one that was taken."""
+    shown = Table(box=None, pad_edge=False)
+    for heading in ("rung", "accuracy", "lost", "same label", "size", "ms", ""):
+        shown.add_column(heading, justify="left" if heading in ("rung", "") else "right")
+    for rung in rungs:
+        compared = rung.comparison
+        shown.add_row(
+            rung.name,
+            f"{compared.accuracy:.2%}",
+            f"{compared.drop:.2%}",
+            f"{compared.agreement:.2%}",
+            f"{rung.share:.2f}",
+            f"{rung.milliseconds:.2f}",
+            ("holds" if rung.holds(floor) else "too low")
+            + (", taken" if rung is rungs[-1] and rung.holds(floor) else ""),
+        )
+    return shown
+
+
+def figure(rungs: Sequence[Rung], floor: Threshold) -> "Figure":
+    """Accuracy of each rung with its interval, and the floor."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(8, 1.2 + 0.45 * len(rungs)), layout="constrained")
+    axes = drawn.subplots()
+    for place, rung in enumerate(rungs):
+        compared = rung.comparison
+        low, high = compared.drop_interval
+        colour = "#2a9d6f" if rung.holds(floor) else "#d1495b"
+        axes.plot([-100 * high, -100 * low], [place, place], color=colour, linewidth=2)
+        axes.plot(-100 * compared.drop, place, "o", color=colour)
+    axes.set_yticks(
+        range(len(rungs)),
+        [f"{rung.name}\n{rung.share:.2f} × size, {rung.milliseconds:.2f} ms" for rung in rungs],
+        fontsize=8,
+    )
+    if floor.drop is not None:
+        axes.axvline(-100 * floor.drop, color="#66788a", linestyle="--", linewidth=1)
+        axes.annotate("floor", (-100 * floor.drop, 0), color="#66788a", fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy against float32, points (95 % interval of the paired difference)")
+    axes.grid(axis="x", alpha=0.25)
+    return drawn

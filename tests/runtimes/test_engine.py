@@ -1,0 +1,172 @@
+"""Other libraries in PyTorch's place: the same logits, and a choice that is remembered."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.config import NetworkConfig, Preprocessing
+from mobilenetv2.errors import ModelFileError, UserError
+from mobilenetv2.runtimes import memory
+from mobilenetv2.runtimes.engine import Engine, with_runtime
+from mobilenetv2.runtimes.installed import require
+from mobilenetv2.runtimes.onnx_network import network_model
+from mobilenetv2.runtimes.sessions import onnxruntime_session
+
+RunCli = Callable[..., tuple[int, str, str]]
+
+
+def noise(classifier: Classifier, count: int = 5) -> torch.Tensor:
+    wanted = classifier.preprocessing
+    size = (count, wanted.channels, wanted.height, wanted.width)
+    return torch.randint(
+        0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("padding", ["symmetric", "keras"])
+@pytest.mark.parametrize("network", ["mobilenetv2", "first-version"])
+def test_the_same_logits(library: str, padding: str, network: str) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip(library)
+    torch.manual_seed(0)
+    wanted = Preprocessing(
+        colour="rgb", height=37, width=50, resize=40, mean=(0.5,) * 3, std=(0.2,) * 3
+    )
+    config = NetworkConfig(network=network, width=0.35, padding=padding)
+    classifier = Classifier.create(config, wanted, ("a", "b", "c"))
+    for module in classifier.network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    expected = classifier.logits(noise(classifier))
+    fast = with_runtime(classifier, library)
+    for _ in range(2):
+        for count in (5, 1):
+            logits = fast.logits(noise(classifier)[:count])
+            assert logits.dtype == torch.float32
+            torch.testing.assert_close(logits, expected[:count], atol=1e-5, rtol=1e-4)
+    assert fast.for_inference() is fast
+    assert fast.with_network(classifier.network).engine is None
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+def test_threads_do_not_mix_their_pictures(library: str, small_classifier: Classifier) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip(library)
+    fast = with_runtime(small_classifier, library)
+    pictures = noise(small_classifier, 64)
+    expected = small_classifier.logits(pictures)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            parts = list(pool.map(fast.logits, pictures.split(4)))
+            torch.testing.assert_close(torch.cat(parts), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_fastest_is_remembered(small_classifier: Classifier, runtime_notes: Path) -> None:
+    assert memory.recall(small_classifier) is None
+    assert memory.fastest(small_classifier, 1000).engine is None
+    memory.remember(small_classifier, "openvino-bf16", "onnxruntime")
+    assert memory.recall(small_classifier) == "openvino-bf16"
+    # Another network of the same shape: nobody knows what less than float32 does to it.
+    torch.manual_seed(9)
+    other = Classifier.create(
+        small_classifier.config, small_classifier.preprocessing, small_classifier.labels
+    )
+    assert memory.recall(other) == "onnxruntime"
+    notes = json.loads(runtime_notes.read_text())
+    assert list(notes) == [memory.machine()]
+
+
+def test_few_pictures_are_not_worth_it(small_classifier: Classifier) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    memory.remember(small_classifier, "onnxruntime", "onnxruntime")
+    assert memory.fastest(small_classifier, memory.WORTH - 1).engine is None
+    fast = memory.fastest(small_classifier, memory.WORTH)
+    assert isinstance(fast.engine, Engine)
+    assert memory.fastest(fast, 1000) is fast
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"x": 1}', "\xff", '{"%s": {"%s": "rm -rf"}}'])
+def test_damaged_notes_are_no_notes(
+    small_classifier: Classifier, runtime_notes: Path, text: str
+) -> None:
+    runtime_notes.parent.mkdir(parents=True)
+    if "%s" in text:
+        text = text % (memory.machine(), memory.shape(small_classifier))
+    runtime_notes.write_text(text, encoding="latin-1")
+    assert memory.recall(small_classifier) is None
+
+
+def test_a_library_that_is_gone_is_not_chosen(
+    small_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.remember(small_classifier, "openvino", "openvino")
+    monkeypatch.setattr(memory, "available", lambda _: False)
+    assert memory.fastest(small_classifier, 1000).engine is None
+
+
+def test_the_fingerprint_sees_every_weight(small_classifier: Classifier) -> None:
+    before = memory.fingerprint(small_classifier)
+    with torch.no_grad():
+        next(iter(small_classifier.network.parameters())).view(-1)[0] += 1e-3
+    assert memory.fingerprint(small_classifier) != before
+
+
+def test_predict_and_evaluate_with_another_runtime(
+    small_classifier: Classifier, tmp_path: Path, run_cli: RunCli
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model = tmp_path / "model.safetensors"
+    small_classifier.save(model)
+    folder = tmp_path / "data"
+    random = np.random.default_rng(0)
+    for label in small_classifier.labels:
+        (folder / label).mkdir(parents=True)
+        for number in range(3):
+            pixels = random.integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+    answers = [
+        run_cli(*command, "--runtime", runtime)
+        for command in (("predict", model, folder), ("evaluate", model, folder))
+        for runtime in ("torch", "onnxruntime")
+    ]
+    assert all(code == 0 and not error for code, _, error in answers)
+    assert answers[0] == answers[1]
+    assert answers[2] == answers[3]
+
+
+def test_external_data_that_is_missing_is_a_message(
+    small_classifier: Classifier, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        network_model(small_classifier, normalise=True),
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    onnxruntime_session(path)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ModelFileError, match=r"model\.onnx"):
+        onnxruntime_session(path)
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    require("json")
+    monkeypatch.setattr("mobilenetv2.runtimes.installed.installed", lambda *_: False)
+    with pytest.raises(UserError, match=r'pip install "mobilenetv2\[export\]"'):
+        require("onnx", "openvino")

@@ -1,0 +1,102 @@
+"""Preparation inside a file, against Pillow, for every size and colour."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.config import NetworkConfig, Preprocessing
+from mobilenetv2.runtimes.onnx_network import Graph, finished
+from mobilenetv2.runtimes.sessions import onnxruntime_session, openvino_session
+from mobilenetv2.shipping.contract import Prepare
+from mobilenetv2.shipping.onnx_contract import add_preparation
+
+CASES = {
+    "photo": ("rgb", 224, 224, 256),
+    "grey": ("grey", 28, 28, 28),
+    "black around": ("rgb", 64, 48, 40),
+    "odd": ("grey", 33, 20, 37),
+}
+
+
+def classifier_for(colour: str, height: int, width: int, resize: int) -> Classifier:
+    channels = 3 if colour == "rgb" else 1
+    wanted = Preprocessing(
+        colour=colour,
+        height=height,
+        width=width,
+        resize=resize,
+        mean=(0.4,) * channels,
+        std=(0.3,) * channels,
+    )
+    torch.manual_seed(0)
+    return Classifier.create(NetworkConfig(width=0.1), wanted, ("a", "b"))
+
+
+def picture(seed: int, height: int, width: int) -> np.ndarray:
+    """Noise on shapes, so that neighbours differ and no tie is missed."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (height // 7 + 1, width // 7 + 1, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height)), int)
+    return np.clip(smooth + random.integers(-40, 40, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def preparation_graph(classifier: Classifier) -> bytes:
+    from onnx import TensorProto, helper
+
+    graph, wanted = Graph(), classifier.preprocessing
+    name = add_preparation(graph, classifier)
+    entry = helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["N", "H", "W", 3])
+    shape = ["N", wanted.channels, wanted.height, wanted.width]
+    output = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    model: bytes = finished(graph, [entry], [output]).SerializeToString()
+    return model
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> Classifier:
+    return classifier_for(*CASES[request.param])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 700),
+    width=st.integers(1, 700),
+    name=st.sampled_from(sorted(CASES)),
+    seed=st.integers(0, 99),
+)
+def test_prepared_as_by_pillow(height: int, width: int, name: str, seed: int) -> None:
+    classifier = classifier_for(*CASES[name])
+    pixels = picture(seed, height, width)
+    expected = classifier.prepare(pixels)
+    result = Prepare(classifier.preprocessing)(torch.from_numpy(pixels)[None])
+    assert torch.equal(result[0], expected.float())
+
+
+SIZES = [(28, 28), (224, 224), (400, 300), (300, 400), (641, 97), (97, 641), (30, 40), (9, 500)]
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+def test_every_runtime_prepares_as_pillow(library: str, case: Classifier) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip(library)
+    model = preparation_graph(case)
+    run: Any = {"onnxruntime": onnxruntime_session, "openvino": openvino_session}[library](model)
+    for seed, size in enumerate(SIZES):
+        both = np.stack([picture(seed, *size), picture(seed + 50, *size)])
+        (result,) = run(both).values()
+        expected = np.stack([case.prepare(one).numpy() for one in both])
+        assert np.array_equal(result, expected), size
+
+
+def test_a_very_large_picture(case: Classifier) -> None:
+    pixels = picture(0, 3000, 2000)
+    result = Prepare(case.preprocessing)(torch.from_numpy(pixels)[None])
+    # Sums of more than 32 pixels with the lower halves may be rounded: one picture in a thousand.
+    assert (result[0] - case.prepare(pixels).float()).abs().max() <= 1
+    assert (result[0] == case.prepare(pixels)).float().mean() > 0.9999

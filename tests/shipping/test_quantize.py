@@ -1,0 +1,226 @@
+"""The ladder: each change to the weights against what it may change, and the climb itself."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mobilenetv2
+from mobilenetv2.classifier import Classifier
+from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.shipping import ladder
+from mobilenetv2.shipping.equalise import equalised
+from mobilenetv2.shipping.held_out import HeldOut, held_out
+from mobilenetv2.shipping.proof import Comparison, Threshold
+from mobilenetv2.shipping.quantize import calibration
+from mobilenetv2.shipping.rounding import rounded
+
+RunCli = Callable[..., tuple[int, str, str]]
+FLOOR = Threshold(None, 0.98, 0.005)
+
+
+@pytest.fixture
+def batches(small_classifier: Classifier) -> list[np.ndarray]:
+    pictures = torch.randint(0, 256, (64, 1, 16, 16), dtype=torch.uint8)
+    return calibration(small_classifier, pictures)
+
+
+def test_equalising_changes_weights_but_no_logits(
+    small_classifier: Classifier, batches: list[np.ndarray]
+) -> None:
+    plain = small_classifier.for_inference()
+    even = equalised(small_classifier, batches)
+    changed = [
+        name
+        for (name, one), other in zip(
+            plain.network.state_dict().items(), even.network.state_dict().values(), strict=True
+        )
+        if not torch.equal(one, other)
+    ]
+    assert len(changed) > 10
+    for batch in batches:
+        with torch.inference_mode():
+            inputs = torch.from_numpy(batch)
+            torch.testing.assert_close(
+                even.network(inputs), plain.network(inputs), atol=1e-4, rtol=1e-4
+            )
+
+
+def test_equalised_channels_reach_their_range(
+    small_classifier: Classifier, batches: list[np.ndarray]
+) -> None:
+    def spread(classifier: Classifier) -> float:
+        layer = classifier.network.get_submodule("features.5.conv.0.2")
+        highest: list[torch.Tensor] = []
+        layer.register_forward_hook(lambda _, __, output: highest.append(output.amax((0, 2, 3))))
+        with torch.inference_mode():
+            for batch in batches:
+                classifier.network(torch.from_numpy(batch))
+        most = torch.stack(highest).amax(0)
+        return float((most[most > 0.1] / most.max()).median())
+
+    assert spread(equalised(small_classifier, batches)) >= spread(small_classifier.for_inference())
+
+
+def test_trained_with_rounding(small_classifier: Classifier, batches: list[np.ndarray]) -> None:
+    before = {name: one.clone() for name, one in small_classifier.network.state_dict().items()}
+    tuned = rounded(small_classifier, batches, steps=3)
+    for name, one in small_classifier.network.state_dict().items():
+        assert torch.equal(one, before[name]), "the classifier itself must not change"
+    for module in tuned.network.modules():
+        assert "Rounded" not in type(module).__name__
+        if isinstance(module, torch.nn.Conv2d):
+            levels = module.weight.flatten(1) / module.weight.flatten(1).abs().amax(1)[:, None]
+            steps = levels * 127
+            assert torch.allclose(steps, steps.round(), atol=1e-2)
+    inputs = torch.from_numpy(batches[0])
+    with torch.inference_mode():
+        difference = tuned.network(inputs) - small_classifier.for_inference().network(inputs)
+    assert 0 < difference.abs().max() < 1
+
+
+# ------------------------------------------------------------------------------ the climb
+
+
+def rung(name: str, hits: int, share: float = 0.26) -> ladder.Rung:
+    compared = Comparison(1000, 1.0, 0.1, 0.99, 950, hits, 0, 950 - hits)
+    return ladder.Rung(name, compared, share, 1.0, None)
+
+
+def test_what_holds() -> None:
+    assert rung("a", 950).holds(FLOOR)
+    assert rung("a", 945).holds(FLOOR)
+    assert not rung("a", 944).holds(FLOOR)
+    assert not rung("a", 950, share=0.31).holds(FLOOR)
+    assert "0.50%" in [*ladder.table([rung("a", 945)], FLOOR).columns[2].cells]
+    assert len(ladder.figure([rung("a", 945), rung("b", 900)], FLOOR).axes) == 1
+
+
+def test_the_climb_ends_where_the_floor_holds(
+    small_classifier: Classifier, batches: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    pictures = torch.randint(0, 256, (64, 1, 16, 16), dtype=torch.uint8)
+    truth = small_classifier.logits(pictures).argmax(1)
+    held = HeldOut("x", LabelledPictures(pictures, truth), np.zeros((64, 16, 16, 3), np.uint8), 16)
+    reference = small_classifier.for_inference()
+
+    class Core:
+        """Answers wrongly for so many pictures."""
+
+        def __init__(self, wrong: int) -> None:
+            self.wrong = wrong
+
+        def SerializeToString(self) -> bytes:  # noqa: N802
+            return bytes([self.wrong])
+
+    def open_core(contents: bytes) -> Any:
+        state = {"done": 0}
+
+        def run(inputs: np.ndarray) -> dict[str, np.ndarray]:
+            with torch.inference_mode():
+                logits = reference.network(torch.from_numpy(inputs)).numpy().copy()
+            for row in range(len(logits)):
+                if state["done"] < contents[0]:
+                    logits[row] = -logits[row]
+                    state["done"] += 1
+            return {"logits": logits}
+
+        return run
+
+    def attempts(*_: Any) -> Iterator[Any]:
+        yield iter([("a", Core(9)), ("b", Core(5))])
+        yield iter([("c", Core(0)), ("d", Core(7))])
+        raise AssertionError("nothing more is tried once the floor holds")
+
+    monkeypatch.setattr(ladder, "_attempts", attempts)
+    told: list[str] = []
+    rungs = ladder.climb(
+        small_classifier, held, batches, FLOOR, open_core, lambda one: told.append(one.name)
+    )
+    assert told == ["a", "b", "c", "d"]
+    assert [one.name for one in rungs] == ["a", "b", "d", "c"]
+    assert [one.comparison.hits for one in rungs][-1] == 64
+    assert rungs[-1].holds(FLOOR)
+
+
+# --------------------------------------------------------------------------- the real thing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_digits_in_8_bits(form: str, tmp_path: Path, run_cli: RunCli) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    run = tmp_path / "run"
+    assert run_cli("train", "digits", "--epochs", 8, "--width", 0.5, "--fast-ops", "off",
+                   "--out", run, "--quiet")[0] == 0  # fmt: skip
+    code, printed, error = run_cli("export", run, "--format", form, "--int8", "--max-drop", 0.01)
+    assert (code, error) == (0, "")
+    assert "holds, taken" in printed
+    certificate = next(run.glob("*.certificate.json")).read_text()
+    import json
+
+    figures = json.loads(certificate)
+    assert figures["comparison"]["agreement"] >= 0.98
+    assert figures["size"] <= 0.35 * figures["reference_size"]  # with the resizing around it
+    assert next(run.glob("*.ladder.png")).stat().st_size > 5000
+
+
+def test_the_file_holds_what_was_chosen(
+    digits_model: Path, tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quantised network itself, and fewer bytes, whatever it is worth."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(ladder, "LARGEST", 1.0)
+    monkeypatch.setattr(ladder, "installed", lambda *_: False)  # ONNX Runtime's tool is enough
+    monkeypatch.setattr("mobilenetv2.shipping.int8.threshold", lambda *_: Threshold(None, 0.0, 1.0))
+    monkeypatch.setattr(
+        "mobilenetv2.shipping.export.threshold", lambda *_: Threshold(None, 0.0, 1.0)
+    )
+    code, printed, error = run_cli(
+        "export", digits_model, "--int8", "--verify", "digits", "--out", tmp_path
+    )
+    assert (code, error) == (0, "")
+    assert "holds, taken" in " ".join(printed.split())
+    model = onnx.load(tmp_path / "digits-int8.onnx")
+    assert "DequantizeLinear" in {node.op_type for node in model.graph.node}
+    figures = json.loads((tmp_path / "digits-int8.onnx.certificate.json").read_text())
+    assert figures["size"] < 0.7 * figures["reference_size"]
+    assert figures["comparison"]["largest_difference"] > 0
+    assert (tmp_path / "digits-int8.onnx.ladder.png").stat().st_size > 5000
+
+
+def test_a_floor_that_cannot_be_kept(
+    digits_model: Path, tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+
+    def attempts(classifier: Classifier, _: Any) -> Iterator[Any]:
+        from mobilenetv2.shipping.quantize import float_core
+
+        yield iter([("nothing saved", float_core(classifier))])
+
+    monkeypatch.setattr(ladder, "_attempts", attempts)
+    code, printed, error = run_cli(
+        "export", digits_model, "--int8", "--verify", "digits", "--out", tmp_path
+    )
+    assert code == 1
+    assert "nothing saved" in printed
+    assert "no way to quantise keeps the floor" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_that_choose_and_pictures_that_prove(digits_model: Path) -> None:
+    found = held_out(mobilenetv2.load(digits_model), digits_model, "digits", None)
+    assert len(found) == 359
+    some = found.select(torch.tensor([3, 1]))
+    assert np.array_equal(some.originals[0][..., 0], some.prepared.pictures[0, 0].numpy())
+    assert some.labels.tolist() == [found.labels[3], found.labels[1]]
