@@ -398,7 +398,7 @@ def _benchmark(arguments: list[str]) -> int:
     from mobilenetv2.training.load import load
 
     report = benchmark.run(config, load(config.model), Console(stderr=True, quiet=config.quiet))
-    Console().print(benchmark.table(report))
+    Console(width=None if sys.stdout.isatty() else 180).print(benchmark.table(report))
     print(f"fastest: {report.winner}; noted in {report.noted_in}")
     if config.report:
         _made("--report", config.report)

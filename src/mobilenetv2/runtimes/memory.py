@@ -14,8 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.files import write_text
 from mobilenetv2.runtimes.engine import LIBRARIES, available, with_runtime
@@ -83,8 +81,7 @@ def fingerprint(classifier: Classifier) -> str:
     digest = hashlib.sha256(shape(classifier).encode())
     for name, tensor in classifier.network.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
-                      if tensor.dim() else str(tensor.item()).encode())  # fmt: skip
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
