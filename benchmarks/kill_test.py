@@ -170,6 +170,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="number of the first trial")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no trial after so long")
+    parser.add_argument("--case", choices=list(CASES), help="this kind of run alone")
     parser.add_argument("--only", type=int, help="one trial, by its number")
     options = parser.parse_args()
 
@@ -178,6 +180,7 @@ def main() -> None:
     cases = {
         name: tuple(str(work / word) if word == "FOLDER" else word for word in case)
         for name, case in CASES.items()
+        if options.case in (None, name)
     }
     expected, lengths = {}, {}
     for name, case in cases.items():
@@ -195,7 +198,10 @@ def main() -> None:
 
     kills = trials = 0
     failures: dict[int, str] = {}
-    while kills < options.kills if options.only is None else trials < 1:
+    end = time.monotonic() + 60 * options.minutes
+    while (kills < options.kills if options.only is None else not trials) and (
+        time.monotonic() < end
+    ):
         number = options.seed + trials if options.only is None else options.only
         name = list(cases)[number % len(cases)]
         run, log = work / f"trial {number}", work / f"log {number}"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors_bytes
 from torch import Tensor, nn
@@ -243,13 +243,16 @@ class Classifier:
             config = NetworkConfig(**metadata["network"])
             preprocessing = Preprocessing(**metadata["preprocessing"])
             labels = TypeAdapter(Labels).validate_python(metadata["labels"])
+            if len(set(labels)) < len(labels):
+                raise ValueError("a label appears twice")
             training = TypeAdapter(dict[str, Any]).validate_python(metadata.get("training", {}))
-        except (KeyError, TypeError, AttributeError, ConfigError, ValidationError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
             raise ModelFileError(f"{origin}: its description is damaged: {error}") from error
         try:
             # No memory is taken for weights that the file does not hold.
             with torch.device("meta"):
                 network = build_network(config, len(labels), preprocessing.channels)
+            _require_stored(weights)
             floats = {name: _as_float32(tensor) for name, tensor in weights.items()}
             network.load_state_dict(floats, assign=True)
         except (RuntimeError, ValueError) as error:
@@ -284,6 +287,19 @@ def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
+
+
+def _require_stored(weights: Mapping[str, Tensor]) -> None:
+    """Make sure that the numbers are all there: a view can claim a thousand times what it shows."""
+    for name, tensor in weights.items():
+        if tensor.layout is not torch.strided or tensor.device.type == "meta":
+            raise ValueError(f"{name} is not stored as plain numbers")
+    stored = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in weights.values()
+    }
+    if sum(tensor.nbytes for tensor in weights.values()) > sum(stored.values()):
+        raise ValueError("fewer numbers are stored than the weights have")
 
 
 def _as_float32(weight: Tensor) -> Tensor:

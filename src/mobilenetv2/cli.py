@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,13 @@ from mobilenetv2.config import (
     suggestion,
 )
 from mobilenetv2.cores import share_cores
-from mobilenetv2.errors import ConfigError, DataError, Mobilenetv2Error
+from mobilenetv2.errors import ConfigError, DataError, Interrupted, Mobilenetv2Error
 from mobilenetv2.settings import merge, read_settings, validate
 from mobilenetv2.terminal import print_classifier, print_evaluation, print_network, track
 
 if TYPE_CHECKING:
     from mobilenetv2.classifier import Classifier
+    from mobilenetv2.distributed import Processes
 
 _STYLE = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
 
@@ -63,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _dispatch(arguments)
         sys.stdout.flush()
     except Mobilenetv2Error as error:
-        _complain(str(error))
+        if _is_first() or not isinstance(error, Interrupted):
+            _complain(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
         _complain("interrupted")
@@ -97,6 +100,11 @@ def _print_help() -> None:
     print("\n`mobilenetv2 COMMAND --help` shows the arguments of a command.")
 
 
+def _is_first() -> bool:
+    """Whether this process speaks for all that ``torchrun`` has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _complain(message: str) -> None:
     Console(stderr=True, soft_wrap=True).print(
         f"mobilenetv2: {message}", style="red", markup=False, highlight=False
@@ -112,6 +120,8 @@ def _train(arguments: list[str]) -> int:
 
     console = Console(quiet=config.quiet)
     result = resume(config.resume, console, config) if config.resume else train(config, console)
+    if not _is_first():
+        return 0
     set_name, key = "test", "test_accuracy"
     if result[key] is None:
         set_name, key = "validation", "val_accuracy"
@@ -211,6 +221,14 @@ def _take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]
 
 def _evaluate(arguments: list[str]) -> int:
     config = _parse("evaluate", EvaluateConfig, arguments)
+    from mobilenetv2.distributed import joined
+
+    with joined() as processes:
+        return _evaluate_with(config, processes)
+
+
+def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
+    """Processes take turns with the batches; the first one prints and writes."""
     from mobilenetv2.data.sources import load_data, load_for_measuring
     from mobilenetv2.evaluation import plots
     from mobilenetv2.evaluation.evaluate import evaluate
@@ -240,7 +258,9 @@ def _evaluate(arguments: list[str]) -> int:
     most = max(map(len, sets.values()))
     classifier = _in_runtime(classifier, runtime, most, config.quiet)
     for name, pictures in sets.items():
-        evaluation = evaluate(classifier, pictures)
+        evaluation = evaluate(classifier, pictures, processes=processes)
+        if not processes.is_first:
+            continue
         report[name] = evaluation.summary(classifier.labels)
         print_evaluation(name, report[name], config.quiet)
         if config.report:
@@ -248,7 +268,7 @@ def _evaluate(arguments: list[str]) -> int:
             plots.save(figure, config.report / f"{name}-confusion.png")
             figure = plots.mistakes(evaluation, pictures, classifier.labels)
             plots.save(figure, config.report / f"{name}-mistakes.png")
-    if config.report:
+    if config.report and processes.is_first:
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         write_text(config.report / "evaluation.json", text)
     return 0
@@ -256,8 +276,16 @@ def _evaluate(arguments: list[str]) -> int:
 
 def _predict(arguments: list[str]) -> int:
     config = _parse("predict", PredictConfig, arguments)
+    from mobilenetv2.distributed import joined
+
+    with joined() as processes:
+        return _predict_with(config, processes)
+
+
+def _predict_with(config: PredictConfig, processes: "Processes") -> int:
+    """Processes share the files; the first one prints and writes."""
     from mobilenetv2.data.folders import list_pictures
-    from mobilenetv2.evaluation.predict_files import predict_files
+    from mobilenetv2.evaluation.predict_files import predict_together
     from mobilenetv2.training.device import find_device
     from mobilenetv2.training.load import load
 
@@ -266,12 +294,14 @@ def _predict(arguments: list[str]) -> int:
     classifier.network.to(find_device(config.machine.device))
     classifier = _in_runtime(classifier, config.machine.runtime, len(paths), config.quiet)
     if config.csv or config.jsonl:
-        return _predict_into_file(config, classifier, paths)
+        return _predict_into_file(config, classifier, paths, processes)
     unreadable = 0
-    for prediction in predict_files(classifier, paths, config.top):
+    for prediction in predict_together(classifier, paths, config.top, processes):
+        unreadable += prediction.error is not None
+        if not processes.is_first:
+            continue
         if prediction.error is not None:
             _complain(f"{prediction.path}: {prediction.error}")
-            unreadable += 1
             continue
         words = (f"{one.label} {one.probability:.1%}" for one in prediction.predictions)
         print(f"{prediction.path}: {'  '.join(words)}", flush=True)
@@ -295,14 +325,17 @@ def _in_runtime(classifier: "Classifier", runtime: str, pictures: int, quiet: bo
 
 
 def _predict_into_file(
-    config: PredictConfig, classifier: "Classifier", paths: Sequence[Path]
+    config: PredictConfig,
+    classifier: "Classifier",
+    paths: Sequence[Path],
+    processes: "Processes",
 ) -> int:
     """Append to the file, batch by batch; a rerun leaves out what is in it already."""
     from mobilenetv2.evaluation.predict_files import (
         CsvWriter,
         JsonLinesWriter,
         already_written,
-        predict_files,
+        predict_together,
     )
 
     top = min(config.top, len(classifier.labels))
@@ -311,12 +344,16 @@ def _predict_into_file(
     writer = CsvWriter(top) if config.csv else JsonLinesWriter()
     unreadable = 0
     try:
-        done = already_written(target, writer)
+        own = already_written(target, writer) if processes.is_first else set()
+        done = processes.from_first(own)
         remaining = [path for path in paths if writer.name(path) not in done]
+        predictions = predict_together(classifier, remaining, top, processes)
+        if not processes.is_first:
+            deque(predictions, maxlen=0)  # only works along
+            return 0
         with target.open("a", encoding="utf-8", errors="surrogateescape") as file:
             if file.tell() == 0:
                 file.write(writer.header)
-            predictions = predict_files(classifier, remaining, top)
             for prediction in track(predictions, len(remaining), quiet=config.quiet):
                 file.write(writer.line(prediction))
                 unreadable += prediction.error is not None

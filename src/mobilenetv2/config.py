@@ -247,6 +247,8 @@ class MachineConfig(DeviceConfig):
 
     precision: Precision = "auto"
     """fp32, bf16 where the device has it natively, or auto."""
+    deterministic: FlagCreatePairsOff[bool] = False
+    """Refuse operations that may give other bits from run to run; on a GPU this costs time."""
     fast_ops: Annotated[Literal["auto", "cpp", "torch", "off"], YamlWord] = "auto"
     """Faster training operations on a CPU: compiled C++, PyTorch only, or none."""
     compile: Annotated[Literal["auto", "on", "off"], YamlWord] = "auto"
@@ -311,6 +313,9 @@ class TrainConfig(OutputConfig):
     """Decay per step of an exponential moving average of the weights, which is then the model that
     is measured and kept; it starts lower, so that short runs forget their first weights; 0 for
     none."""
+    sync_norm: bool = True
+    """Under torchrun: batch norms see the whole batch, as in one process; otherwise each process
+    normalises its own part, which is faster and gives other weights."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Start of every random draw."""
     out: Annotated[Path | None, _unset("FOLDER")] = None

@@ -18,7 +18,7 @@ from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.sources import load_data
 from mobilenetv2.errors import NonFiniteLoss
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
-from mobilenetv2.training import finish
+from mobilenetv2.training import finish, parallel
 from mobilenetv2.training import train as module
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.loss import batch_loss
@@ -68,9 +68,9 @@ def test_learning_in_train_mode_and_the_test_set_once_at_the_end(
     def spy(owner: Any, name: str, word: Callable[..., str]) -> None:
         original = getattr(owner, name)
 
-        def called(classifier: Any, *arguments: Any) -> Any:
+        def called(classifier: Any, *arguments: Any, **options: Any) -> Any:
             log.append(word(classifier, *arguments))
-            return original(classifier, *arguments)
+            return original(classifier, *arguments, **options)
 
         monkeypatch.setattr(owner, name, called)
 
@@ -79,7 +79,7 @@ def test_learning_in_train_mode_and_the_test_set_once_at_the_end(
         return f"step {modes}"
 
     sizes = {16: "train", 6: "val", 10: "test"}
-    spy(module, "batch_loss", step)
+    spy(parallel, "batch_loss", step)
     for owner in (module, finish):
         spy(owner, "evaluate", lambda _, pictures: sizes[len(pictures)])
     mobilenetv2.train(quick(batch_size=8, data=str(folder.parent)))
@@ -103,7 +103,7 @@ def test_the_best_epoch_is_what_is_delivered(quick: Quick, monkeypatch: pytest.M
     """The later one of equally good ones."""
     hits = iter([0, 2, 1, 2, 1])
 
-    def scripted(classifier: Any, pictures: Any) -> Evaluation:
+    def scripted(classifier: Any, pictures: Any, **_: Any) -> Evaluation:
         measured = evaluate(classifier, pictures)
         is_val = len(pictures) == len(data.val)
         return replace(measured, hits=next(hits)) if is_val else measured
@@ -193,7 +193,7 @@ def test_a_bad_loss_keeps_the_last_good_checkpoint(
 ) -> None:
     config = quick()
     calls = 0
-    original = module.batch_loss
+    original = parallel.batch_loss
 
     def spoiled(*arguments: Any) -> Any:
         nonlocal calls
@@ -201,7 +201,7 @@ def test_a_bad_loss_keeps_the_last_good_checkpoint(
         loss, hits = original(*arguments)
         return (loss * value if calls == 5 else loss), hits
 
-    monkeypatch.setattr(module, "batch_loss", spoiled)
+    monkeypatch.setattr(parallel, "batch_loss", spoiled)
     with pytest.raises(NonFiniteLoss, match=r"step 5 \(epoch 2, learning rate 0\.0") as failed:
         mobilenetv2.train(config)
     assert failed.value.exit_code == 1
@@ -252,7 +252,7 @@ def test_balance_reaches_the_steps(
         labels.append(arguments[1].labels)
         return batch_loss(*arguments)
 
-    monkeypatch.setattr("mobilenetv2.training.train.batch_loss", spied)
+    monkeypatch.setattr("mobilenetv2.training.parallel.batch_loss", spied)
     result = mobilenetv2.train(quick(data=str(folder), balance=balance, epochs=1))
     assert [row["class"] for row in result["classes"]] == ["dark", "light"]
     dark, light = torch.bincount(torch.cat(labels)).tolist()

@@ -16,6 +16,7 @@ from mobilenetv2.config import AugmentConfig
 from mobilenetv2.data.draws import uniform
 from mobilenetv2.data.trivial_augment import DRAWS as TRIVIAL_DRAWS
 from mobilenetv2.data.trivial_augment import moved, recoloured
+from mobilenetv2.distributed import Share
 
 # Numbers per picture: nine for geometry, three for colour, five for the erased box, the rest for
 # TrivialAugment. A number does not depend on how many follow it.
@@ -27,12 +28,14 @@ class Batch(NamedTuple):
 
     ``pictures`` is N×C×H×W in 0…255 (uint8, or float32 once something was interpolated). Where two
     pictures were mixed, the loss is ``weight`` × loss on ``labels`` + the rest on ``other_labels``.
+    ``share`` says which part of a divided batch this is.
     """
 
     pictures: Tensor
     labels: Tensor
     other_labels: Tensor | None = None
     weight: float = 1.0
+    share: Share | None = None
 
 
 def augment(

@@ -10,6 +10,7 @@ from mobilenetv2.config import AugmentConfig
 from mobilenetv2.data.augment import Batch, augment, centre
 from mobilenetv2.data.balance import balanced_order
 from mobilenetv2.data.draws import permutation
+from mobilenetv2.distributed import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Batches:
 
     The order depends on seed and epoch alone, so that an epoch can be entered at any step. The
     pictures may have a margin around the ``size`` that the network sees. If ``balanced``, every
-    class comes equally often.
+    class comes equally often. Of several ``processes`` each gets its part of every batch.
 
     >>> pictures = LabelledPictures(torch.zeros(50, 1, 8, 8, dtype=torch.uint8), torch.arange(50))
     >>> batches = Batches(pictures, (8, 8), batch_size=16, config=AugmentConfig(), seed=0)
@@ -64,12 +65,14 @@ class Batches:
         config: AugmentConfig,
         seed: int,
         balanced: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         self._pictures = pictures
         self._size = size
         self._config = config
         self._seed = seed
         self._balanced = balanced
+        self._processes = processes
         self._bounds = batch_bounds(len(pictures), batch_size)
 
     @property
@@ -83,9 +86,13 @@ class Batches:
         order = self._order(epoch).to(labels.device)
         for step, (start, end) in enumerate(self._bounds[first_step:], first_step):
             draws = order[start:end]
+            share = self._processes.share(end - start)
+            if share is not None:
+                draws = draws[share.positions.to(draws.device)]
             indices = draws % len(labels)
             batch = Batch(pictures[indices], labels[indices])
-            yield augment(batch, self._size, draws, self._config, (self._seed, epoch, step))
+            batch = augment(batch, self._size, draws, self._config, (self._seed, epoch, step))
+            yield batch._replace(share=share)
 
     def _order(self, epoch: int) -> Tensor:
         """The pictures of an epoch; one that comes again has another number, and other changes."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.errors import DataError
 from mobilenetv2.evaluation.metrics import (
     Array,
@@ -93,13 +94,17 @@ class Evaluation:
 
 
 def evaluate(
-    classifier: Classifier, pictures: LabelledPictures, batch_size: int | None = None
+    classifier: Classifier,
+    pictures: LabelledPictures,
+    batch_size: int | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Loss and accuracy of ``classifier`` over all ``pictures``.
 
     Eval mode, no gradients, float32, on a folded copy: the network itself is not touched, so its
     training mode stays as it is. Sums are weighted by picture, so a short last batch counts for
-    what it holds and no more.
+    what it holds and no more. Several ``processes`` take turns with the batches, and each gets the
+    figures of all: the same as of one process, to the last bit.
 
     Raises:
         DataError: there are no pictures.
@@ -107,8 +112,13 @@ def evaluate(
     if not len(pictures):
         raise DataError("there are no pictures to measure on")
     classifier = classifier.for_inference()
-    batches = pictures.pictures.split(batch_size or measuring_batch(pictures))
-    return evaluate_logits(torch.cat([classifier.logits(few) for few in batches]), pictures.labels)
+    size = batch_size or measuring_batch(pictures)
+    logits = torch.zeros(len(pictures), len(classifier.labels), device=classifier.device)
+    for start in range(0, len(pictures), size)[processes.rank :: processes.count]:
+        part = slice(start, start + size)
+        logits[part] = classifier.logits(pictures.pictures[part])
+    # Where another process was at work, here are zeros.
+    return evaluate_logits(processes.total(logits), pictures.labels)
 
 
 def measuring_batch(pictures: LabelledPictures) -> int:

@@ -20,10 +20,12 @@ from torch import Tensor
 from mobilenetv2.classifier import Classifier, Prediction, check_top
 from mobilenetv2.cores import available_cores
 from mobilenetv2.data.pictures import UnreadablePicture
+from mobilenetv2.distributed import Processes
 from mobilenetv2.errors import UserError
 
 BATCH_SIZE = 16
 BATCHES_AHEAD = 2  # for each worker
+FILES_TOGETHER = 256  # of each process, between two exchanges of answers
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,22 @@ def predict_files(
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # the workers' 1 is also what later threads would get
+
+
+def predict_together(
+    classifier: Classifier, paths: Sequence[Path], top: int, processes: Processes
+) -> Iterator[FilePrediction]:
+    """The same by several processes that share the files; each gets all answers, in order."""
+    if processes.count == 1:
+        yield from predict_files(classifier, paths, top)
+        return
+    step = FILES_TOGETHER * processes.count
+    for start in range(0, len(paths), step):
+        few = paths[start : start + step]
+        own = predict_files(classifier, few[processes.rank :: processes.count], top)
+        parts = processes.gathered(list(own))
+        for place in range(len(few)):
+            yield parts[place % processes.count][place // processes.count]
 
 
 def _predict_batch(classifier: Classifier, paths: Sequence[Path], top: int) -> list[FilePrediction]:

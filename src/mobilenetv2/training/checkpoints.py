@@ -18,6 +18,7 @@ from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.files import read_back, written_whole
 from mobilenetv2.seals import seal_zip, zip_is_whole
+from mobilenetv2.training.plain_archive import NotPlain, require_plain
 
 FORMAT, VERSION = "mobilenetv2 checkpoint", 2
 
@@ -95,6 +96,7 @@ class Checkpoint:
                         f"{path}: not a whole checkpoint of this program: its SHA-256 is missing "
                         "or does not match, so it was cut off, damaged or written by another"
                     )
+                require_plain(file)
                 file.seek(0)
                 warnings.simplefilter("ignore")  # about pickles that are refused right after
                 contents = torch.load(file, map_location="cpu", weights_only=True)
@@ -104,10 +106,10 @@ class Checkpoint:
             raise ModelFileError(f"{path}: there is no such file") from error
         except OSError as error:
             raise ModelFileError(f"{path}: cannot be read ({error.strerror or error})") from error
-        except pickle.UnpicklingError as error:
+        except (pickle.UnpicklingError, NotPlain) as error:
             raise ModelFileError(
                 f"{path}: refused: not a checkpoint, or one with something in it besides tensors "
-                "and plain values. Nothing in it was run."
+                f"and plain values ({_first_line(error)}). Nothing in it was run."
             ) from error
         except Exception as error:  # torch.load has no error class of its own for bad files
             raise ModelFileError(

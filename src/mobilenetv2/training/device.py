@@ -1,11 +1,14 @@
 """Where the work runs, in which precision, and with which operations."""
 
 import importlib.util
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from mobilenetv2.config import MachineConfig
@@ -60,7 +63,12 @@ def choose_device(config: MachineConfig) -> Device:
 
 
 def _compiles(device: torch.device, requested: Literal["auto", "on", "off"]) -> bool:
-    """On a CPU the compiled C++ is faster (docs/performance.md); a GPU needs Triton."""
+    """On a CPU the compiled C++ is faster (docs/performance.md); a GPU needs Triton.
+
+    Several processes exchange statistics in every norm, where a compiled step would fall apart.
+    """
+    if dist.is_initialized():
+        return False
     if requested != "auto":
         return requested == "on"
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
@@ -74,6 +82,22 @@ def compile_network(network: nn.Module) -> None:
     """
     torch._dynamo.config.suppress_errors = True
     network.compile(dynamic=False)
+
+
+@contextmanager
+def strictly(deterministic: bool) -> Iterator[None]:
+    """A block in which PyTorch refuses whatever is not deterministic, if asked."""
+    if not deterministic:
+        yield
+        return
+    # cuBLAS reads it when it starts; with other values it may add up in another order.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def has_native_bf16(device: torch.device) -> bool:

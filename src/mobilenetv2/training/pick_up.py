@@ -1,20 +1,58 @@
-"""Going on with a run: what its folder holds, and whether it can go on as it was begun."""
+"""Taking a run folder: a new one, or one to go on with, if it can go on as it was begun."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from mobilenetv2.config import TrainConfig
+from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.training.checkpoints import Checkpoint, labels_digest, require_same_settings
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.start import Start, start, start_again
 
 
-def pick_up(folder: RunFolder, asked: TrainConfig | None = None) -> tuple[Start, Checkpoint | None]:
+def claim_new(config: TrainConfig, processes: Processes) -> RunFolder:
+    """The folder for a new run: the first process takes it, the others know its name.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    if processes.is_first:
+        return RunFolder.create(config)
+    return RunFolder(_named(config))
+
+
+def claim_old(path: Path, processes: Processes) -> RunFolder:
+    """The folder of a run to go on with, in the same way.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    return RunFolder.open_to_go_on(path) if processes.is_first else RunFolder(path)
+
+
+def restarted_run(config: TrainConfig, processes: Processes) -> Path | None:
+    """The run that this program had begun when ``torchrun`` started it again, if it has.
+
+    Raises:
+        ConfigError: nobody named the folder, so a restart would not find it.
+    """
+    if processes.count == 1 and not processes.restarts:
+        return None
+    folder = RunFolder(_named(config))
+    again = processes.restarts > 0 and folder.has_begun
+    return folder.path if processes.from_first(again) else None
+
+
+def pick_up(
+    folder: RunFolder, asked: TrainConfig | None = None, processes: Processes = ALONE
+) -> tuple[Start, Checkpoint | None]:
     """What a run goes on with.
 
     Args:
-        folder: of the run.
+        folder: of the run; the first process alone looks into it.
         asked: the settings that the user has in mind; the run's own where left out.
+        processes: those that will go on together, as many as before or not.
 
     Returns:
         Data and network as at the beginning, and the newest checkpoint that can be used: None
@@ -24,19 +62,12 @@ def pick_up(folder: RunFolder, asked: TrainConfig | None = None) -> tuple[Start,
         ModelFileError: no checkpoint can be used.
         ConfigError: the run is finished already, or was begun with other settings.
     """
-    origin = f"--resume {folder.path}"
-    if folder.result.exists():
-        raise ConfigError(
-            f"{origin}: this run is finished; `mobilenetv2 evaluate {folder.path}` measures it"
-        )
-    own = folder.read_config()
-    config = own if asked is None else asked
-    if config.overwrite or config.out != own.out:
-        raise ConfigError(f"{origin}: --out and --overwrite are for new runs; leave them out")
-    require_same_settings(config, own.model_dump(mode="json"), origin)
-    if not folder.has_begun:
+    found = processes.from_first(_read(folder, asked) if processes.is_first else None)
+    assert found is not None
+    config, checkpoint, notes = found
+    if checkpoint is None:
         return start(config), None
-    checkpoint, notes = Checkpoint.load_first_good(folder.last, folder.previous, folder.best)
+    origin = f"--resume {folder.path}"
     require_same_settings(config, checkpoint.settings, origin)
     stored = checkpoint.build_classifier(str(folder.last))
     begun = start_again(config, stored.preprocessing)
@@ -51,3 +82,31 @@ def pick_up(folder: RunFolder, asked: TrainConfig | None = None) -> tuple[Start,
             "begun with (their number or their labels differ); bring those back, or start a new run"
         )
     return replace(begun, notes=notes), checkpoint
+
+
+def _read(
+    folder: RunFolder, asked: TrainConfig | None
+) -> tuple[TrainConfig, Checkpoint | None, tuple[str, ...]]:
+    """Settings to go on with, the newest good checkpoint, and what is wrong with newer ones."""
+    origin = f"--resume {folder.path}"
+    if folder.result.exists():
+        raise ConfigError(
+            f"{origin}: this run is finished; `mobilenetv2 evaluate {folder.path}` measures it"
+        )
+    own = folder.read_config()
+    config = own if asked is None else asked
+    if config.overwrite or config.out != own.out:
+        raise ConfigError(f"{origin}: --out and --overwrite are for new runs; leave them out")
+    require_same_settings(config, own.model_dump(mode="json"), origin)
+    if not folder.has_begun:
+        return config, None, ()
+    return config, *Checkpoint.load_first_good(folder.last, folder.previous, folder.best)
+
+
+def _named(config: TrainConfig) -> Path:
+    if config.out is None:
+        raise ConfigError(
+            "torchrun: name the run folder (--out FOLDER), so that all processes, and those of a "
+            "restart, mean the same one"
+        )
+    return config.out

@@ -107,17 +107,19 @@ def non_finite(what: str, value: float, step: int, epoch: int, lr: float) -> Non
 
 
 def start_reporter(
-    config: TrainConfig, folder: RunFolder, console: Console, steps: int, done: int
+    config: TrainConfig, folder: RunFolder | None, console: Console, steps: int, done: int
 ) -> Reporter:
     """A reporter with the watchers that suit the console and the settings.
 
     Args:
         config: says whether TensorBoard is wanted.
-        folder: gets ``metrics.jsonl``.
+        folder: gets ``metrics.jsonl``; None for a process that only listens.
         console: a terminal gets a live bar, a log file plain lines.
         steps: of the whole run.
         done: of them, before this start.
     """
+    if folder is None:
+        return Reporter([])
     watchers: list[Watcher] = [MetricsFile(folder.append_events)]
     if config.tensorboard:
         watchers.append(TensorBoard(folder.path, done))

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.errors import Interrupted
 
 SIGNALS = tuple(
@@ -28,10 +29,12 @@ class StopRequest:
 
     Args:
         run: the folder to go on with.
+        processes: those that work together; a signal to one of them stops all at the same step.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, processes: Processes = ALONE) -> None:
         self.received: signal.Signals | None = None
+        self._processes = processes
         self._run = run
         self._at_once = False
         self._previous: dict[int, Any] = {}
@@ -42,16 +45,23 @@ class StopRequest:
         Raises:
             Stopped: a signal came.
         """
-        if self.received:
+        number = self._processes.largest(int(self.received or 0))
+        if number:
+            self.received = signal.Signals(number)
             raise Stopped
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """While entered, a signal leaves the block in the middle of whatever it does.
 
+        Among several processes it does not: the others would wait for this one forever.
+
         Raises:
             Stopped: a signal came, now or before.
         """
+        if self._processes.count > 1:
+            yield
+            return
         self._at_once = True
         try:
             self.check()

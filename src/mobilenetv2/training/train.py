@@ -19,16 +19,18 @@ from mobilenetv2.data.balance import class_weights
 from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.data.draws import permutation
 from mobilenetv2.data.sources import DataSet
+from mobilenetv2.distributed import ALONE, Processes, joined
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
 from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.device import strictly
 from mobilenetv2.training.find_lr import RangeTest, find_lr
 from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
-from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.optimizers import clip_gradient
-from mobilenetv2.training.pick_up import pick_up
+from mobilenetv2.training.parallel import ParallelTraining
+from mobilenetv2.training.pick_up import claim_new, claim_old, pick_up, restarted_run
 from mobilenetv2.training.progress import TensorBoard
 from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
 from mobilenetv2.training.run_folder import RunFolder
@@ -58,9 +60,17 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     """
     if config.tensorboard:
         TensorBoard.require()
-    begun = start(config)
-    with RunFolder.create(begun.config) as folder, StopRequest(folder.path) as stop:
-        return Training(begun, folder, console or Console(quiet=True), stop).run()
+    with joined() as processes:
+        begun = start(config)
+        if begun_before := restarted_run(begun.config, processes):
+            config = begun.config.model_copy(update={"overwrite": False})
+            return resume(begun_before, console, config)
+        with (
+            claim_new(begun.config, processes) as folder,
+            StopRequest(folder.path, processes) as stop,
+            strictly(begun.config.machine.deterministic),
+        ):
+            return Training(begun, folder, console, stop, processes).run()
 
 
 def resume(
@@ -82,10 +92,14 @@ def resume(
         ConfigError: the run is finished already, was begun with other settings, or another program
             is at work in it.
     """
-    with RunFolder.open_to_go_on(path) as folder, StopRequest(folder.path) as stop:
-        begun, checkpoint = pick_up(folder, config)
-        console = console or Console(quiet=True)
-        return Training(begun, folder, console, stop, checkpoint).run()
+    with (
+        joined() as processes,
+        claim_old(path, processes) as folder,
+        StopRequest(path, processes) as stop,
+    ):
+        begun, checkpoint = pick_up(folder, config, processes)
+        with strictly(begun.config.machine.deterministic):
+            return Training(begun, folder, console, stop, processes, checkpoint).run()
 
 
 def run_range_test(config: TrainConfig) -> RangeTest:
@@ -106,15 +120,16 @@ class Training(RunState):
         self,
         begun: Start,
         folder: RunFolder,
-        console: Console,
+        console: Console | None = None,
         stop: StopRequest | None = None,
+        processes: Processes = ALONE,
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.folder = folder
-        self.console = console
+        self.processes = processes
+        self.console = console if console and processes.is_first else Console(quiet=True)
         self.stop = stop or StopRequest(folder.path)
-        self.batches = _batches(begun)
-        self.class_weight = _class_weight(begun)
+        self.batches = _batches(begun, processes)
         self.features: FrozenFeatures | None = None
         if begun.tuning.head_only:
             self.features = FrozenFeatures(begun.classifier)
@@ -124,21 +139,24 @@ class Training(RunState):
             self.train_sample = _sample(begun.data, max(len(begun.data.val), MIN_TRAIN_SAMPLE))
         lr = self._peak_lr(begun) if checkpoint is None else checkpoint.lr
         super().__init__(begun, lr, self.batches.steps_per_epoch)
+        self.parallel = ParallelTraining(
+            self.classifier, processes, self.config.sync_norm, _class_weight(begun)
+        )
         self.timer = CheckpointTimer(self.config.checkpoint_every)
         self.is_saved = checkpoint is not None
         if checkpoint is not None:
             self.restore(checkpoint, str(folder.last))
             self.timer.saved(self.history.steps)
-            self.folder.rewind_events(self.history.steps, self.epoch)
+            if processes.is_first:
+                self.folder.rewind_events(self.history.steps, self.epoch)
 
     def run(self) -> dict[str, Any]:
         """Train to the end, measure what came out, and write it down."""
         for line in announcement(self.begun, self.batches.steps_per_epoch, self.folder):
             self._say(line)
         steps = self.config.epochs * self.batches.steps_per_epoch
-        reporter = start_reporter(
-            self.config, self.folder, self.console, steps, done=self.history.steps
-        )
+        folder = self.folder if self.processes.is_first else None
+        reporter = start_reporter(self.config, folder, self.console, steps, self.history.steps)
         try:
             if not self.is_saved:
                 self._solve_head()
@@ -148,7 +166,8 @@ class Training(RunState):
                     self._train_epoch(reporter)
                 self._validate_epoch(reporter)
             reporter.close()
-            return self._finish()
+            result = self._finish() if self.processes.is_first else {}
+            return self.processes.from_first(result)
         except Stopped as stopped:
             raise self._stopped(reporter) from stopped
         finally:
@@ -160,16 +179,18 @@ class Training(RunState):
             return
         started = time.perf_counter()
         balanced = self.config.balance != "none"
-        with self.stop.at_once():
-            if self.features is not None:
-                pictures = self.train_sample
-                features = self.features.of(pictures)
-            else:
-                size = (self.data.preprocessing.height, self.data.preprocessing.width)
-                pictures = self.data.train.centre(size)
-                features = pooled_features(self.classifier, pictures)
-            words = fit_head(self.classifier, features, pictures.labels, balanced)
-        self._say(words)
+        if self.processes.is_first:
+            with self.stop.at_once():
+                if self.features is not None:
+                    pictures = self.train_sample
+                    features = self.features.of(pictures)
+                else:
+                    size = (self.data.preprocessing.height, self.data.preprocessing.width)
+                    pictures = self.data.train.centre(size)
+                    features = pooled_features(self.classifier, pictures)
+                words = fit_head(self.classifier, features, pictures.labels, balanced)
+            self._say(words)
+        self.processes.copy_from_first(self.network.parameters())
         if self.average is not None:
             self.average.module.load_state_dict(self.network.state_dict())
         self.history.training_seconds += time.perf_counter() - started
@@ -190,11 +211,9 @@ class Training(RunState):
 
     def _train_step(self, batch: Batch) -> StepOutcome:
         lr = float(self.schedule.get_last_lr()[0])
-        loss, hits = batch_loss(
-            self.classifier, batch, self.device, self.config.label_smoothing, self.class_weight
-        )
+        loss = self.parallel.loss(batch, self.device, self.config.label_smoothing)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.for_backward.backward()
         clip_gradient(self.network, self.config.optimizer.clip_norm)
         self.optimizer.step()
         self.schedule.step()
@@ -202,13 +221,12 @@ class Training(RunState):
             self.average.update_parameters(self.network)
         self.step += 1
         self.history.steps += 1
-        self.history.pictures += len(batch.labels)
-        return StepOutcome(
-            self.epoch + 1, self.history.steps, lr, len(batch.labels), loss.detach(), hits
-        )
+        self.history.pictures += loss.count
+        return StepOutcome(self.epoch + 1, self.history.steps, lr, loss.count, loss.mean, loss.hits)
 
     def _validate_epoch(self, reporter: Reporter) -> None:
         """Measure, remember the best, tell, save; only a good epoch is ever saved."""
+        self.parallel.agree(self.network, self.average)
         with self.stop.at_once():
             train, val = self._measure(self.train_sample), self._measure(self.data.val)
         lr = float(self.schedule.get_last_lr()[0])
@@ -251,9 +269,10 @@ class Training(RunState):
         return Stopped(f"after step {self.history.steps}; everything is saved")
 
     def _save(self, path: Path) -> None:
-        self.folder.flush_events()
-        previous = self.folder.previous if path == self.folder.last else None
-        self.to_checkpoint().save(path, previous)
+        if self.processes.is_first:
+            self.folder.flush_events()
+            previous = self.folder.previous if path == self.folder.last else None
+            self.to_checkpoint().save(path, previous)
         self.timer.saved(self.history.steps)
         self.is_saved = True
 
@@ -295,7 +314,7 @@ class Training(RunState):
         classifier = self.classifier.with_network(network)
         if self.features is not None:
             return self.features.evaluate(classifier, pictures)
-        return evaluate(classifier, pictures)
+        return evaluate(classifier, pictures, processes=self.processes)
 
     def _peak_lr(self, begun: Start) -> float:
         lr = begun.config.optimizer.lr
@@ -303,21 +322,33 @@ class Training(RunState):
             return lr
         if begun.tuning.head_only:  # solved without steps, so without a rate
             return 0.0
-        with self.stop.at_once():
-            test = find_lr(begun.classifier, self.batches, begun.config, begun.device, begun.tuning)
-        self._say(f"learning rate {test.suggestion:g}: {test.reason}")
-        return test.suggestion
+        found = 0.0
+        if self.processes.is_first:
+            with self.stop.at_once():
+                test = find_lr(
+                    begun.classifier, _batches(begun), begun.config, begun.device, begun.tuning
+                )
+            self._say(f"learning rate {test.suggestion:g}: {test.reason}")
+            found = test.suggestion
+        return self.processes.from_first(found)
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _batches(begun: Start) -> Batches:
+def _batches(begun: Start, processes: Processes = ALONE) -> Batches:
     data, config = begun.data, begun.config
     size = (data.preprocessing.height, data.preprocessing.width)
     pictures = data.train.to(begun.device.device)
-    balanced = config.balance == "sampling"
-    return Batches(pictures, size, config.batch_size, config.augment, config.seed, balanced)
+    return Batches(
+        pictures,
+        size,
+        config.batch_size,
+        config.augment,
+        config.seed,
+        balanced=config.balance == "sampling",
+        processes=processes,
+    )
 
 
 def _class_weight(begun: Start) -> torch.Tensor | None:
