@@ -64,6 +64,7 @@ def _predict_into_file(
         JsonLinesWriter,
         already_written,
         predict_together,
+        require_same_classifier,
     )
 
     top = min(config.top, len(classifier.labels))
@@ -72,8 +73,9 @@ def _predict_into_file(
     writer = CsvWriter(top) if config.csv else JsonLinesWriter()
     unreadable = 0
     try:
-        own = already_written(target, writer) if processes.is_first else set()
-        done = processes.from_first(own)
+        written = already_written(target, writer) if processes.is_first else []
+        require_same_classifier(target, written, classifier)
+        done = processes.from_first({one.name for one in written})
         remaining = [path for path in paths if writer.name(path) not in done]
         predictions = predict_together(classifier, remaining, top, processes)
         if not processes.is_first:
