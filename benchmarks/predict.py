@@ -6,16 +6,17 @@ same process and once in a DataLoader with a worker per core. Both sides start w
 in memory, take turns, and write every label and probability.
 
     python benchmarks/predict.py runs/photos photos/ --rounds 5
+    python benchmarks/predict.py runs/photos photos/ --runtime onnxruntime openvino-bf16
 """
 
 import argparse
 import csv
 import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,9 +26,11 @@ from torchvision import transforms
 
 import mobilenetv2
 from machine import describe, headline
+from mobilenetv2.cores import available_cores
 from mobilenetv2.data.folders import list_pictures
 from mobilenetv2.evaluation.predict_files import CsvWriter, predict_files
 from mobilenetv2.network.build import build_network
+from mobilenetv2.runtimes.engine import with_runtime
 
 BATCH = 32
 TOP = 3
@@ -101,12 +104,13 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a run folder or model file")
     parser.add_argument("pictures", type=Path, nargs="+", help="files or folders, all readable")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runtime", nargs="*", default=[], help="ours with these, too")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     print(headline(), flush=True)
     classifier = mobilenetv2.load(arguments.model)
     paths = list_pictures(arguments.pictures)
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sides: dict[str, Callable[[Path], None]] = {
@@ -114,6 +118,9 @@ def main() -> None:
             "plain, no workers": lambda target: plain(classifier, paths, target, 0),
             f"plain, {cores} workers": lambda target: plain(classifier, paths, target, cores),
         }
+        for runtime in arguments.runtime:
+            faster = with_runtime(classifier, runtime, cores)
+            sides[f"ours, {runtime}"] = partial(ours, faster, paths)
         rates: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(arguments.rounds + 1):
             for place, (side, work) in enumerate(sides.items()):
@@ -122,11 +129,12 @@ def main() -> None:
                 rate = len(paths) / (time.perf_counter() - started)
                 if number:  # the first round warms up
                     rates[side].append(rate)
-                    print(f"  round {number}  {side:<20}{rate:8.1f} pictures/s", flush=True)
+                    print(f"  round {number}  {side:<24}{rate:8.1f} pictures/s", flush=True)
         same = agreement(folder / "0.csv", folder / "1.csv")
     medians = {side: statistics.median(values) for side, values in rates.items()}
+    plainest = max(rate for side, rate in medians.items() if side.startswith("plain"))
     for side, rate in medians.items():
-        print(f"{side:<20}{rate:8.1f} pictures/s   ours is {medians['ours'] / rate:.2f} times that")
+        print(f"{side:<24}{rate:8.1f} pictures/s, {rate / plainest:.2f} times the best plain way")
     print(f"the same first label for {same:.1%} of {len(paths)} pictures")
     if arguments.json:
         report = {"machine": describe(), "pictures": len(paths), "same": same, "rates": rates}

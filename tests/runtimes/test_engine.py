@@ -58,11 +58,14 @@ def test_the_same_logits(library: str, padding: str, network: str) -> None:
     assert fast.with_network(classifier.network).engine is None
 
 
+@pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
-def test_threads_do_not_mix_their_pictures(library: str, small_classifier: Classifier) -> None:
+def test_threads_do_not_mix_their_pictures(
+    library: str, workers: int, small_classifier: Classifier
+) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip(library)
-    fast = with_runtime(small_classifier, library)
+    fast = with_runtime(small_classifier, library, workers)
     pictures = noise(small_classifier, 64)
     expected = small_classifier.logits(pictures)
     with ThreadPoolExecutor(4) as pool:

@@ -9,6 +9,7 @@ from mobilenetv2.cli.arguments import parse
 from mobilenetv2.cli.runtime import in_runtime
 from mobilenetv2.cli.voice import complain
 from mobilenetv2.config import PredictConfig
+from mobilenetv2.cores import available_cores
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.terminal import track
 
@@ -36,7 +37,9 @@ def _predict_with(config: PredictConfig, processes: "Processes") -> int:
     paths = list_pictures(config.pictures)
     classifier = load(config.model)
     classifier.network.to(find_device(config.machine.device))
-    classifier = in_runtime(classifier, config.machine.runtime, len(paths), config.quiet)
+    classifier = in_runtime(
+        classifier, config.machine.runtime, len(paths), config.quiet, available_cores()
+    )
     if config.csv or config.jsonl:
         return _predict_into_file(config, classifier, paths, processes)
     unreadable = 0

@@ -8,14 +8,16 @@ if TYPE_CHECKING:
     from mobilenetv2.classifier import Classifier
 
 
-def in_runtime(classifier: "Classifier", runtime: str, pictures: int, quiet: bool) -> "Classifier":
+def in_runtime(
+    classifier: "Classifier", runtime: str, pictures: int, quiet: bool, workers: int = 1
+) -> "Classifier":
     """The classifier run by the library that was asked for, or that is the fastest here."""
     from mobilenetv2.runtimes.engine import Engine, with_runtime
     from mobilenetv2.runtimes.memory import fastest
 
     if runtime != "auto":
-        return with_runtime(classifier, runtime)
-    chosen = fastest(classifier, pictures)
+        return with_runtime(classifier, runtime, workers)
+    chosen = fastest(classifier, pictures, workers)
     if isinstance(chosen.engine, Engine):
         Console(stderr=True, quiet=quiet).print(
             f"run by {chosen.engine.runtime}, the fastest here (--runtime torch for PyTorch)",

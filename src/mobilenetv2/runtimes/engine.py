@@ -23,10 +23,10 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 }
 """What each runtime needs."""
 
-_SESSIONS: dict[str, Callable[[bytes | Path, tuple[str, ...]], Session]] = {
-    "onnxruntime": lambda model, outputs: onnxruntime_session(model, outputs),
-    "openvino": lambda model, outputs: openvino_session(model, "f32", outputs),
-    "openvino-bf16": lambda model, outputs: openvino_session(model, "bf16", outputs),
+_SESSIONS: dict[str, Callable[[bytes | Path, int], Session]] = {
+    "onnxruntime": lambda model, workers: onnxruntime_session(model, (LOGITS,), workers),
+    "openvino": lambda model, workers: openvino_session(model, "f32", (LOGITS,), workers),
+    "openvino-bf16": lambda model, workers: openvino_session(model, "bf16", (LOGITS,), workers),
 }
 
 
@@ -38,6 +38,7 @@ class Engine:
         runtime: which library, and in which precision.
         model: an ONNX file with the same input and outputs in place of the network, such as a
             quantised one.
+        workers: threads that will call at the same time.
 
     Raises:
         ConfigError: the classifier does not lie on the CPU.
@@ -45,14 +46,18 @@ class Engine:
     """
 
     def __init__(
-        self, classifier: Classifier, runtime: str, model: bytes | Path | None = None
+        self,
+        classifier: Classifier,
+        runtime: str,
+        model: bytes | Path | None = None,
+        workers: int = 1,
     ) -> None:
         if classifier.device.type != "cpu":
             raise ConfigError(f"--runtime {runtime}: runs on the CPU, not on {classifier.device}")
         if model is None:
             model = network_model(classifier, normalise=True).SerializeToString()
         self.runtime = runtime
-        self._logits = _SESSIONS[runtime](model, (LOGITS,))
+        self._logits = _SESSIONS[runtime](model, workers)
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Logits N×K, float32."""
@@ -64,8 +69,8 @@ def available(runtime: str) -> bool:
     return installed(*LIBRARIES[runtime])
 
 
-def with_runtime(classifier: Classifier, runtime: str) -> Classifier:
-    """The classifier, run by that library from now on."""
+def with_runtime(classifier: Classifier, runtime: str, workers: int = 1) -> Classifier:
+    """The classifier, run by that library from now on, for so many threads at the same time."""
     if runtime == "torch":
         return classifier
-    return classifier.with_engine(Engine(classifier, runtime))
+    return classifier.with_engine(Engine(classifier, runtime, workers=workers))

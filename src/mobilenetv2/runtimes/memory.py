@@ -22,19 +22,20 @@ WORTH = 64
 """Pictures from which on another runtime repays its start."""
 
 
-def fastest(classifier: Classifier, pictures: int) -> Classifier:
+def fastest(classifier: Classifier, pictures: int, workers: int = 1) -> Classifier:
     """The classifier in the runtime that was measured to be fastest here, where that pays.
 
     Args:
         classifier: on any device; other runtimes serve the CPU alone.
         pictures: how many will be asked about.
+        workers: threads that will ask at the same time.
     """
     if pictures < WORTH or classifier.device.type != "cpu" or classifier.engine is not None:
         return classifier
     runtime = recall(classifier)
     if runtime is None or not available(runtime):
         return classifier
-    return with_runtime(classifier, runtime)
+    return with_runtime(classifier, runtime, workers)
 
 
 def recall(classifier: Classifier) -> str | None:

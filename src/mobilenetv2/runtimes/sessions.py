@@ -18,12 +18,16 @@ Session = Callable[[Array], dict[str, Array]]
 """One input in, every output by name."""
 
 
-def onnxruntime_session(model: bytes | Path, outputs: Sequence[str] = ()) -> Session:
+def onnxruntime_session(
+    model: bytes | Path, outputs: Sequence[str] = (), workers: int = 1
+) -> Session:
     """An ONNX model in ONNX Runtime, on the CPU.
 
     Args:
         model: the file, or its contents.
         outputs: which to compute; all of them if empty.
+        workers: threads that will call at the same time, each of which then computes alone; with
+            one, a call takes all cores.
 
     Raises:
         UserError: ONNX Runtime is not installed.
@@ -35,6 +39,8 @@ def onnxruntime_session(model: bytes | Path, outputs: Sequence[str] = ()) -> Ses
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # warnings are about its own optimisations
+    if workers > 1:
+        options.intra_op_num_threads = 1
     source = model if isinstance(model, bytes) else str(model)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -51,7 +57,7 @@ def onnxruntime_session(model: bytes | Path, outputs: Sequence[str] = ()) -> Ses
 
 
 def openvino_session(
-    model: bytes | Path, precision: str = "f32", outputs: Sequence[str] = ()
+    model: bytes | Path, precision: str = "f32", outputs: Sequence[str] = (), workers: int = 1
 ) -> Session:
     """An ONNX model or an OpenVINO file (.xml) in OpenVINO, on the CPU.
 
@@ -60,6 +66,7 @@ def openvino_session(
         precision: "f32" or "bf16", of the arithmetic. OpenVINO's own default is the fastest that
             the CPU has, which on recent ones is bf16 and does not give the same answers.
         outputs: which to give; all of them if empty.
+        workers: threads that will call at the same time, as for ONNX Runtime.
 
     Raises:
         UserError: OpenVINO is not installed.
@@ -69,11 +76,14 @@ def openvino_session(
     import openvino
 
     core = openvino.Core()
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
+    if workers > 1:
+        settings |= {"NUM_STREAMS": workers, "INFERENCE_NUM_THREADS": workers}
     try:
         compiled = core.compile_model(
             core.read_model(model if isinstance(model, bytes) else str(model)),
             "CPU",
-            {"INFERENCE_PRECISION_HINT": precision},
+            settings,
         )
     except RuntimeError as error:
         name = "the model" if isinstance(model, bytes) else str(model)
