@@ -22,6 +22,7 @@ from mobilenetv2 import __version__
 from mobilenetv2.config import (
     BenchmarkConfig,
     DataConfig,
+    DemoConfig,
     EvaluateConfig,
     ExportConfig,
     InspectConfig,
@@ -370,23 +371,33 @@ def _export(arguments: list[str]) -> int:
     config = _parse("export", ExportConfig, arguments)
     from mobilenetv2.shipping.export import FORMATS, export, target
     from mobilenetv2.shipping.held_out import held_out
+    from mobilenetv2.shipping.web_export import export_page, page_folder
     from mobilenetv2.training.load import load, unfinished
 
-    form = FORMATS[config.format]
     classifier = load(config.model)
-    path = target(config, form)
+    is_page = config.format == "web"
+    path = page_folder(config) if is_page else target(config, FORMATS[config.format])
     notes = [unfinished(config.model)] if unfinished(config.model) else []
     pictures = held_out(classifier, config.model, config.verify, config.source.data_dir)
-    if config.int8:
+    console = Console(quiet=config.quiet)
+    if is_page:
+        certificate = export_page(config, classifier, pictures, path, console, notes)
+    elif config.int8:
         from mobilenetv2.shipping.int8 import export_int8
 
-        console = Console(quiet=config.quiet)
         certificate = export_int8(config, classifier, pictures, path, console, notes)
     else:
         certificate = export(config, classifier, pictures, path, notes=notes)
-    if not config.quiet:
-        Console().print(certificate.table())
+    console.print(certificate.table())
     print(path)
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    config = _parse("demo", DemoConfig, arguments)
+    from mobilenetv2.shipping.demo import demo
+
+    demo(config, Console(stderr=True, quiet=config.quiet))
     return 0
 
 
@@ -473,6 +484,7 @@ COMMANDS = {
     "evaluate": Command(_evaluate, "measure a classifier on pictures with known labels"),
     "predict": Command(_predict, "name what pictures show"),
     "export": Command(_export, "write a proven file that runs without this program"),
+    "demo": Command(_demo, "try a classifier in the browser of this computer"),
     "benchmark": Command(_benchmark, "find what runs a classifier fastest on this machine"),
     "find-lr": Command(_find_lr, "suggest a learning rate by a range test"),
     "inspect": Command(_inspect, "show a model's layers and costs, or a folder's health"),
