@@ -50,7 +50,7 @@ function show(shares, picture, ms) {
   const verdict = element("verdict");
   verdict.textContent = sure ? label : say("unsure");
   verdict.classList.toggle("long", verdict.textContent.length > 12);
-  element("remark").textContent = say(sure ? "certain" : "perhaps", { label, share: percent(share) });
+  element("remark").textContent = sure ? percent(share) : say("perhaps", { label, share: percent(share) });
   [...element("bars").children].forEach((bar, rank) => {
     const [name, number, track] = bar.children;
     name.textContent = name.title = about.labels[order[rank]];
@@ -281,7 +281,7 @@ function prepareFacts() {
     bar.append(...parts);
     element("bars").append(bar);
   }
-  const sure = percent(about.sure);
+  const sure = percent(about.sure, 0);
   fact("aboutSure", say("sureRule", { sure, unsure: say("unsure") }),
     proof && say("sureMeasured", { ...proof, pictures: proof.pictures.toLocaleString(),
       answered: percent(proof.answered), right: percent(proof.right),
@@ -289,7 +289,7 @@ function prepareFacts() {
     say("sureLimits", { count: labels.length }));
   if (drawing) {
     const centre = say(drawing.centre === "mass" ? "mass" : "middle");
-    fact("aboutDrawing", say("drawing", { box: percent(drawing.box), centre }));
+    fact("aboutDrawing", say("drawing", { box: percent(drawing.box, 0), centre }));
   }
   fact("aboutPictures", say("pictures", input));
   fact("aboutPlace", say("place", runtime), about.offline && say("placeKept"));

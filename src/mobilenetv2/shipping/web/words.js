@@ -32,8 +32,7 @@ const ENGLISH = {
   loading: "Loading the network: {size} MB",
   ready: { draw: "Draw something", picture: "Choose a picture", camera: "Start the camera" },
   unsure: "Not sure",
-  perhaps: "Perhaps {label}, {share}",
-  certain: "{share}",
+  perhaps: "perhaps {label}, {share}",
   spoken: "{label}, {share}",
   failed: "The page could not be started: {reason}",
   about: "About this page",
@@ -46,7 +45,7 @@ const ENGLISH = {
   mass: "centre of mass",
   middle: "outer edges",
   aboutPictures: "How a picture is read",
-  pictures: "Turned upright, transparency on white, the shorter side resized to {resize} px, the middle {height}×{width} px cut out: to the pixel as in training. A JPEG may differ by a rounding step, because browsers decode it their own way.",
+  pictures: "Turned upright, transparency on white, the shorter side resized to {resize} px, the middle {height}×{width} px cut out: to the pixel as in training. Only a JPEG may come out a little different, because browsers decode it their own way.",
   aboutPlace: "Where it runs",
   place: "Wholly in this browser, by ONNX Runtime Web {version}, on the processor. Pictures stay on this device.",
   placeKept: "After the first visit it also works without a network.",
@@ -87,7 +86,6 @@ const CHINESE = {
   ready: { draw: "写点什么吧", picture: "请选择图片", camera: "请打开摄像头" },
   unsure: "不确定",
   perhaps: "也许是 {label}，{share}",
-  certain: "{share}",
   spoken: "{label}，{share}",
   failed: "页面无法启动：{reason}",
   about: "关于本页",
@@ -100,7 +98,7 @@ const CHINESE = {
   mass: "重心",
   middle: "外框",
   aboutPictures: "怎样读图片",
-  pictures: "先转正，透明处填白，短边缩放到 {resize} 像素，再裁出中间 {height}×{width} 像素：与训练时逐像素相同。JPEG 由浏览器自己解码，可能有舍入上的差别。",
+  pictures: "先转正，透明处填白，短边缩放到 {resize} 像素，再裁出中间 {height}×{width} 像素：与训练时逐像素相同。只有 JPEG 可能略有差别，因为浏览器用自己的方式解码。",
   aboutPlace: "在哪里运行",
   place: "完全在这个浏览器里，用 ONNX Runtime Web {version} 在处理器上计算。图片不会离开本机。",
   placeKept: "第一次打开之后，没有网络也能用。",
@@ -120,8 +118,8 @@ export function say(key, values = {}) {
 }
 
 /** 0.987 as 98.7 %, as the language writes it. */
-export function percent(share) {
-  const style = { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 };
+export function percent(share, digits = 1) {
+  const style = { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits };
   return new Intl.NumberFormat(language, style).format(share);
 }
 
