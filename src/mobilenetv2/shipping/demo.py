@@ -25,7 +25,7 @@ from mobilenetv2.shipping.onnx_file import OnnxFormat
 from mobilenetv2.shipping.web_export import measured, page_name, style_of
 from mobilenetv2.shipping.web_page import MODEL, Page, made_here, write_page
 from mobilenetv2.shipping.web_runtime import check_assets
-from mobilenetv2.training.load import load, own_data
+from mobilenetv2.training import load
 
 HOST = "127.0.0.1"
 
@@ -56,7 +56,11 @@ def demo(config: DemoConfig, console: Console) -> None:
 @contextmanager
 def served(config: DemoConfig, console: Console) -> Iterator[ThreadingHTTPServer]:
     """A server that is bound to its port; its page goes when the block ends."""
+    folder = config.model
+    classifier = None if made_here(folder) else load.load(folder)
     if config.page.assets is not None:
+        if classifier is None:
+            raise ConfigError(f"--assets: {folder} is a finished page, with a runtime of its own")
         check_assets(config.page.assets)
     try:
         # Before the page is made, so that a port in use is told at once.
@@ -67,21 +71,16 @@ def served(config: DemoConfig, console: Console) -> Iterator[ThreadingHTTPServer
             "0 for any that is free"
         ) from error
     with server, tempfile.TemporaryDirectory(prefix="mobilenetv2-demo-") as name:
-        folder = config.model
-        if made_here(folder):
-            if config.page.assets is not None:
-                raise ConfigError(f"--assets: {folder} is a finished page, with its own runtime")
-        else:
+        if classifier is not None:
             folder = Path(name)
-            make_page(config, folder, console)
+            make_page(config, classifier, folder, console)
         server.RequestHandlerClass = partial(PageHandler, directory=str(folder))
         yield server
 
 
-def make_page(config: DemoConfig, folder: Path, console: Console) -> None:
+def make_page(config: DemoConfig, classifier: Classifier, folder: Path, console: Console) -> None:
     """Write a page into ``folder``, proven where held-out pictures are quick to have."""
     require("onnx", "onnxruntime")
-    classifier = load(config.model)
     pictures = _quick_pictures(classifier, config)
     model = folder / MODEL
     if pictures is None:
@@ -114,7 +113,7 @@ def make_page(config: DemoConfig, folder: Path, console: Console) -> None:
 def _quick_pictures(classifier: Classifier, config: DemoConfig) -> HeldOut | None:
     """Some held-out pictures, unless they are unknown or it takes long to decode them."""
     try:
-        own = own_data(config.model, config.source.data_dir)
+        own = load.own_data(config.model, config.source.data_dir)
     except ModelFileError:
         return None
     wanted = classifier.preprocessing
