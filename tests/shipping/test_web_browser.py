@@ -218,6 +218,8 @@ def test_drawn_digits_are_recognised(digits_page: Path, visit: Callable[..., Any
             draw(tab, strokes, scale=0.4, left=0.55, top=0.05)
             assert answer(tab) == pytest.approx(large, abs=0.02)
             tab.click("#clear")
+            tab.wait_for_timeout(300)  # an answer that comes late stays away
+            assert tab.locator("#answer.empty").count() == 1
         draw(tab, DIGITS["1"])
         draw(tab, [[(0.1, 0.1), (0.9, 0.9)]])
         answer(tab)

@@ -146,9 +146,12 @@ def export_page(
 
 
 def page_name(model: Path) -> str:
-    """What the page is called: as the run folder, or the file."""
+    """What the page is called: as the run folder, or a file that lies in none."""
     path = model.resolve()
-    return path.name if model.is_dir() else path.name.split(".")[0]
+    if path.is_dir():
+        return path.name
+    in_run = (path.parent / "config.yaml").is_file()
+    return path.parent.name if in_run else path.name.split(".")[0]
 
 
 def style_of(classifier: Classifier, pictures: HeldOut | None) -> DrawingStyle | None:

@@ -15,6 +15,7 @@ let probabilities; // the network, once it is there
 let source; // the tab that is open
 let waiting = null; // a function that makes the newest picture; older ones are forgotten
 let working = false;
+let round = 0; // goes up when the answer is taken away, so that a late one does not come back
 
 // ------------------------------------------------------------------ from a picture to an answer
 
@@ -25,12 +26,12 @@ async function classify(make) {
   working = true;
   try {
     while (waiting) {
-      const [next, from] = [waiting, source];
+      const [next, begun] = [waiting, round];
       waiting = null;
       const start = performance.now();
       const picture = next();
       const shares = await probabilities(picture);
-      if (source === from) show(shares, picture, performance.now() - start);
+      if (round === begun) show(shares, picture, performance.now() - start);
     }
   } catch (error) {
     trouble(error);
@@ -59,7 +60,7 @@ function show(shares, picture, ms) {
   });
   element("time").textContent = say("time", { ms: ms < 10 ? ms.toFixed(1) : Math.round(ms) });
   showSeen(picture);
-  speak(sure ? say("spoken", { label, share: percent(share) }) : say("unsure"), label);
+  speak(sure ? say("spoken", { label, share: percent(share) }) : say("unsure"), sure && label);
 }
 
 /** The middle of the picture, which is all that the network looks at. */
@@ -74,18 +75,19 @@ function showSeen({ width, height, data }) {
   canvas.getContext("2d").putImageData(rgba, left, top);
 }
 
-/** For those who listen: a new answer, once it has stood for a moment. */
-function speak(sentence, label) {
-  if (speak.label === label) return;
-  speak.label = label;
+/** For those who listen: a new answer (`subject` is its label), once it has stood for a moment. */
+function speak(sentence, subject) {
+  if (speak.subject === subject) return;
+  speak.subject = subject;
   clearTimeout(speak.timer);
   speak.timer = setTimeout(() => (element("live").textContent = sentence), 700);
 }
 
 function empty() {
   waiting = null;
+  round++;
   clearTimeout(speak.timer);
-  speak.label = null;
+  speak.subject = null;
   element("live").textContent = "";
   const answer = element("answer");
   answer.classList.add("empty");
