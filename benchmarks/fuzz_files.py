@@ -7,7 +7,7 @@ without memory beyond twice the file and a fixed allowance. Cases run in child p
 crash is counted and its case named.
 
     python benchmarks/fuzz_files.py                    # 20,000 cases
-    python benchmarks/fuzz_files.py --cases 1000000
+    python benchmarks/fuzz_files.py --cases 1000000 --kind model
     python benchmarks/fuzz_files.py --only 4711        # a case that failed, again
 """
 
@@ -48,7 +48,7 @@ def good_files() -> tuple[bytes, dict[str, Any]]:
     """A model file and the contents of a checkpoint, small ones."""
     torch.manual_seed(0)
     wanted = Preprocessing(colour="grey", height=8, width=8, resize=8, mean=(0.5,), std=(0.5,))
-    classifier = Classifier.create(NetworkConfig(network="first-version"), wanted, ("a", "b"))
+    classifier = Classifier.create(NetworkConfig(width=0.05), wanted, ("a", "b"))
     with tempfile.TemporaryDirectory() as folder:
         classifier.save(Path(folder) / "model")
         model = (Path(folder) / "model").read_bytes()
@@ -211,12 +211,14 @@ def rezipped(draw: random.Random, archive: bytes) -> bytes:
 # -------------------------------------------------------------------------- running
 
 
-def run_case(number: int, model: bytes, contents: dict[str, Any], folder: Path) -> str | None:
+def run_case(
+    number: int, model: bytes, contents: dict[str, Any], folder: Path, kind: str = "both"
+) -> str | None:
     """What is wrong with how a case was treated; None if nothing."""
     draw = random.Random(number)
     path = folder / "file"
     load: Callable[[Path], Any] = Classifier.load
-    if number % 2:
+    if kind == "checkpoint" or (kind == "both" and number % 2):
         load = load_checkpoint
         path.write_bytes(bent_checkpoint(draw, contents))
     else:
@@ -237,7 +239,9 @@ def load_checkpoint(path: Path) -> Classifier:
     return Checkpoint.load(path).build_classifier(str(path))
 
 
-def run_child(numbers: range, good: tuple[bytes, dict[str, Any]], folder: Path) -> dict[int, str]:
+def run_child(
+    numbers: range, good: tuple[bytes, dict[str, Any]], folder: Path, kind: str
+) -> dict[int, str]:
     """Cases in a process of their own; what was wrong with some."""
     report = folder / "report"
     report.write_text("")
@@ -250,7 +254,7 @@ def run_child(numbers: range, good: tuple[bytes, dict[str, Any]], folder: Path) 
             for number in numbers:
                 file.write(json.dumps([number, "killed"]) + "\n")
                 file.flush()
-                wrong = run_case(number, *good, folder)
+                wrong = run_case(number, *good, folder, kind)
                 file.write(json.dumps([number, wrong]) + "\n")
         os._exit(0)
     status = os.waitpid(child, 0)[1]
@@ -260,7 +264,7 @@ def run_child(numbers: range, good: tuple[bytes, dict[str, Any]], folder: Path) 
     if status:
         failures[last] = f"the process died with status {status}"
         if last + 1 < numbers.stop:
-            failures |= run_child(range(last + 1, numbers.stop), good, folder)
+            failures |= run_child(range(last + 1, numbers.stop), good, folder, kind)
     return failures
 
 
@@ -269,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0, help="number of the first case")
+    parser.add_argument("--kind", choices=("both", "model", "checkpoint"), default="both")
     parser.add_argument("--only", type=int, help="one case, by its number, in this process")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -277,13 +282,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.only is not None:
-            print(run_case(options.only, *good, folder))
+            print(run_case(options.only, *good, folder, options.kind))
             return
         started = time.monotonic()
         end = options.seed + options.cases
         for first in range(options.seed, end, CASES_PER_CHILD):
             numbers = range(first, min(first + CASES_PER_CHILD, end))
-            failures |= run_child(numbers, good, folder)
+            failures |= run_child(numbers, good, folder, options.kind)
     took = time.monotonic() - started
     print(f"{options.cases:,} cases in {took:.0f} s, {len(failures)} treated badly; {headline()}")
     for number, words in list(failures.items())[:20]:

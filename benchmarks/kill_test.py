@@ -6,7 +6,11 @@ with ``--resume``, perhaps to be killed again, and compares at the end: weights,
 average and random state of both checkpoints, the delivered model, every event and every figure but
 those of time. They must be the same bits.
 
+With ``--signal TERM`` the process is asked to stop instead: it has to save the very step that it
+was at, and to end with exit code 143; the time that this takes is printed.
+
     python benchmarks/kill_test.py                       # 200 kills
+    python benchmarks/kill_test.py --kills 100 --signal TERM
     python benchmarks/kill_test.py --kills 20 --seed 7
     python benchmarks/kill_test.py --only 17             # a trial that failed, again
 """
@@ -21,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +87,11 @@ def start(arguments: tuple[str, ...], log: Path) -> int:
         os._exit(70)
 
 
-def killed_after(child: int, seconds: float) -> bool:
-    """Kill a child after so long; whether it was still alive then.
+def ended_by_itself(child: int, seconds: float) -> bool:
+    """Wait for a child for so long; whether it came to its end.
 
     Raises:
-        RuntimeError: it had failed by itself.
+        RuntimeError: it had failed.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -94,10 +99,54 @@ def killed_after(child: int, seconds: float) -> bool:
         if done:
             if status:
                 raise RuntimeError(f"a run failed with status {status}")
-            return False
+            return True
         time.sleep(min(0.002, max(0, deadline - time.monotonic())))
+    return False
+
+
+def finish(child: int) -> None:
+    """Wait for a child that nobody disturbs.
+
+    Raises:
+        RuntimeError: it failed, or hangs.
+    """
+    if not ended_by_itself(child, 600):
+        os.kill(child, signal.SIGKILL)
+        raise RuntimeError("a run did not come to its end")
+
+
+def kill(child: int, run: Path) -> float:
+    """SIGKILL; the seconds until the child was gone."""
+    started = time.monotonic()
     os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1] == signal.SIGKILL
+    os.waitpid(child, 0)
+    return time.monotonic() - started
+
+
+def ask_to_stop(child: int, run: Path) -> float:
+    """SIGTERM; the seconds until the child was gone.
+
+    Raises:
+        RuntimeError: it did not end with 143, or did not save the step that it was at.
+    """
+    started = time.monotonic()
+    os.kill(child, signal.SIGTERM)
+    status = os.waitpid(child, 0)[1]
+    took = time.monotonic() - started
+    if os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0:
+        return took  # it had not begun with the run yet, or was done with it
+    if os.waitstatus_to_exitcode(status) != 143:
+        raise RuntimeError(f"SIGTERM ended a run with status {status}")
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    told = max((event["step"] for event in events if event["event"] == "step"), default=0)
+    last = run / "last.pth.tar"
+    saved = Checkpoint.load(last).history["steps"] if last.exists() else 0
+    if saved != told:
+        raise RuntimeError(f"SIGTERM after step {told}, of which {saved} were saved")
+    return took
+
+
+ENDS = {"KILL": kill, "TERM": ask_to_stop}
 
 
 def begin_or_go_on(run: Path, case: tuple[str, ...]) -> tuple[str, ...]:
@@ -150,25 +199,33 @@ def digest(value: Any) -> str:
     return found.hexdigest()
 
 
-def trial(number: int, case: tuple[str, ...], length: float, run: Path, log: Path) -> int:
-    """One run with up to ``MOST_KILLS`` kills; how many there were."""
+def trial(
+    number: int,
+    case: tuple[str, ...],
+    length: float,
+    run: Path,
+    log: Path,
+    end: Callable[[int, Path], float],
+) -> list[float]:
+    """One run that is ended up to ``MOST_KILLS`` times; how long each of these ends took."""
     draw = random.Random(number)
-    kills = 0
+    ends: list[float] = []
     for _ in range(draw.randint(1, MOST_KILLS)):
         child = start(begin_or_go_on(run, case), log)
-        if not killed_after(child, draw.uniform(0, length)):
-            return kills
-        kills += 1
+        if ended_by_itself(child, draw.uniform(0, length)):
+            return ends
+        ends.append(end(child, run))
         if (run / "result.json").exists():
-            return kills
-    killed_after(start(begin_or_go_on(run, case), log), 600)
-    return kills
+            return ends
+    finish(start(begin_or_go_on(run, case), log))
+    return ends
 
 
 def main() -> None:
     """Run the trials, and print the count and the numbers of those that failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--signal", choices=list(ENDS), default="KILL")
     parser.add_argument("--seed", type=int, default=0, help="number of the first trial")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no trial after so long")
     parser.add_argument("--case", choices=list(CASES), help="this kind of run alone")
@@ -187,7 +244,7 @@ def main() -> None:
         for again in range(2):  # the first one compiles, and warms what the system keeps in memory
             run = work / f"never killed {again}"
             started = time.monotonic()
-            killed_after(start((*case, "--out", str(run)), work / "log"), 600)
+            finish(start((*case, "--out", str(run)), work / "log"))
             lengths[name] = time.monotonic() - started
             if again and fingerprint(run) != expected[name]:
                 sys.exit(f"{name}: two runs that nobody killed differ")
@@ -196,17 +253,18 @@ def main() -> None:
             shutil.rmtree(work / f"never killed {again}")
         print(f"{name}: {lengths[name]:.1f} s undisturbed", flush=True)
 
-    kills = trials = 0
+    ends: list[float] = []
+    trials = 0
     failures: dict[int, str] = {}
-    end = time.monotonic() + 60 * options.minutes
-    while (kills < options.kills if options.only is None else not trials) and (
-        time.monotonic() < end
+    deadline = time.monotonic() + 60 * options.minutes
+    while (len(ends) < options.kills if options.only is None else not trials) and (
+        time.monotonic() < deadline
     ):
         number = options.seed + trials if options.only is None else options.only
         name = list(cases)[number % len(cases)]
         run, log = work / f"trial {number}", work / f"log {number}"
         try:
-            kills += trial(number, cases[name], lengths[name], run, log)
+            ends += trial(number, cases[name], lengths[name], run, log, ENDS[options.signal])
             found = fingerprint(run)
             differ = [part for part in found if found[part] != expected[name][part]]
             if differ:
@@ -217,7 +275,11 @@ def main() -> None:
         if number not in failures:
             shutil.rmtree(run)
             log.unlink()
-    print(f"{kills} kills in {trials} runs, {trials - len(failures)} of {trials} ended identically")
+    print(
+        f"{len(ends)} times SIG{options.signal} in {trials} runs, "
+        f"{trials - len(failures)} of {trials} ended identically; "
+        f"the slowest was gone after {max(ends, default=0):.2f} s"
+    )
     print(headline())
     for number, words in failures.items():
         print(f"trial {number}: {words}; see {work / f'trial {number}'} and its log")

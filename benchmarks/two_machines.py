@@ -55,6 +55,8 @@ def start(place: int, run: Path, arguments: list[str]) -> subprocess.Popen[bytes
         "ip", "netns", "exec", NAMES[place], sys.executable, "-m", "torch.distributed.run",
         "--nnodes=2", "--nproc-per-node=1", f"--rdzv-id={run.name}", "--rdzv-backend=c10d",
         f"--rdzv-endpoint={ADDRESSES[0]}:29400", f"--local-addr={ADDRESSES[place]}",
+        # Both have the name of the computer that they share, so they have to be told who is first.
+        f"--rdzv-conf=is_host={not place}",
         "--max-restarts=3", "-m", "mobilenetv2", "train", *arguments, "--out", str(run),
         "--checkpoint-every", "5steps",
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mobilenetv2
@@ -281,6 +282,16 @@ def test_predict_into_a_file_goes_on_where_it_stopped(
     else:
         first = json.loads(whole.splitlines()[0])
         assert len(first["predictions"]) == 2
+    other = mobilenetv2.load(run_folder)
+    with torch.no_grad():
+        next(reversed(list(other.network.parameters()))).neg_().add_(3.0 * torch.arange(10))
+    other.save(tmp_path / "other.safetensors")
+    code, _, error = run_cli(
+        "predict", tmp_path / "other.safetensors", album, f"--{kind}", target, "--top", "2"
+    )
+    assert code == 2
+    assert "holds predictions of another classifier" in error
+    assert target.read_text() == whole
     target.write_text("something else\n")
     code, *_ = run_cli("predict", run_folder, album, f"--{kind}", target, "--top", "2")
     assert code == 2

@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 
-from mobilenetv2 import cli
+from mobilenetv2.cli import arguments as command_arguments
+from mobilenetv2.cli.commands import COMMANDS, Command
+from mobilenetv2.config import InspectConfig
 from mobilenetv2.errors import WorkFailed
+from mobilenetv2.training import recipes  # noqa: F401  (whole before its parts are replaced)
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -99,7 +102,7 @@ def test_every_command_is_understood(
         raise WorkFailed("understood")
 
     word, *arguments = shlex.split(command)
-    assert word in cli.COMMANDS
+    assert word in COMMANDS
     for work in (
         "training.train.train",
         "training.train.resume",
@@ -108,9 +111,9 @@ def test_every_command_is_understood(
         "data.folders.list_pictures",
     ):
         monkeypatch.setattr(f"mobilenetv2.{work}", reach)
-    monkeypatch.setattr(cli, "_settings_of", lambda run: {})  # the run is not there
+    monkeypatch.setattr(command_arguments, "_settings_of", lambda run: {})  # the run is not there
     if word == "inspect":  # what it does depends on what is there
-        monkeypatch.setitem(cli.COMMANDS, "inspect", cli.Command(parse_inspect, ""))
+        monkeypatch.setitem(COMMANDS, "inspect", Command(parse_inspect, ""))
     code, out, error = run_cli(word, *arguments)
     if "--help" in arguments:
         assert (code, error) == (0, "")
@@ -120,7 +123,7 @@ def test_every_command_is_understood(
 
 
 def parse_inspect(arguments: list[str]) -> int:
-    cli._parse("inspect", cli.InspectConfig, arguments)
+    command_arguments.parse("inspect", InspectConfig, arguments)
     raise WorkFailed("understood")
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from mobilenetv2.errors import UserError
 
 BATCH_SIZE = 16
 BATCHES_AHEAD = 2  # for each worker
+SAME_ANSWER = 0.02  # probability; runtimes and precisions differ by less
 FILES_TOGETHER = 256  # of each process, between two exchanges of answers
 
 
@@ -107,19 +108,26 @@ def _predict_batch(classifier: Classifier, paths: Sequence[Path], top: int) -> l
     ]
 
 
+class Written(NamedTuple):
+    """What an earlier call wrote about a file: its name and its likeliest label, if it has one."""
+
+    name: str
+    best: Prediction | None
+
+
 class PredictionWriter(Protocol):
     """A way to write predictions, one line each."""
 
     header: str
 
     def name(self, path: Path) -> str:
-        """How :meth:`path_of` will call that file."""
+        """How :meth:`read` will call that file."""
 
     def line(self, prediction: FilePrediction) -> str:
         """One prediction as a line."""
 
-    def path_of(self, line: str) -> str | None:
-        """The file that a line is about; None if the line is torn."""
+    def read(self, line: str) -> Written | None:
+        """What a line says; None if it is no prediction."""
 
 
 class CsvWriter:
@@ -142,10 +150,16 @@ class CsvWriter:
         row = [str(prediction.path), prediction.error or "", *figures]
         return _csv_line(row + [""] * (len(self._columns) - len(row)))
 
-    def path_of(self, line: str) -> str | None:
-        """The first column of a whole row."""
+    def read(self, line: str) -> Written | None:
+        """The first columns of a whole row."""
         row = next(csv.reader([line]), [])
-        return row[0] if len(row) == len(self._columns) else None
+        if len(row) != len(self._columns):
+            return None
+        path, error, label, probability = row[:4]
+        try:
+            return Written(path, None if error else Prediction(label, float(probability)))
+        except ValueError:
+            return None
 
 
 NAMES = ("label", "probability")
@@ -169,22 +183,24 @@ class JsonLinesWriter:
         }
         return json.dumps(document, ensure_ascii=False) + "\n"
 
-    def path_of(self, line: str) -> str | None:
-        """The object's path."""
+    def read(self, line: str) -> Written | None:
+        """The object's path and first prediction."""
         try:
-            return str(json.loads(line)["path"])
+            about = json.loads(line)
+            best = [Prediction(**one) for one in about["predictions"][:1]]
+            return Written(str(about["path"]), best[0] if best else None)
         except (json.JSONDecodeError, KeyError, TypeError):
             return None
 
 
-def already_written(target: Path, writer: PredictionWriter) -> set[str]:
-    """The files that an earlier, interrupted call named in ``target``; a torn last line is cut off.
+def already_written(target: Path, writer: PredictionWriter) -> list[Written]:
+    """What an earlier, interrupted call wrote into ``target``; a torn last line is cut off.
 
     Raises:
         UserError: ``target`` holds something else.
     """
     if not target.exists():
-        return set()
+        return []
     contents = target.read_text(encoding="utf-8", errors="surrogateescape")
     whole = contents[: contents.rfind("\n") + 1]
     # Not splitlines: other characters that end a line there may be part of a file's name.
@@ -193,15 +209,38 @@ def already_written(target: Path, writer: PredictionWriter) -> set[str]:
         raise UserError(
             f"{target}: holds something else than these predictions; name another file or remove it"
         )
-    paths = [writer.path_of(line) for line in lines[1 if writer.header else 0 :]]
-    if None in paths:
+    found = [writer.read(line) for line in lines[1 if writer.header else 0 :]]
+    if None in found:
         raise UserError(
-            f"{target}: line {paths.index(None) + bool(writer.header) + 1} is no prediction; name "
+            f"{target}: line {found.index(None) + bool(writer.header) + 1} is no prediction; name "
             "another file"
         )
     if len(whole) < len(contents):
         target.write_text(whole, encoding="utf-8", errors="surrogateescape")
-    return {path for path in paths if path is not None}
+    return [one for one in found if one is not None]
+
+
+def require_same_classifier(
+    target: Path, written: Sequence[Written], classifier: Classifier
+) -> None:
+    """Make sure that the classifier says what ``target`` says, by one of its files that is there.
+
+    Raises:
+        UserError: it says something else, so ``target`` comes from another classifier.
+    """
+    for name, best in written:
+        if best is None or not Path(name).is_file():
+            continue
+        (now,) = predict_files(classifier, [Path(name)], len(classifier.labels))
+        if now.error is not None:
+            continue
+        same = {one.label: one.probability for one in now.predictions}.get(best.label, -1.0)
+        if abs(same - best.probability) > SAME_ANSWER:
+            raise UserError(
+                f"{target}: holds predictions of another classifier ({name}: "
+                f"{best.label} {best.probability:.1%}); name another file or remove it"
+            )
+        return
 
 
 def _csv_line(row: Sequence[str]) -> str:

@@ -1,0 +1,96 @@
+"""Words on the command line become checked settings."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from pydantic import model_validator
+
+from mobilenetv2.config import DataConfig, Section, TrainConfig, TransferConfig
+from mobilenetv2.errors import ConfigError
+from mobilenetv2.settings import merge, read_settings, validate
+
+_STYLE = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+def parse(name: str, model: type[Settings], arguments: list[str]) -> Settings:
+    """The settings that ``arguments`` of the command ``name`` stand for."""
+    return tyro.cli(model, args=arguments, prog=f"mobilenetv2 {name}", config=_STYLE)
+
+
+class _FirstLook(TrainConfig):
+    """The same flags, to see which were given; what they add up to is checked later."""
+
+    data: DataConfig = DataConfig(data="")
+    transfer: TransferConfig = TransferConfig(weights="")
+    epochs: int = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "_FirstLook":
+        return self
+
+
+def read_train_config(command: str, arguments: list[str]) -> TrainConfig:
+    """Default < recipe of the data set < ``--config`` file < flag.
+
+    For ``--resume``, the run's own settings take the place of the first two.
+    """
+    path, arguments = take_option("--config", arguments)
+    helpless = [argument for argument in arguments if argument not in ("-h", "--help")]
+    # Data and length of the run decide the defaults of everything else.
+    first, _ = tyro.cli(
+        _FirstLook,
+        args=helpless,
+        prog=f"mobilenetv2 {command}",
+        config=_STYLE,
+        return_unknown_args=True,
+    )
+    from mobilenetv2.training.recipes import asked_weights, recipe_settings
+
+    from_file = read_settings(Path(path)) if path else {}
+    if first.resume:
+        recipe = _settings_of(first.resume)
+    else:
+        data = first.data.data or from_file.get("data", {}).get("data", DataConfig().data)
+        weights = first.transfer.weights or asked_weights(from_file)
+        recipe = recipe_settings(str(data), first.epochs or from_file.get("epochs"), weights)
+    defaults = validate(merge(recipe, from_file), f"--config {path}" if path else "recipe")
+    return tyro.cli(
+        TrainConfig,
+        args=arguments,
+        prog=f"mobilenetv2 {command}",
+        config=_STYLE,
+        default=defaults,
+        description=f"{TrainConfig.__doc__} --config FILE reads settings from YAML first.",
+    )
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
+    """What a run was begun with, so that whatever differs from it was asked for."""
+    from mobilenetv2.training.run_folder import RunFolder
+
+    return RunFolder.open(run).read_config().model_dump(mode="json")
+
+
+def take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of ``name`` and the arguments without it."""
+    for place, argument in enumerate(arguments):
+        if argument == name:
+            if place + 1 == len(arguments):
+                raise ConfigError(f"{name} needs a value")
+            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
+        if argument.startswith(f"{name}="):
+            return argument.removeprefix(f"{name}="), arguments[:place] + arguments[place + 1 :]
+    return None, arguments
+
+
+def made(flag: str, folder: Path) -> Path:
+    """The folder that ``flag`` names, made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"{flag} {folder}: cannot be written ({reason})") from error
+    return folder

@@ -1,0 +1,69 @@
+"""``evaluate``: known labels against what a classifier says."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from mobilenetv2.cli.arguments import made, parse
+from mobilenetv2.cli.runtime import in_runtime
+from mobilenetv2.config import DataConfig, EvaluateConfig
+from mobilenetv2.errors import DataError
+from mobilenetv2.terminal import print_evaluation
+
+if TYPE_CHECKING:
+    from mobilenetv2.distributed import Processes
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    """Measure a classifier on pictures with known labels."""
+    config = parse("evaluate", EvaluateConfig, arguments)
+    from mobilenetv2.distributed import joined
+
+    with joined() as processes:
+        return _evaluate_with(config, processes)
+
+
+def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
+    """Processes take turns with the batches; the first one prints and writes."""
+    from mobilenetv2.data.sources import load_data, load_for_measuring
+    from mobilenetv2.evaluation import plots
+    from mobilenetv2.evaluation.evaluate import evaluate
+    from mobilenetv2.files import write_text
+    from mobilenetv2.training.device import find_device
+    from mobilenetv2.training.load import load, own_data
+
+    classifier = load(config.model)
+    classifier.network.to(find_device(config.machine.device))
+    wanted = classifier.preprocessing
+    runtime = config.machine.runtime
+    if config.data is None:
+        runtime = "torch" if runtime == "auto" else runtime  # the run's numbers to the last digit
+        own = load_data(own_data(config.model, config.source.data_dir), wanted)
+        if own.classes != classifier.labels:
+            raise DataError(
+                f"{own.name}: its classes are no longer those that {config.model} was trained on "
+                f"({', '.join(own.classes[:5])}, … now; {', '.join(classifier.labels[:5])}, … then)"
+            )
+        sets = {"validation": own.val} | ({"test": own.test} if own.test else {})
+    else:
+        data = DataConfig(data=config.data, data_dir=config.source.data_dir)
+        sets = dict([load_for_measuring(data, wanted, classifier.labels)])
+    if config.report:
+        made("--report", config.report)
+    report: dict[str, Any] = {}
+    most = max(map(len, sets.values()))
+    classifier = in_runtime(classifier, runtime, most, config.quiet)
+    for name, pictures in sets.items():
+        evaluation = evaluate(classifier, pictures, processes=processes)
+        if not processes.is_first:
+            continue
+        report[name] = evaluation.summary(classifier.labels)
+        print_evaluation(name, report[name], config.quiet)
+        if config.report:
+            figure = plots.confusion(evaluation, classifier.labels)
+            plots.save(figure, config.report / f"{name}-confusion.png")
+            figure = plots.mistakes(evaluation, pictures, classifier.labels)
+            plots.save(figure, config.report / f"{name}-mistakes.png")
+    if config.report and processes.is_first:
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        write_text(config.report / "evaluation.json", text)
+    return 0

@@ -1,0 +1,96 @@
+"""``predict``: what pictures show, on the terminal or into a file."""
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobilenetv2.cli.arguments import parse
+from mobilenetv2.cli.runtime import in_runtime
+from mobilenetv2.cli.voice import complain
+from mobilenetv2.config import PredictConfig
+from mobilenetv2.errors import ConfigError
+from mobilenetv2.terminal import track
+
+if TYPE_CHECKING:
+    from mobilenetv2.classifier import Classifier
+    from mobilenetv2.distributed import Processes
+
+
+def predict_command(arguments: list[str]) -> int:
+    """Name what pictures show."""
+    config = parse("predict", PredictConfig, arguments)
+    from mobilenetv2.distributed import joined
+
+    with joined() as processes:
+        return _predict_with(config, processes)
+
+
+def _predict_with(config: PredictConfig, processes: "Processes") -> int:
+    """Processes share the files; the first one prints and writes."""
+    from mobilenetv2.data.folders import list_pictures
+    from mobilenetv2.evaluation.predict_files import predict_together
+    from mobilenetv2.training.device import find_device
+    from mobilenetv2.training.load import load
+
+    paths = list_pictures(config.pictures)
+    classifier = load(config.model)
+    classifier.network.to(find_device(config.machine.device))
+    classifier = in_runtime(classifier, config.machine.runtime, len(paths), config.quiet)
+    if config.csv or config.jsonl:
+        return _predict_into_file(config, classifier, paths, processes)
+    unreadable = 0
+    for prediction in predict_together(classifier, paths, config.top, processes):
+        unreadable += prediction.error is not None
+        if not processes.is_first:
+            continue
+        if prediction.error is not None:
+            complain(f"{prediction.path}: {prediction.error}")
+            continue
+        words = (f"{one.label} {one.probability:.1%}" for one in prediction.predictions)
+        print(f"{prediction.path}: {'  '.join(words)}", flush=True)
+    return 1 if unreadable else 0
+
+
+def _predict_into_file(
+    config: PredictConfig,
+    classifier: "Classifier",
+    paths: Sequence[Path],
+    processes: "Processes",
+) -> int:
+    """Append to the file, batch by batch; a rerun leaves out what is in it already."""
+    from mobilenetv2.evaluation.predict_files import (
+        CsvWriter,
+        JsonLinesWriter,
+        already_written,
+        predict_together,
+        require_same_classifier,
+    )
+
+    top = min(config.top, len(classifier.labels))
+    target = config.csv or config.jsonl
+    assert target is not None
+    writer = CsvWriter(top) if config.csv else JsonLinesWriter()
+    unreadable = 0
+    try:
+        written = already_written(target, writer) if processes.is_first else []
+        require_same_classifier(target, written, classifier)
+        done = processes.from_first({one.name for one in written})
+        remaining = [path for path in paths if writer.name(path) not in done]
+        predictions = predict_together(classifier, remaining, top, processes)
+        if not processes.is_first:
+            deque(predictions, maxlen=0)  # only works along
+            return 0
+        with target.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            if file.tell() == 0:
+                file.write(writer.header)
+            for prediction in track(predictions, len(remaining), quiet=config.quiet):
+                file.write(writer.line(prediction))
+                unreadable += prediction.error is not None
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written ({error.strerror or error})") from error
+    print(
+        f"{len(paths):,} pictures, {unreadable:,} unreadable"
+        f"{f', {len(done):,} from an earlier call' if done else ''}: {target}"
+    )
+    return 0

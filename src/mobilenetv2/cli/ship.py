@@ -1,0 +1,62 @@
+"""``export``, ``demo`` and ``benchmark``."""
+
+import sys
+
+from rich.console import Console
+
+from mobilenetv2.cli.arguments import made, parse
+from mobilenetv2.config import BenchmarkConfig, DemoConfig, ExportConfig
+
+
+def export_command(arguments: list[str]) -> int:
+    """Write a proven file that runs without this program."""
+    config = parse("export", ExportConfig, arguments)
+    from mobilenetv2.shipping.export import FORMATS, export, target
+    from mobilenetv2.shipping.held_out import held_out
+    from mobilenetv2.shipping.web_export import export_page, page_folder
+    from mobilenetv2.training.load import load, unfinished
+
+    classifier = load(config.model)
+    is_page = config.format == "web"
+    path = page_folder(config) if is_page else target(config, FORMATS[config.format])
+    notes = [unfinished(config.model)] if unfinished(config.model) else []
+    pictures = held_out(classifier, config.model, config.verify, config.source.data_dir)
+    console = Console(quiet=config.quiet)
+    if is_page:
+        certificate = export_page(config, classifier, pictures, path, console, notes)
+    elif config.int8:
+        from mobilenetv2.shipping.int8 import export_int8
+
+        certificate = export_int8(config, classifier, pictures, path, console, notes)
+    else:
+        certificate = export(config, classifier, pictures, path, notes=notes)
+    console.print(certificate.table())
+    print(path)
+    return 0
+
+
+def demo_command(arguments: list[str]) -> int:
+    """Try a classifier in the browser of this computer."""
+    config = parse("demo", DemoConfig, arguments)
+    from mobilenetv2.shipping.demo import demo
+
+    demo(config, Console(stderr=True, quiet=config.quiet))
+    return 0
+
+
+def benchmark_command(arguments: list[str]) -> int:
+    """Find what runs a classifier fastest on this machine."""
+    config = parse("benchmark", BenchmarkConfig, arguments)
+    from mobilenetv2.evaluation import plots
+    from mobilenetv2.files import write_text
+    from mobilenetv2.shipping import benchmark
+    from mobilenetv2.training.load import load
+
+    report = benchmark.run(config, load(config.model), Console(stderr=True, quiet=config.quiet))
+    Console(width=None if sys.stdout.isatty() else 180).print(benchmark.table(report))
+    print(f"fastest: {report.winner}; noted in {report.noted_in}")
+    if config.report:
+        made("--report", config.report)
+        write_text(config.report / "benchmark.json", report.to_json())
+        plots.save(benchmark.figure(report), config.report / "benchmark.png")
+    return 0

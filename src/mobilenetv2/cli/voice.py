@@ -1,0 +1,17 @@
+"""Who speaks, and how a complaint looks."""
+
+import os
+
+from rich.console import Console
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all that ``torchrun`` has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def complain(message: str) -> None:
+    """Tell the user what is wrong, on stderr."""
+    Console(stderr=True, soft_wrap=True).print(
+        f"mobilenetv2: {message}", style="red", markup=False, highlight=False
+    )
