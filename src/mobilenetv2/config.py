@@ -379,13 +379,24 @@ class PredictConfig(OutputConfig):
         return self
 
 
+class PageConfig(Section):
+    """A page that runs a classifier in a browser."""
+
+    assets: Annotated[Path | None, _unset("FOLDER")] = None
+    """For a page: the folder `dist` of the npm package onnxruntime-web, whose two files that are
+    needed are copied into the page (default: browsers load them from jsDelivr)."""
+    sure: Fraction = 0.6
+    """For a page: below this probability of its best guess it says that it is not sure."""
+
+
 class ExportConfig(OutputConfig):
     """Write a classifier as a file that runs without this program, and prove that it does."""
 
     model: Positional[Path]
     """A run folder, a .safetensors file or a .pth.tar checkpoint."""
-    format: Literal["onnx", "openvino", "torch", "litert", "executorch"] = "onnx"
-    """ONNX, OpenVINO's own, PyTorch's exported program, LiteRT (TensorFlow Lite) or ExecuTorch."""
+    format: Literal["onnx", "openvino", "torch", "litert", "executorch", "web"] = "onnx"
+    """ONNX, OpenVINO's own, PyTorch's exported program, LiteRT (TensorFlow Lite), ExecuTorch, or
+    web: a folder with a page that runs the ONNX file in a browser."""
     raw: FlagCreatePairsOff[bool] = False
     """The network alone, without preparation and probabilities; its input is written down."""
     picture_size: Annotated[tuple[Side, Side] | None, _unset("INT INT")] = None
@@ -405,15 +416,20 @@ class ExportConfig(OutputConfig):
     """Pictures to prove the file on: a name or a folder (default: the run's own test set, else its
     validation set)."""
     source: SourceConfig = SourceConfig()
+    page: PageConfig = PageConfig()
     out: Annotated[Path | None, _unset("FILE")] = None
-    """The file (default: beside the model)."""
+    """The file, or the folder of a page (default: beside the model)."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace the file if it is there."""
+    """Replace the file if it is there; of folders, only pages that this program made."""
 
     @model_validator(mode="after")
-    def _one_precision(self) -> "ExportConfig":
+    def _fits_together(self) -> "ExportConfig":
         if self.fp16 + self.bf16 + self.int8 > 1:
             raise ValueError("fp16, bf16 and int8: name one of them")
+        if self.format == "web" and (self.raw or self.picture_size or self.bf16):
+            raise ValueError("--format web holds the whole contract: no raw, picture_size or bf16")
+        if self.format != "web" and self.page != PageConfig():
+            raise ValueError("assets and sure belong to --format web")
         return self
 
     @property
@@ -439,6 +455,20 @@ class BenchmarkConfig(OutputConfig):
     """Also measure torch.compile, which takes a minute to compile."""
     report: Annotated[Path | None, _unset("FOLDER")] = None
     """Write benchmark.json and benchmark.png there."""
+
+
+class DemoConfig(OutputConfig):
+    """Try a classifier in the browser of this computer: draw, choose pictures, use the camera."""
+
+    model: Positional[Path]
+    """A run folder, a .safetensors file, a .pth.tar checkpoint, or a folder that `export --format
+    web` made."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8224
+    """On 127.0.0.1, where nobody else can reach it; 0 for any that is free."""
+    page: PageConfig = PageConfig()
+    source: SourceConfig = SourceConfig()
+    browser: bool = True
+    """Open the page in a browser."""
 
 
 class InspectConfig(OutputConfig):

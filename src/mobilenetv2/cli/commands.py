@@ -11,7 +11,7 @@ from mobilenetv2 import __version__
 from mobilenetv2.cli.inspect import inspect_command
 from mobilenetv2.cli.measure import evaluate_command
 from mobilenetv2.cli.predict import predict_command
-from mobilenetv2.cli.ship import benchmark_command, export_command
+from mobilenetv2.cli.ship import benchmark_command, demo_command, export_command
 from mobilenetv2.cli.train import find_lr_command, train_command
 from mobilenetv2.cli.voice import complain, is_first
 from mobilenetv2.config import suggestion
@@ -78,6 +78,7 @@ COMMANDS = {
     "evaluate": Command(evaluate_command, "measure a classifier on pictures with known labels"),
     "predict": Command(predict_command, "name what pictures show"),
     "export": Command(export_command, "write a proven file that runs without this program"),
+    "demo": Command(demo_command, "try a classifier in the browser of this computer"),
     "benchmark": Command(benchmark_command, "find what runs a classifier fastest on this machine"),
     "find-lr": Command(find_lr_command, "suggest a learning rate by a range test"),
     "inspect": Command(inspect_command, "show a model's layers and costs, or a folder's health"),

@@ -1,11 +1,11 @@
-"""``export`` and ``benchmark``."""
+"""``export``, ``demo`` and ``benchmark``."""
 
 import sys
 
 from rich.console import Console
 
 from mobilenetv2.cli.arguments import made, parse
-from mobilenetv2.config import BenchmarkConfig, ExportConfig
+from mobilenetv2.config import BenchmarkConfig, DemoConfig, ExportConfig
 
 
 def export_command(arguments: list[str]) -> int:
@@ -13,23 +13,34 @@ def export_command(arguments: list[str]) -> int:
     config = parse("export", ExportConfig, arguments)
     from mobilenetv2.shipping.export import FORMATS, export, target
     from mobilenetv2.shipping.held_out import held_out
+    from mobilenetv2.shipping.web_export import export_page, page_folder
     from mobilenetv2.training.load import load, unfinished
 
-    form = FORMATS[config.format]
     classifier = load(config.model)
-    path = target(config, form)
+    is_page = config.format == "web"
+    path = page_folder(config) if is_page else target(config, FORMATS[config.format])
     notes = [unfinished(config.model)] if unfinished(config.model) else []
     pictures = held_out(classifier, config.model, config.verify, config.source.data_dir)
-    if config.int8:
+    console = Console(quiet=config.quiet)
+    if is_page:
+        certificate = export_page(config, classifier, pictures, path, console, notes)
+    elif config.int8:
         from mobilenetv2.shipping.int8 import export_int8
 
-        console = Console(quiet=config.quiet)
         certificate = export_int8(config, classifier, pictures, path, console, notes)
     else:
         certificate = export(config, classifier, pictures, path, notes=notes)
-    if not config.quiet:
-        Console().print(certificate.table())
+    console.print(certificate.table())
     print(path)
+    return 0
+
+
+def demo_command(arguments: list[str]) -> int:
+    """Try a classifier in the browser of this computer."""
+    config = parse("demo", DemoConfig, arguments)
+    from mobilenetv2.shipping.demo import demo
+
+    demo(config, Console(stderr=True, quiet=config.quiet))
     return 0
 
 
