@@ -95,6 +95,15 @@ def away_from_the_kinks(module: nn.Module, shape: tuple[int, ...]) -> torch.Tens
     return x
 
 
+def frozen(module: nn.Module) -> nn.Module:
+    """Norms as in fine-tuning: their statistics stay."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.running_var, 0.5, 2)
+            part.eval()
+    return module
+
+
 BLOCKS = {
     "shortcut": (lambda: InvertedResidual(8, 8, 1, 6), 8),
     "stride 2": (lambda: InvertedResidual(8, 12, 2, 6), 8),
@@ -105,7 +114,14 @@ BLOCKS = {
     "stem": (lambda: ConvNormActivation(3, 17, 3, 2), 3),
     "head": (lambda: ConvNormActivation(3, 40, 1), 3),
     "keras padding": (lambda: InvertedResidual(8, 8, 2, 2, padding="keras"), 8),
-}
+    "keras padding, no expansion": (lambda: InvertedResidual(17, 3, 2, 1, padding="keras"), 17),
+    "frozen norms": (lambda: frozen(InvertedResidual(8, 8, 1, 6)), 8),
+    "frozen norms, stride 2": (lambda: frozen(InvertedResidual(8, 7, 2, 2)), 8),
+    "frozen norms, keras padding": (
+        lambda: frozen(InvertedResidual(3, 8, 2, 6, padding="keras")), 3,
+    ),
+    "frozen stem": (lambda: frozen(ConvNormActivation(3, 17, 3, 2, padding="keras")), 3),
+}  # fmt: skip
 SIZES = [(2, 5, 7), (1, 8, 6), (3, 4, 4), (5, 1, 2), (1, 9, 1)]
 
 
@@ -286,6 +302,23 @@ def test_a_frozen_norm_keeps_its_statistics(fast):
     install(network, fast)
     x = torch.randn(2, 1, 20, 20, dtype=torch.float64)
     assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+@pytest.mark.parametrize("side", [32, 33])
+def test_fine_tuning_runs_on_the_kernels(cpp, side, monkeypatch):
+    """With Keras' padding and norms that keep their statistics, and nothing falls back."""
+    reference = frozen(random_norms(small_network(side, padding="keras"))).double()
+    network = copy.deepcopy(reference)
+    install(network, cpp)
+    x = torch.randn(2, 1, side, side, dtype=torch.float64)
+    expected = step(reference, x)
+
+    def stock(*_):
+        raise AssertionError("the stock code ran")
+
+    for part in (InvertedResidual, ConvNormActivation):
+        monkeypatch.setattr(part, "forward", stock, raising=False)
+    assert_same(step(network, x), expected, 1e-9)
 
 
 def test_evaluation_is_the_stock_one(fast):

@@ -5,7 +5,8 @@ convolutions are kept for backward: what lies between them (norm, ReLU6 and its 
 again wherever it is read, inside the kernels (`fast_ops.cpp`).
 
 Whatever the kernels do not cover runs through the stock code: evaluation, other devices and dtypes,
-norms that are frozen or of another kind, Keras' padding, tracing and compiling.
+norms of another kind, tracing and compiling. Norms in eval mode within a network in training, as in
+fine-tuning, keep their statistics.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,12 @@ from torch.autograd.function import once_differentiable
 
 from mobilenetv2.network import kernels
 from mobilenetv2.network.kernels import DepthwiseShape, Kernels
-from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
+from mobilenetv2.network.mobilenetv2 import (
+    ConvNormActivation,
+    InvertedResidual,
+    KerasPaddedConv2d,
+    MobileNetV2,
+)
 
 
 class Part(NamedTuple):
@@ -60,13 +66,15 @@ class FastInvertedResidual(InvertedResidual):
         last = Part(cast(nn.Conv2d, projection), cast(nn.BatchNorm2d, norm))
         parts = [*map(_part, layers), last]
         dtype = _working_dtype(self, x, parts)
-        if dtype is None or type(parts[-2].conv) is not nn.Conv2d:
+        backwards = _goes_backwards(parts[-2].conv, x)
+        if dtype is None or backwards is None:
             return super().forward(x)
         _count_batch(parts)
         parameters = [tensor for part in parts for tensor in part.parameters()]
         out = InvertedResidualFunction.apply(
-            kernels.load(self.fast_library), parts, dtype, self.has_shortcut, x, *parameters
-        )
+            kernels.load(self.fast_library), parts, dtype, self.has_shortcut, backwards, x,
+            *parameters,
+        )  # fmt: skip
         return cast(Tensor, out)
 
 
@@ -113,17 +121,26 @@ def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch
         pixels = pixels if stride == 1 else _strided_pixels(x, stride)
         if not (
             type(norm) is nn.BatchNorm2d
-            and norm.training
             and norm.affine
             and norm.track_running_stats
-            and norm.momentum is not None
             and norm.weight.dtype is real
             and conv.weight.dtype is real
             and conv.weight.is_contiguous()
-            and pixels > 1  # the stock code words the error
+            # Of a single pixel there are no statistics; the stock code words the error.
+            and (not norm.training or (norm.momentum is not None and pixels > 1))
         ):
             return None
     return dtype
+
+
+def _goes_backwards(conv: nn.Conv2d, x: Tensor) -> bool | None:
+    """Whether a convolution of stride 2 starts from the last pixel; None for any other padding."""
+    if type(conv) is nn.Conv2d:
+        return False
+    height, width = x.shape[-2:]
+    if type(conv) is not KerasPaddedConv2d or height % 2 != width % 2:
+        return None
+    return height % 2 == 0
 
 
 def _strided_pixels(x: Tensor, stride: int) -> int:
@@ -133,7 +150,8 @@ def _strided_pixels(x: Tensor, stride: int) -> int:
 def _count_batch(parts: Sequence[Part]) -> None:
     """As ``nn.BatchNorm2d.forward`` does."""
     for part in parts:
-        cast(Tensor, part.norm.num_batches_tracked).add_(1)
+        if part.norm.training:
+            cast(Tensor, part.norm.num_batches_tracked).add_(1)
 
 
 # ---------------------------------------------------------------------------- operations
@@ -155,7 +173,7 @@ class NormRelu6(torch.autograd.Function):
     def forward(
         ctx: Any, kernels: Kernels, part: Part, y: Tensor, weight: Tensor, bias: Tensor
     ) -> Tensor:
-        """Normalises ``y`` by its own statistics; weight and bias are the norm's."""
+        """Normalises ``y``; weight and bias are the norm's."""
         images, _, height, width = y.shape
         y = _matrix(y)
         norm = kernels.statistics(y, part.norm)
@@ -212,13 +230,14 @@ class InvertedResidualFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, kernels: Kernels, parts: Sequence[Part], dtype: torch.dtype,
-        has_shortcut: bool, x: Tensor, *parameters: Tensor,
+        has_shortcut: bool, backwards: bool, x: Tensor, *parameters: Tensor,
     ) -> Tensor:  # fmt: skip
         """Features N×C×H×W in, N×C'×H'×W' out; the parameters are those of the parts in order."""
         *expansion, depthwise, projection = parts
         images, _, height, width = x.shape
         stride = depthwise.conv.stride[0]
-        shape = DepthwiseShape(images, height, width, len(depthwise.conv.weight), stride)
+        hidden = len(depthwise.conv.weight)
+        shape = DepthwiseShape(images, height, width, hidden, stride, backwards)
         *kernel1, kernel2, kernel3 = parameters[::3]
         x = _matrix(x.to(dtype))
 
@@ -241,7 +260,7 @@ class InvertedResidualFunction(torch.autograd.Function):
         """Gradients of the inputs of :meth:`forward`."""
         kernels, shape = ctx.kernels, ctx.shape
         x, *expansion, kernel2, y2, norm2, kernel3, y3, norm3 = ctx.saved_tensors
-        wants_x, *wants = ctx.needs_input_grad[4:]
+        wants_x, *wants = ctx.needs_input_grad[5:]
         g = _matrix(g.to(x.dtype))
         shortcut = g if ctx.has_shortcut else None
 
@@ -268,4 +287,4 @@ class InvertedResidualFunction(torch.autograd.Function):
         if gx is not None:
             gx = _maps(gx, shape.images, shape.height, shape.width)
         gradients += [g_kernel2, g2[2], g2[3], g_kernel3, g3[2], g3[3]]
-        return None, None, None, None, gx, *gradients
+        return None, None, None, None, None, gx, *gradients

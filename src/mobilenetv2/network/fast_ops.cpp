@@ -20,6 +20,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <type_traits>
 #include <utility>
@@ -211,24 +212,28 @@ inline void unrolled(const Body& body) {
 
 // ---------------------------------------------------------------------------- batch norm
 
-// A batch norm's parameters and buffers; one Real<T> per channel.
+// A batch norm's parameters and buffers; one Real<T> per channel. A frozen one normalises by its
+// running statistics, and leaves them as they are.
 extern "C" struct NormModule {
   const void *weight, *bias;
   void *running_mean, *running_var;
   double eps, momentum;
+  std::int64_t frozen;
 };
 
 namespace {
 
-// What forward leaves for whoever reads y: rows of a 4 × channels array.
+// What forward leaves for whoever reads y: rows of a 5 × channels array. `pixels` is how many the
+// statistics were taken of; infinite for a frozen norm, whose statistics pass on no gradient.
 template <class R>
 struct Norm {
-  R *mean, *inverse_deviation, *scale, *shift;
+  R *mean, *inverse_deviation, *scale, *shift, *pixels;
   Norm(void* array, Index channels)
       : mean((R*)array),
         inverse_deviation(mean + channels),
         scale(mean + 2 * channels),
-        shift(mean + 3 * channels) {}
+        shift(mean + 3 * channels),
+        pixels(mean + 4 * channels) {}
 };
 
 // What the backward pass needs to put a gradient through a norm, and the gradients of the norm's
@@ -279,21 +284,25 @@ struct Moments {
   }
 };
 
-// Turns Σy and Σy² (2 × channels) into the norm, and updates the module's running statistics.
+// Turns Σy and Σy² (2 × channels) into the norm, and updates the module's running statistics. For
+// a frozen module the sums are not looked at.
 template <class R>
 void finish_statistics(const double* sums, Index rows, Index channels, const NormModule& module,
                        Norm<R> norm) {
   R* const running_mean = (R*)module.running_mean;
   R* const running_var = (R*)module.running_var;
   for (Index c = 0; c < channels; ++c) {
-    const double mean = sums[c] / rows;
-    const double var = std::max(sums[channels + c] / rows - mean * mean, 0.0);
+    const double mean = module.frozen ? running_mean[c] : sums[c] / rows;
+    const double var = module.frozen ? running_var[c]
+                                     : std::max(sums[channels + c] / rows - mean * mean, 0.0);
     const double inverse_deviation = 1 / std::sqrt(var + module.eps);
     const double scale = ((const R*)module.weight)[c] * inverse_deviation;
     norm.mean[c] = mean;
     norm.inverse_deviation[c] = inverse_deviation;
     norm.scale[c] = scale;
     norm.shift[c] = ((const R*)module.bias)[c] - mean * scale;
+    norm.pixels[c] = module.frozen ? std::numeric_limits<R>::infinity() : rows;
+    if (module.frozen) continue;
     const double unbiased = var * rows / (rows - 1);
     running_mean[c] += module.momentum * (mean - running_mean[c]);
     running_var[c] += module.momentum * (unbiased - running_var[c]);
@@ -302,15 +311,14 @@ void finish_statistics(const double* sums, Index rows, Index channels, const Nor
 
 // Turns Σg and Σg(y - mean) (2 × channels, g masked) into the norm's gradient.
 template <class R>
-void finish_gradient(const double* sums, Index rows, Index channels, Norm<R> norm,
-                     NormGradient<R> gradient) {
+void finish_gradient(const double* sums, Index channels, Norm<R> norm, NormGradient<R> gradient) {
   for (Index c = 0; c < channels; ++c) {
     const double inverse_deviation = norm.inverse_deviation[c], scale = norm.scale[c];
     const double bias = sums[c], weight = sums[channels + c] * inverse_deviation;
     gradient.bias[c] = bias;
     gradient.weight[c] = weight;
-    gradient.b[c] = -scale * inverse_deviation * weight / rows;
-    gradient.c[c] = -scale * bias / rows;
+    gradient.b[c] = -scale * inverse_deviation * weight / norm.pixels[c];
+    gradient.c[c] = -scale * bias / norm.pixels[c];
   }
 }
 
@@ -336,7 +344,7 @@ template <class T>
 void norm_statistics(const T* y, Index rows, Index channels, const NormModule& module,
                      Norm<Real<T>> norm) {
   Sums sums(2 * channels);
-  for_tiles(rows, kTileRows, [&](Index thread, Index row, Index row_end) {
+  if (!module.frozen) for_tiles(rows, kTileRows, [&](Index thread, Index row, Index row_end) {
     add_moments(y + row * channels, row_end - row, channels, sums.of(thread));
   });
   finish_statistics(sums.total(), rows, channels, module, norm);
@@ -444,7 +452,7 @@ void norm_backward(Gradient<T> g, const T* y, Index rows, Index channels, Norm<R
       add_to<Real<T>, lanes>(total + channels, product);
     });
   });
-  finish_gradient(sums.total(), rows, channels, norm, gradient);
+  finish_gradient(sums.total(), channels, norm, gradient);
 }
 
 // Puts the gradient g of relu6(norm(y)) through the ReLU6, in place, for one tile, and adds the
@@ -730,7 +738,7 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
     multiply(a, rows, in, in, panels, [&](auto lanes, Index r, Index column, auto sums) {
       store<lanes>(to + r * out + column, sums);
     });
-    add_moments(to, rows, out, sums.of(thread));
+    if (!module.frozen) add_moments(to, rows, out, sums.of(thread));
   });
   finish_statistics(sums.total(), shape.rows, out, module, y_norm);
 }
@@ -805,7 +813,7 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
     }
   });
 
-  if (normalise && gx) finish_gradient(sums.total(), shape.rows, in, x_norm, x_gradient);
+  if (normalise && gx) finish_gradient(sums.total(), in, x_norm, x_gradient);
   if (weight_gradient)
     for_tiles(out, 1, [&](Index, Index o, Index) {
       for (Index i = 0; i < in; ++i) {
@@ -819,10 +827,18 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
 
 // ------------------------------------------------------------------------ depthwise 3×3
 
+// With stride 2 the taps lie around every second pixel, from the first one on. If `backwards`, they
+// lie around every second pixel from the last one on, as where Keras pads an even side on the right
+// and bottom only: that is the same convolution, of pixels and taps in the reverse order.
 struct Shape {
-  Index images, height, width, channels, stride;
+  Index images, height, width, channels, stride, backwards;
   Index out_height() const { return (height - 1) / stride + 1; }
   Index out_width() const { return (width - 1) / stride + 1; }
+  // Where the numbers of pixel `pixel` (of `count`) of an image begin, and how far the next ones are.
+  Index place(Index image, Index count, Index pixel) const {
+    return (image * count + (backwards ? count - 1 - pixel : pixel)) * channels;
+  }
+  Index step() const { return backwards ? -channels : channels; }
 };
 
 // The work of a depthwise pass is cut into bands: rows of one image that stay in the cache while
@@ -868,12 +884,19 @@ class RowRing {
 
 constexpr int kTaps = 9;
 
+// The place of a tap among a channel's nine numbers.
+inline Index tap_place(Index tap, const Shape& shape) {
+  return shape.backwards ? kTaps - 1 - tap : tap;
+}
+
 // From PyTorch's channels × 9 to 9 × channels.
 template <class R>
-std::vector<R> by_tap(const R* weight, Index channels) {
+std::vector<R> by_tap(const R* weight, const Shape& shape) {
+  const Index channels = shape.channels;
   std::vector<R> taps(kTaps * channels);
   for (Index c = 0; c < channels; ++c)
-    for (int tap = 0; tap < kTaps; ++tap) taps[tap * channels + c] = weight[c * kTaps + tap];
+    for (int tap = 0; tap < kTaps; ++tap)
+      taps[tap * channels + c] = weight[c * kTaps + tap_place(tap, shape)];
   return taps;
 }
 
@@ -894,9 +917,9 @@ template <class T, int stride, bool normalise>
 void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Shape shape, T* y,
                        const NormModule& module, Norm<Real<T>> y_norm) {
   using R = Real<T>;
-  const Index channels = shape.channels, width = shape.width;
+  const Index channels = shape.channels, width = shape.width, step = shape.step();
   const Index out_height = shape.out_height(), out_width = shape.out_width();
-  const std::vector<R> taps = by_tap(weight, channels);
+  const std::vector<R> taps = by_tap(weight, shape);
   const Bands bands(shape.images, out_height, out_width * channels * sizeof(T) * stride * stride);
   Sums sums(2 * channels);
 
@@ -912,14 +935,14 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
         if constexpr (normalise)
           scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
 
-        T* to = y + (image * out_height + row) * out_width * channels + c;
+        T* to = y + shape.place(image, out_height * out_width, row * out_width) + c;
         Moments<R, lanes> moments(V{});
         Index next = row * stride - 1;
         for (Index oy = row; oy < row_end; ++oy) {
           for (; next <= oy * stride + 1; ++next) {
-            const T* from = x + (image * shape.height + next) * width * channels + c;
+            const T* from = x + shape.place(image, shape.height * width, next * width) + c;
             ring.template fill<lanes>(next, 0 <= next && next < shape.height, [&](Index column) {
-              const V value = load<lanes>(from + column * channels);
+              const V value = load<lanes>(from + column * step);
               if constexpr (normalise) return relu6(value * scale + shift);
               return value;
             });
@@ -927,7 +950,7 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
           const R* rows[3];
           for (int ky = 0; ky < 3; ++ky)
             rows[ky] = ring.template at<lanes>(oy * stride + ky - 1, -1);
-          for (Index ox = 0; ox < out_width; ++ox, to += channels) {
+          for (Index ox = 0; ox < out_width; ++ox, to += step) {
             V sum = {};
             unrolled<kTaps>([&](auto tap) {
               sum += w[tap] * load<lanes>(rows[tap / 3] + (ox * stride + tap % 3) * lanes);
@@ -958,8 +981,9 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
                         T* gx, Real<T>* weight_gradient) {
   using R = Real<T>;
   const Index channels = shape.channels, height = shape.height, width = shape.width;
+  const Index step = shape.step();
   const Index out_height = shape.out_height(), out_width = shape.out_width();
-  const std::vector<R> taps = by_tap(weight, channels);
+  const std::vector<R> taps = by_tap(weight, shape);
   const Bands bands(shape.images, height, width * channels * sizeof(T));
   Sums sums((2 + kTaps) * channels);
 
@@ -979,15 +1003,16 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
           shift = load<lanes>(x_norm.shift + c);
         }
 
-        const Index first = (image * height + row) * width * channels + c;
+        const Index first = shape.place(image, height * width, row * width) + c;
         const T* from = x + first;
         T* to = gx + first;
         Index next = stride == 1 ? row - 1 : row / 2;
         for (Index iy = row; iy < row_end; ++iy) {
           for (; next <= (iy + 1) / stride; ++next) {
-            const Index start = (image * out_height + next) * out_width * channels + c;
+            const Index start =
+                shape.place(image, out_height * out_width, next * out_width) + c;
             ring.template fill<lanes>(next, 0 <= next && next < out_height, [&](Index column) {
-              const Index i = start + column * channels;
+              const Index i = start + column * step;
               return at(load<lanes>(g + i), load<lanes>(y + i));
             });
           }
@@ -1010,8 +1035,8 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
               product += gradient * (value - mean);
             }
             store<lanes>(to, gradient);
-            from += channels;
-            to += channels;
+            from += step;
+            to += step;
           };
           constexpr std::integral_constant<int, 0> even;
           constexpr std::integral_constant<int, 1> odd;
@@ -1042,10 +1067,10 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
 
   const double* total = sums.total();
   if constexpr (normalise)
-    finish_gradient(total, shape.images * height * width, channels, x_norm, x_gradient);
+    finish_gradient(total, channels, x_norm, x_gradient);
   for (Index c = 0; c < channels; ++c)
     for (int tap = 0; tap < kTaps; ++tap)
-      weight_gradient[c * kTaps + tap] = total[(2 + tap) * channels + c];
+      weight_gradient[c * kTaps + tap_place(tap, shape)] = total[(2 + tap) * channels + c];
 }
 
 // Calls f with a null pointer to the type that Python's code stands for.

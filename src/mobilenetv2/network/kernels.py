@@ -19,14 +19,19 @@ class _NormModule(ctypes.Structure):
         ("running_var", ctypes.c_void_p),
         ("eps", ctypes.c_double),
         ("momentum", ctypes.c_double),
+        ("frozen", ctypes.c_int64),
     )
 
 
 class DepthwiseShape(ctypes.Structure):
-    """What a depthwise convolution works on; height and width are those of its input."""
+    """What a depthwise convolution works on; height and width are those of its input.
+
+    ``backwards``: of stride 2 around every second pixel from the last one on, not the first.
+    """
 
     _fields_ = tuple(
-        (name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "stride")
+        (name, ctypes.c_int64)
+        for name in ("images", "height", "width", "channels", "stride", "backwards")
     )
 
 
@@ -37,8 +42,8 @@ class _PointwiseShape(ctypes.Structure):
 class Kernels:
     """A compiled library, loaded.
 
-    Feature maps are matrices, pixels × channels, contiguous. A norm is a 4 × channels tensor, as
-    is its gradient; see `struct Norm` and `struct NormGradient` there.
+    Feature maps are matrices, pixels × channels, contiguous. A norm is a 5 × channels tensor,
+    its gradient one of 4 × channels; see `struct Norm` and `struct NormGradient` there.
     """
 
     def __init__(self, library: str) -> None:
@@ -70,9 +75,12 @@ class Kernels:
         self._depthwise_backward = function("depthwise_backward", *(pointer,) * 11)
 
     def statistics(self, y: Tensor, module: nn.BatchNorm2d) -> Tensor:
-        """The norm of ``y`` by its own statistics; the module's running statistics move."""
+        """The norm of ``y`` by its own statistics, and the module's running statistics move.
+
+        A module in eval mode is frozen: its running statistics count, and stay.
+        """
         rows, channels = y.shape
-        norm = _per_channel(y)
+        norm = _norm_of(y)
         self._statistics(
             TYPE_CODES[y.dtype], y.data_ptr(), rows, channels, _norm_module(module),
             norm.data_ptr(),
@@ -103,7 +111,7 @@ class Kernels:
 
         ``g`` has a row for each pixel, or one for each image when it comes from :meth:`pool`.
         """
-        gradient = _per_channel(y)
+        gradient = _gradient_of(y)
         self._backward(
             TYPE_CODES[y.dtype], g.data_ptr(), len(y) // len(g), y.data_ptr(), *y.shape,
             norm.data_ptr(), activated, gradient.data_ptr(),
@@ -124,7 +132,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         """The 1×1 convolution of ``x``, normalised on the way if ``x_norm`` is given; its norm."""
         y = x.new_empty(len(x), len(weight))
-        y_norm = _per_channel(y)
+        y_norm = _norm_of(y)
         self._pointwise(
             TYPE_CODES[x.dtype], x.data_ptr(), _pointer(x_norm), weight.data_ptr(),
             ctypes.byref(_PointwiseShape(*x.shape, len(weight))), y.data_ptr(),
@@ -140,7 +148,7 @@ class Kernels:
         """Gradients of ``x`` (masked, if ``x_norm`` is given), weight, and ``x_norm``."""
         gx = torch.empty_like(x) if wants_x else None
         weight_gradient = torch.empty_like(weight) if wants_weight else None
-        x_gradient = None if x_norm is None else _per_channel(x)
+        x_gradient = None if x_norm is None else _gradient_of(x)
         self._pointwise_backward(
             TYPE_CODES[x.dtype], g.data_ptr(), len(y) // len(g), y.data_ptr(), y_norm.data_ptr(),
             y_gradient.data_ptr(), activated, x.data_ptr(), _pointer(x_norm),
@@ -156,7 +164,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The 3×3 convolution of ``x``, normalised on the way if ``norm`` is given; its norm."""
         y = x.new_empty(_out_rows(shape), shape.channels)
-        y_norm = _per_channel(y)
+        y_norm = _norm_of(y)
         self._depthwise(
             TYPE_CODES[x.dtype], x.data_ptr(), _pointer(norm),
             weight.data_ptr(), ctypes.byref(shape), y.data_ptr(), _norm_module(module),
@@ -170,7 +178,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         """Gradients of ``x`` (masked, if ``x_norm`` is given), weight, and ``x_norm``."""
         gx, weight_gradient = torch.empty_like(x), torch.empty_like(weight)
-        x_gradient = None if x_norm is None else _per_channel(x)
+        x_gradient = None if x_norm is None else _gradient_of(x)
         self._depthwise_backward(
             TYPE_CODES[x.dtype], g.data_ptr(), y.data_ptr(), y_norm.data_ptr(),
             y_gradient.data_ptr(), x.data_ptr(), _pointer(x_norm),
@@ -191,7 +199,11 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype is torch.bfloat16 else dtype
 
 
-def _per_channel(y: Tensor) -> Tensor:
+def _norm_of(y: Tensor) -> Tensor:
+    return torch.empty(5, y.shape[1], dtype=real_dtype(y.dtype))
+
+
+def _gradient_of(y: Tensor) -> Tensor:
     return torch.empty(4, y.shape[1], dtype=real_dtype(y.dtype))
 
 
@@ -212,6 +224,6 @@ def _norm_module(module: nn.BatchNorm2d) -> Any:
     return ctypes.byref(
         _NormModule(
             module.weight.data_ptr(), module.bias.data_ptr(), module.running_mean.data_ptr(),
-            module.running_var.data_ptr(), module.eps, module.momentum,
+            module.running_var.data_ptr(), module.eps, module.momentum or 0.0, not module.training,
         )
     )  # fmt: skip

@@ -45,13 +45,13 @@ def start(config: TrainConfig) -> Start:
     Raises:
         UserError: the settings, the data or the weights cannot be used.
     """
-    device = _choose_device(config)
+    device = choose_device(config.machine)
     weights, notes = _find_weights(config)
     data = load_data(config.data)
     if weights is None:
         transfer = config.transfer.model_copy(update={"weights": "none"})
         config = config.model_copy(update={"transfer": transfer})
-        return _assemble(config, _choose_device(config), data, notes)
+        return _assemble(config, choose_device(config.machine), data, notes)
 
     if data.preprocessing.colour == "grey":
         weights = to_grey(weights)
@@ -72,20 +72,8 @@ def start_again(config: TrainConfig, preprocessing: Preprocessing) -> Start:
     Raises:
         UserError: the data cannot be used any more.
     """
-    device = _choose_device(config)
+    device = choose_device(config.machine)
     return _assemble(config, device, load_data(config.data, preprocessing), ())
-
-
-def _choose_device(config: TrainConfig) -> Device:
-    """Compiled operations are for batch norms that learn; pretrained ones keep what they know."""
-    machine = config.machine
-    if config.transfer.weights == "none" or machine.fast_ops == "off":
-        return choose_device(machine)
-    device = choose_device(machine.model_copy(update={"fast_ops": "torch"}))
-    if device.fast_ops.kind != "torch":
-        return device
-    reason = "fast operations: PyTorch only, as pretrained batch norms keep their statistics"
-    return replace(device, fast_ops=replace(device.fast_ops, reason=reason))
 
 
 def _assemble(config: TrainConfig, device: Device, data: DataSet, notes: tuple[str, ...]) -> Start:
