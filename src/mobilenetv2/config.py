@@ -114,7 +114,11 @@ class CacheConfig(Section):
     """GiB that such files may take in all; the ones longest unused give way."""
 
 
-class DataConfig(SourceConfig, CacheConfig):
+class PlacesConfig(SourceConfig, CacheConfig):
+    """Where pictures come from, and where they wait."""
+
+
+class DataConfig(PlacesConfig):
     """Which pictures, and how they are divided."""
 
     data: Positional[str] = "digits"
@@ -351,7 +355,7 @@ class EvaluateConfig(OutputConfig):
     """A run folder, a .safetensors file or a .pth.tar checkpoint."""
     data: Annotated[Positional[str | None], _unset("DATA")] = None
     """A name or a folder with the classifier's classes (default: the run's own data)."""
-    source: SourceConfig = SourceConfig()
+    source: PlacesConfig = PlacesConfig()
     machine: RuntimeConfig = RuntimeConfig()
     report: Annotated[Path | None, _unset("FOLDER")] = None
     """Write evaluation.json there, and for each set its confusion.png and mistakes.png."""

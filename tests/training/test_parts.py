@@ -28,7 +28,7 @@ from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.errors import ConfigError, Interrupted, NonFiniteLoss, WorkFailed
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
-from mobilenetv2.training.device import choose_device
+from mobilenetv2.training.device import choose_device, has_room
 from mobilenetv2.training.find_lr import HIGHEST, LOWEST, SETTLED, find_lr, suggest
 from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.optimizers import build_optimizer
@@ -382,3 +382,20 @@ def test_intervals_are_kept_as_written(text: str) -> None:
 def test_odd_intervals_are_refused_in_words(text: str) -> None:
     with pytest.raises(ConfigError, match=r"checkpoint_every: must be .*got"):
         TrainConfig(checkpoint_every=text)
+
+
+def test_pictures_lie_on_a_gpu_where_half_of_it_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8000))
+    gpu = torch.device("cuda:0")
+    assert has_room(gpu, 500)
+    assert not has_room(gpu, 501)
+    assert has_room(torch.device("cpu"), 10**15)
+
+
+def test_batches_come_to_the_device_from_pictures_that_wait_elsewhere() -> None:
+    pictures = LabelledPictures(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.arange(5) % 2)
+    batches = Batches(pictures, (8, 8), 2, AugmentConfig(), seed=0, device=torch.device("meta"))
+    for batch in batches.epoch(0):
+        assert {batch.pictures.device.type, batch.labels.device.type} == {"meta"}

@@ -37,7 +37,9 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     runtime = config.machine.runtime
     if config.data is None:
         runtime = "torch" if runtime == "auto" else runtime  # the run's numbers to the last digit
-        own = load_data(own_data(config.model, config.source.data_dir), wanted)
+        places = config.source.model_dump(exclude={"data_dir"})
+        data = own_data(config.model, config.source.data_dir).model_copy(update=places)
+        own = load_data(data, wanted)
         if own.classes != classifier.labels:
             raise DataError(
                 f"{own.name}: its classes are no longer those that {config.model} was trained on "
@@ -45,7 +47,7 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
             )
         sets = {"validation": own.val} | ({"test": own.test} if own.test else {})
     else:
-        data = DataConfig(data=config.data, data_dir=config.source.data_dir)
+        data = DataConfig(data=config.data, **config.source.model_dump())
         sets = dict([load_for_measuring(data, wanted, classifier.labels)])
     if config.report:
         made("--report", config.report)

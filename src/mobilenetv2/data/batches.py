@@ -49,7 +49,8 @@ class Batches:
 
     The order depends on seed and epoch alone, so that an epoch can be entered at any step. The
     pictures may have a margin around the ``size`` that the network sees. If ``balanced``, every
-    class comes equally often. Of several ``processes`` each gets its part of every batch.
+    class comes equally often. Of several ``processes`` each gets its part of every batch. Batches
+    are made on ``device`` (the pictures' own if left out), wherever the pictures wait.
 
     >>> pictures = LabelledPictures(torch.zeros(50, 1, 8, 8, dtype=torch.uint8), torch.arange(50))
     >>> batches = Batches(pictures, (8, 8), batch_size=16, config=AugmentConfig(), seed=0)
@@ -66,6 +67,7 @@ class Batches:
         seed: int,
         balanced: bool = False,
         processes: Processes = ALONE,
+        device: torch.device | None = None,
     ) -> None:
         self._pictures = pictures
         self._size = size
@@ -73,6 +75,7 @@ class Batches:
         self._seed = seed
         self._balanced = balanced
         self._processes = processes
+        self._device = device or pictures.labels.device
         self._bounds = batch_bounds(len(pictures), batch_size)
 
     @property
@@ -81,7 +84,7 @@ class Batches:
         return len(self._bounds)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` (from 0) from ``first_step`` on, on the pictures' device."""
+        """The batches of ``epoch`` (from 0) from ``first_step`` on."""
         pictures, labels = self._pictures.pictures, self._pictures.labels
         order = self._order(epoch).to(labels.device)
         for step, (start, end) in enumerate(self._bounds[first_step:], first_step):
@@ -90,8 +93,9 @@ class Batches:
             if share is not None:
                 draws = draws[share.positions.to(draws.device)]
             indices = draws % len(labels)
-            batch = Batch(pictures[indices], labels[indices])
-            batch = augment(batch, self._size, draws, self._config, (self._seed, epoch, step))
+            batch = Batch(pictures[indices].to(self._device), labels[indices].to(self._device))
+            seeds = (self._seed, epoch, step)
+            batch = augment(batch, self._size, draws.to(self._device), self._config, seeds)
             yield batch._replace(share=share)
 
     def _order(self, epoch: int) -> Tensor:

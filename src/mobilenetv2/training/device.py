@@ -100,6 +100,15 @@ def strictly(deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether so many bytes of pictures may live on the device, beside the network at its work.
+
+    On a GPU half of the memory that is free is left for activations; elsewhere they lie in the
+    machine's own memory already.
+    """
+    return device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 2
+
+
 def has_native_bf16(device: torch.device) -> bool:
     """Whether bfloat16 multiplies in hardware there (CPU: AMX or AVX512-BF16)."""
     if device.type == "cuda":

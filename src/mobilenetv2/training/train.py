@@ -24,7 +24,7 @@ from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
 from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint
-from mobilenetv2.training.device import strictly
+from mobilenetv2.training.device import has_room, strictly
 from mobilenetv2.training.find_lr import RangeTest, find_lr
 from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
@@ -339,7 +339,9 @@ class Training(RunState):
 def _batches(begun: Start, processes: Processes = ALONE) -> Batches:
     data, config = begun.data, begun.config
     size = (data.preprocessing.height, data.preprocessing.width)
-    pictures = data.train.to(begun.device.device)
+    pictures, device = data.train, begun.device.device
+    if has_room(device, pictures.pictures.nbytes):
+        pictures = pictures.to(device)
     return Batches(
         pictures,
         size,
@@ -348,6 +350,7 @@ def _batches(begun: Start, processes: Processes = ALONE) -> Batches:
         config.seed,
         balanced=config.balance == "sampling",
         processes=processes,
+        device=device,
     )
 
 
