@@ -41,21 +41,28 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is trained on."""
+    """What is trained on; in fine-tuning the norms keep their statistics."""
 
     side: int
     batch: int
     width: float
     channels: int
+    fine_tuning: bool = False
 
     def __str__(self) -> str:
-        return f"{self.side} px, batch {self.batch}, width {self.width:g}"
+        fine_tuning = ", fine-tuning" if self.fine_tuning else ""
+        return f"{self.side} px, batch {self.batch}, width {self.width:g}{fine_tuning}"
 
     def network(self) -> MobileNetV2:
         """The network for these pictures."""
         torch.manual_seed(0)
         strides = stride_plan(self.side, self.side)
-        return MobileNetV2(CLASSES, self.channels, self.width, strides)
+        network = MobileNetV2(CLASSES, self.channels, self.width, strides).train()
+        if self.fine_tuning:
+            for module in network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +84,7 @@ SETTINGS = {
     "224": Setting(side=224, batch=32, width=1.0, channels=3),
     "28": Setting(side=28, batch=128, width=1.0, channels=1),
     "28-half": Setting(side=28, batch=128, width=0.5, channels=1),
+    "224-tune": Setting(side=224, batch=32, width=1.0, channels=3, fine_tuning=True),
 }
 DEFAULT = Mode("fp32", "NCHW")
 
@@ -101,7 +109,7 @@ def measure(setting: Setting, mode: Mode, seconds: float) -> dict[str, Any]:
     reason = "stock"
     if ours:
         prepare_allocator()
-    network = setting.network().train()
+    network = setting.network()
     pictures = torch.randn(setting.batch, setting.channels, setting.side, setting.side)
     labels = torch.randint(CLASSES, (setting.batch,))
     if mode.layout == "channels_last":
