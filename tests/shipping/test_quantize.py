@@ -1,6 +1,7 @@
 """The ladder: each change to the weights against what it may change, and the climb itself."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mobilenetv2.shipping import ladder
 from mobilenetv2.shipping.equalise import equalised
 from mobilenetv2.shipping.held_out import HeldOut, held_out
 from mobilenetv2.shipping.proof import Comparison, Threshold
-from mobilenetv2.shipping.quantize import calibration
+from mobilenetv2.shipping.quantize import calibration, float_core, with_onnxruntime
 from mobilenetv2.shipping.rounding import rounded
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -81,6 +82,58 @@ def test_trained_with_rounding(small_classifier: Classifier, batches: list[np.nd
     with torch.inference_mode():
         difference = tuned.network(inputs) - small_classifier.for_inference().network(inputs)
     assert 0 < difference.abs().max() < 1
+
+
+def test_a_layer_that_suffers_moves_ahead(
+    small_classifier: Classifier, batches: list[np.ndarray]
+) -> None:
+    """A channel with one huge weight takes the levels from its others."""
+    ruined = small_classifier.for_inference()
+    layer = ruined.network.get_submodule("features.3.conv.1.0")
+    with torch.no_grad():
+        layer.weight[:, :, 0, 0] = 100 * layer.weight.abs().amax()
+    inputs = np.concatenate(batches)
+    before = ruined.network(torch.from_numpy(inputs))
+    names = ladder.sensitive_layers(ruined, inputs)
+    usual = ladder.sensitive_layers(small_classifier, inputs)
+    assert names.index("features.3.conv.1.0") < usual.index("features.3.conv.1.0")
+    convolutions = [m for m in ruined.network.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(names) == len(convolutions)
+    assert torch.equal(ruined.network(torch.from_numpy(inputs)), before)
+
+
+def test_no_scale_is_stored_twice(
+    small_classifier: Classifier, batches: list[np.ndarray], tmp_path: Path
+) -> None:
+    """Biases take their scale from input and weight; ONNX Runtime still computes in integers."""
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from onnx import numpy_helper
+
+    model = with_onnxruntime(float_core(small_classifier), batches)
+    constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    made = {name: node for node in model.graph.node for name in node.output}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert convolutions
+    for node in convolutions:
+        integers, scale = made[node.input[2]].input[:2]
+        assert constants[integers].dtype == np.int32
+        assert scale not in constants
+        assert made[scale].op_type == "Mul"
+    assert made["logits"].op_type == "Gemm"
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert kinds["QLinearConv"] == len(convolutions)
+    logits = session.run(["logits"], {"normalised": np.concatenate(batches)})[0]
+    with torch.inference_mode():
+        exact = small_classifier.for_inference().network(torch.from_numpy(np.concatenate(batches)))
+    assert np.abs(logits - exact.numpy()).max() < 0.5 * exact.std()
 
 
 # ------------------------------------------------------------------------------ the climb
@@ -206,8 +259,6 @@ def test_a_floor_that_cannot_be_kept(
     pytest.importorskip("onnxruntime")
 
     def attempts(classifier: Classifier, _: Any) -> Iterator[Any]:
-        from mobilenetv2.shipping.quantize import float_core
-
         yield iter([("nothing saved", float_core(classifier))])
 
     monkeypatch.setattr(ladder, "_attempts", attempts)

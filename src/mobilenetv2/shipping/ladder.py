@@ -10,15 +10,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from rich.table import Table
+from torch import nn
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.runtimes.installed import installed
-from mobilenetv2.runtimes.sessions import Session, onnxruntime_session
+from mobilenetv2.runtimes.sessions import Session
 from mobilenetv2.shipping.equalise import equalised
 from mobilenetv2.shipping.held_out import HeldOut
-from mobilenetv2.shipping.onnx_file import expose
 from mobilenetv2.shipping.proof import (
     Comparison,
     Threshold,
@@ -28,7 +29,7 @@ from mobilenetv2.shipping.proof import (
     reference_logits,
 )
 from mobilenetv2.shipping.quantize import float_core, with_nncf, with_onnxruntime
-from mobilenetv2.shipping.rounding import rounded
+from mobilenetv2.shipping.rounding import round_weight, rounded
 
 if TYPE_CHECKING:
     import onnx
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 KEPT = (2, 4, 8)
 """How many of the most sensitive layers stay in float32, one rung after the other."""
+MEASURED = 2
+"""Batches on which the layers are compared."""
 LARGEST = 0.30
 """Share of the float32 size that a quantised file may have."""
 
@@ -125,33 +128,40 @@ def _attempts(classifier: Classifier, batches: Sequence[Array]) -> Iterator[Atte
             yield f"{name}{tool}", quantise(core, batches)
 
     yield plain("per channel, ", classifier)
-    yield plain("equalised, ", equalised(classifier, batches))
-    core = float_core(classifier)
-    sensitive = sensitive_layers(core, with_onnxruntime(core, batches), batches[0])
+    even = equalised(classifier, batches)
+    yield plain("equalised, ", even)
+    core = float_core(even)
+    sensitive = sensitive_layers(even, np.concatenate(batches[:MEASURED]))
     for count in KEPT:
         kept = with_onnxruntime(core, batches, sensitive[:count])
-        yield iter([(f"{count} layers in float32", kept)])
+        yield iter([(f"equalised, {count} layers in float32", kept)])
     yield plain("trained with rounding, ", rounded(classifier, batches))
 
 
-def sensitive_layers(
-    core: "onnx.ModelProto", quantised: "onnx.ModelProto", inputs: Array
-) -> list[str]:
-    """Layers by the error that each adds to what it was given, the worst first."""
-    names = [node.name for node in core.graph.node if node.op_type in ("Conv", "Gemm")]
-    exact, other = (
-        onnxruntime_session(expose(model, names).SerializeToString())(inputs)
-        for model in (core, quantised)
-    )
-    added, before = {}, 0.0
-    for name in names:
-        if name not in exact or name not in other:
-            continue
-        error = float(np.square(exact[name] - other[name]).mean())
-        relative = error / max(float(np.square(exact[name]).mean()), 1e-12)
-        added[name] = relative - before
-        before = relative
-    return sorted(added, key=lambda name: -added[name])
+def sensitive_layers(classifier: Classifier, inputs: Array) -> list[str]:
+    """Convolutions by what their rounding costs for each weight, the most sensitive first.
+
+    The cost is the mean square of what changes in the logits when the weights of this layer alone
+    are rounded. For each weight, because that is what a layer kept in float32 takes in the file:
+    the layers that hurt most are often the first ones, which hold a few hundred weights.
+
+    Args:
+        classifier: is not changed.
+        inputs: normalised pictures, float32 N×C×H×W.
+    """
+    network = classifier.for_inference().network
+    pictures = torch.from_numpy(inputs)
+    costs = {}
+    with torch.inference_mode():
+        exact = network(pictures)
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                whole = layer.weight
+                layer.weight = nn.Parameter(round_weight(whole), requires_grad=False)
+                error = float((network(pictures) - exact).square().mean())
+                layer.weight = whole
+                costs[name] = error / whole.numel()
+    return sorted(costs, key=lambda name: -costs[name])
 
 
 def table(rungs: Sequence[Rung], floor: Threshold) -> Table:

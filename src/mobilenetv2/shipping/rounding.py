@@ -55,13 +55,18 @@ def rounded(classifier: Classifier, batches: Sequence[Array], steps: int = STEPS
     return classifier.with_network(plain)
 
 
+def round_weight(weight: Tensor) -> Tensor:
+    """The nearest weight, float32 O×…, with 8 bits per output channel."""
+    scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-8) / LEVELS
+    zero = torch.zeros(len(scale), dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -LEVELS, LEVELS)
+
+
 class _RoundedWeight(nn.Module):
     """Rounds a weight to 8 bits per output channel; its gradient passes straight through."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-8) / LEVELS
-        zero = torch.zeros(len(scale), dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -LEVELS, LEVELS)
+        return round_weight(weight)
 
 
 class _RoundedOutput(nn.Module):
