@@ -161,7 +161,7 @@ def test_the_whole_way(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_nothing_is_compiled_for_pretrained_weights(
+def test_nothing_is_compiled_for_a_head(
     weights_file: Path,
     picture_folder: Callable[..., Path],
     tmp_path: Path,
@@ -179,6 +179,6 @@ def test_nothing_is_compiled_for_pretrained_weights(
     )
     begun = start(config)
     assert begun.device.fast_ops.kind == "torch"
-    assert "keep their statistics" in begun.device.fast_ops.reason
+    assert "without steps" in begun.device.fast_ops.reason
     off = config.machine.model_copy(update={"fast_ops": "off"})
     assert start(config.model_copy(update={"machine": off})).device.fast_ops.kind == "off"

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import Preprocessing, TrainConfig
+from mobilenetv2.config import MachineConfig, Preprocessing, TrainConfig
 from mobilenetv2.data.sources import DataSet, load_data
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.network import fast_ops
@@ -14,7 +14,7 @@ from mobilenetv2.network.build import complete
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.network.pretrained import find_weights, load_weights
 from mobilenetv2.network.weights import Weights, to_grey
-from mobilenetv2.training.device import Device, choose_device, compile_network
+from mobilenetv2.training.device import Device, choose_device, compile_network, find_device
 from mobilenetv2.training.transfer import Tuning, choose_tuning, freeze
 
 
@@ -45,13 +45,13 @@ def start(config: TrainConfig) -> Start:
     Raises:
         UserError: the settings, the data or the weights cannot be used.
     """
-    device = choose_device(config.machine)
+    find_device(config.machine.device)  # what cannot be had is told before anything is loaded
     weights, notes = _find_weights(config)
     data = load_data(config.data)
     if weights is None:
         transfer = config.transfer.model_copy(update={"weights": "none"})
         config = config.model_copy(update={"transfer": transfer})
-        return _assemble(config, choose_device(config.machine), data, notes)
+        return _assemble(config, data, notes)
 
     if data.preprocessing.colour == "grey":
         weights = to_grey(weights)
@@ -60,7 +60,7 @@ def start(config: TrainConfig) -> Start:
     data = replace(data, preprocessing=prepared)
     options = {"width": info.width, "padding": info.padding, "norm_eps": info.norm_eps}
     network = config.network.model_copy(update=options)
-    begun = _assemble(config.model_copy(update={"network": network}), device, data, notes)
+    begun = _assemble(config.model_copy(update={"network": network}), data, notes)
     assert isinstance(begun.classifier.network, MobileNetV2)
     report = load_weights(begun.classifier.network, weights)
     return replace(begun, notes=(*notes, str(report), begun.tuning.reason))
@@ -72,11 +72,22 @@ def start_again(config: TrainConfig, preprocessing: Preprocessing) -> Start:
     Raises:
         UserError: the data cannot be used any more.
     """
-    device = choose_device(config.machine)
-    return _assemble(config, device, load_data(config.data, preprocessing), ())
+    find_device(config.machine.device)
+    return _assemble(config, load_data(config.data, preprocessing), ())
 
 
-def _assemble(config: TrainConfig, device: Device, data: DataSet, notes: tuple[str, ...]) -> Start:
+def _choose_device(machine: MachineConfig, tuning: Tuning) -> Device:
+    """Compiled operations are for steps of training; a head alone is solved without any."""
+    if not tuning.head_only or machine.fast_ops == "off":
+        return choose_device(machine)
+    device = choose_device(machine.model_copy(update={"fast_ops": "torch"}))
+    if device.fast_ops.kind != "torch":
+        return device
+    reason = "fast operations: PyTorch only, as a head is solved without steps"
+    return replace(device, fast_ops=replace(device.fast_ops, reason=reason))
+
+
+def _assemble(config: TrainConfig, data: DataSet, notes: tuple[str, ...]) -> Start:
     """A fresh classifier on the device, with the operations and the frozen parts it will have."""
     torch.manual_seed(config.seed)
     size = data.preprocessing
@@ -84,6 +95,7 @@ def _assemble(config: TrainConfig, device: Device, data: DataSet, notes: tuple[s
         update={"network": complete(config.network, size.height, size.width)}
     )
     tuning = choose_tuning(config.transfer, data)
+    device = _choose_device(config.machine, tuning)
     if tuning.head_only:  # solved in one go: nothing is scheduled
         schedule = config.schedule.model_copy(update={"warmup_epochs": 0.0})
         config = config.model_copy(update={"epochs": 1, "schedule": schedule})
