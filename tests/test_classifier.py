@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mobilenetv2.classifier import METADATA_KEY, Classifier
+from mobilenetv2.classifier import LONGEST_DESCRIPTION, METADATA_KEY, Classifier
 from mobilenetv2.errors import ModelFileError, UserError, WorkFailed
 
 
@@ -153,7 +153,7 @@ def test_wrong_descriptions_are_refused(
 
 def test_metadata_that_is_no_json(tmp_path: Path, small_classifier: Classifier) -> None:
     path = tmp_path / "x.safetensors"
-    for text in ("", "{", "[]", "3", "[" * 100_000):
+    for text in ("", "{", "[]", "3", "[" * 100_000, f'{" " * LONGEST_DESCRIPTION}"x"'):
         save_file({"a": torch.zeros(2)}, path, {METADATA_KEY: text})
         with pytest.raises(ModelFileError):
             Classifier.load(path)

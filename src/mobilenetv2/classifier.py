@@ -30,6 +30,7 @@ from mobilenetv2.seals import BLANK, DIGEST_KEY, safetensors_is_whole, seal_safe
 METADATA_KEY = "mobilenetv2"
 """Where the safetensors file keeps the JSON that describes the classifier."""
 
+LONGEST_DESCRIPTION = 2 << 20  # characters; nested lists of more keep the parser busy for seconds
 PREDICT_BATCH = 32
 
 Item = TypeVar("Item")
@@ -188,13 +189,19 @@ class Classifier:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write ``model.safetensors`` with the metadata inside; the file is whole or not there."""
+        """Write ``model.safetensors`` with the metadata inside; the file is whole or not there.
+
+        Raises:
+            ModelFileError: labels and settings are too long for :meth:`load`.
+        """
         weights = {
             name: tensor.detach().cpu().contiguous()
             for name, tensor in self.network.state_dict().items()
         }
         # Escaped to ASCII, so that labels from folder names in a broken encoding survive too.
         text = json.dumps(self.metadata(), indent=1)
+        if len(text) > LONGEST_DESCRIPTION:
+            raise ModelFileError(f"{path}: labels and settings take {len(text):,} characters")
         metadata = {METADATA_KEY: text, DIGEST_KEY: BLANK}
         contents = bytearray(to_safetensors_bytes(weights, metadata))
         seal_safetensors(contents)
@@ -223,6 +230,10 @@ class Classifier:
             raise ModelFileError(
                 f"{path}: holds weights but no classifier (no {METADATA_KEY!r} metadata: labels "
                 "and preprocessing are missing)"
+            )
+        if len(metadata) > LONGEST_DESCRIPTION:
+            raise ModelFileError(
+                f"{path}: its description is damaged: {len(metadata):,} characters"
             )
         try:
             description = json.loads(metadata)
