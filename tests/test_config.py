@@ -8,15 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from mobilenetv2.command_config import EvaluateConfig, InspectConfig, PredictConfig
 from mobilenetv2.config import (
     AugmentConfig,
     DataConfig,
-    EvaluateConfig,
-    InspectConfig,
     MachineConfig,
     NetworkConfig,
     OptimizerConfig,
-    PredictConfig,
     Preprocessing,
     ScheduleConfig,
     Section,

@@ -17,7 +17,7 @@ import pytest
 
 from mobilenetv2.cli import arguments as command_arguments
 from mobilenetv2.cli.commands import COMMANDS, Command
-from mobilenetv2.config import InspectConfig
+from mobilenetv2.command_config import InspectConfig
 from mobilenetv2.errors import WorkFailed
 from mobilenetv2.training import recipes  # noqa: F401  (whole before its parts are replaced)
 

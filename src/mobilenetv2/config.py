@@ -1,5 +1,6 @@
-"""Every setting, described once.
+"""Every setting of pictures, network and training, described once.
 
+Those of the commands that use a finished classifier are in :mod:`mobilenetv2.command_config`.
 These frozen models are the validation, the command line, the YAML file and the Python API at the
 same time: a field's name is its flag and its YAML key, its docstring is its help. Precedence is
 default < recipe of the data set < ``--config`` file < flag.
@@ -72,7 +73,7 @@ class Interval(NamedTuple):
         return cls(number, "min" if unit == "min" else "steps")
 
 
-def _unset(metavar: str) -> Any:
+def unset(metavar: str) -> Any:
     """A flag that may be left out; its help text says what happens then."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
@@ -98,17 +99,17 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """Where pictures come from."""
 
-    data_dir: Annotated[Path | None, _unset("FOLDER")] = None
+    data_dir: Annotated[Path | None, unset("FOLDER")] = None
     """Where named sets lie or are downloaded to (default: ~/.cache/mobilenetv2/data)."""
 
 
 class CacheConfig(Section):
     """Where the pictures of a folder wait, decoded and resized once."""
 
-    memory_limit: Annotated[Annotated[float, Field(ge=0)] | None, _unset("GIB")] = None
+    memory_limit: Annotated[Annotated[float, Field(ge=0)] | None, unset("GIB")] = None
     """GiB of resized pictures of one set that may lie in memory; more wait in a file (default: a
     quarter of the machine's memory)."""
-    cache_dir: Annotated[Path | None, _unset("FOLDER")] = None
+    cache_dir: Annotated[Path | None, unset("FOLDER")] = None
     """Where such files are kept for the next run (default: ~/.cache/mobilenetv2/pictures)."""
     cache_limit: Annotated[float, Field(gt=0)] = 50.0
     """GiB that such files may take in all; the ones longest unused give way."""
@@ -124,7 +125,7 @@ class DataConfig(PlacesConfig):
     data: Positional[str] = "digits"
     """A name (digits, mnist, fashion-mnist, kmnist, cifar10, cifar100) or a folder: `CLASS/…`,
     or `train/CLASS/…` with `val/` or `test/` beside it."""
-    image_size: Annotated[Side | tuple[Side, Side] | None, _unset("INT [INT]")] = None
+    image_size: Annotated[Side | tuple[Side, Side] | None, unset("INT [INT]")] = None
     """Side of the network's input in pixels, or height and width (default: the pictures' own size
     up to 96 px, otherwise 224)."""
     colour: Literal["auto", "rgb", "grey"] = "auto"
@@ -140,10 +141,10 @@ class NetworkConfig(Section):
 
     network: NetworkName = "mobilenetv2"
     """The paper's network, or the plain first version that this project grew from."""
-    width: Annotated[Annotated[float, Field(ge=0.05, le=4)] | None, _unset("FLOAT")] = None
+    width: Annotated[Annotated[float, Field(ge=0.05, le=4)] | None, unset("FLOAT")] = None
     """Width multiplier: scales every channel count, 0.35 to 1.4 in the paper (default: that of the
     weights, otherwise 1)."""
-    strides: Annotated[Strides | None, _unset("8×{1,2}")] = None
+    strides: Annotated[Strides | None, unset("8×{1,2}")] = None
     """Strides of the stem and the seven stages (default: the paper's 2 1 2 2 2 1 2 1, fewer for
     pictures up to 64 px; `mobilenetv2 inspect` shows the plan)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -210,7 +211,7 @@ class OptimizerConfig(Section):
     """Nesterov's look-ahead momentum, for SGD."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 4e-5
     """Decay of convolution and linear weights; never of norms and biases."""
-    clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, _unset("FLOAT")] = None
+    clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, unset("FLOAT")] = None
     """Scale the gradient down to this norm where it is longer (default: no clipping)."""
 
 
@@ -221,10 +222,10 @@ class ScheduleConfig(Section):
     """Cosine to zero, exponential, steps at milestones, or constant."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Epochs of linear warm-up before the schedule; fractions are fine."""
-    gamma: Annotated[Annotated[float, Field(gt=0, le=1)] | None, _unset("FLOAT")] = None
+    gamma: Annotated[Annotated[float, Field(gt=0, le=1)] | None, unset("FLOAT")] = None
     """Factor: of `exponential` per epoch (default 0.98, the paper's), of `multistep` per milestone
     (default 0.1)."""
-    milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], _unset("FLOAT …")] = ()
+    milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], unset("FLOAT …")] = ()
     """Epochs at which `multistep` lowers the rate (default: at 1/2 and 3/4 of training)."""
 
 
@@ -233,17 +234,6 @@ class DeviceConfig(Section):
 
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto: the fastest there is."""
-
-
-RuntimeName = Literal["torch", "onnxruntime", "openvino", "openvino-bf16"]
-
-
-class RuntimeConfig(DeviceConfig):
-    """Where a finished network runs, and what runs it."""
-
-    runtime: Literal["auto"] | RuntimeName = "auto"
-    """The library that runs the network on a CPU; auto: the fastest that `mobilenetv2 benchmark`
-    found for this model, for 64 pictures or more, else PyTorch."""
 
 
 class MachineConfig(DeviceConfig):
@@ -322,7 +312,7 @@ class TrainConfig(OutputConfig):
     normalises its own part, which is faster and gives other weights."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Start of every random draw."""
-    out: Annotated[Path | None, _unset("FOLDER")] = None
+    out: Annotated[Path | None, unset("FOLDER")] = None
     """The run folder (default: runs/DATA, then runs/DATA-2, …)."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Allow --out to name a folder that already holds a run, and start it anew."""
@@ -330,7 +320,7 @@ class TrainConfig(OutputConfig):
         "10min"
     )
     """Save within epochs too, so often: `10min`, `500steps`; or `epoch`, at their ends alone."""
-    resume: Annotated[Path | None, _unset("RUN")] = None
+    resume: Annotated[Path | None, unset("RUN")] = None
     """Go on with the run in this folder; its own settings apply."""
     tensorboard: FlagCreatePairsOff[bool] = False
     """Also write TensorBoard events into the run folder."""
@@ -346,151 +336,6 @@ class TrainConfig(OutputConfig):
         if step.optimizer == "sgd" and step.nesterov and step.momentum == 0:
             raise ValueError("nesterov needs momentum above 0; add --no-nesterov")
         return self
-
-
-class EvaluateConfig(OutputConfig):
-    """Measure a classifier: loss, accuracy with its confidence interval, and every class."""
-
-    model: Positional[Path]
-    """A run folder, a .safetensors file or a .pth.tar checkpoint."""
-    data: Annotated[Positional[str | None], _unset("DATA")] = None
-    """A name or a folder with the classifier's classes (default: the run's own data)."""
-    source: PlacesConfig = PlacesConfig()
-    machine: RuntimeConfig = RuntimeConfig()
-    report: Annotated[Path | None, _unset("FOLDER")] = None
-    """Write evaluation.json there, and for each set its confusion.png and mistakes.png."""
-
-
-class PredictConfig(OutputConfig):
-    """Name what pictures show."""
-
-    model: Positional[Path]
-    """A run folder, a .safetensors file or a .pth.tar checkpoint."""
-    pictures: Positional[tuple[Path, ...]]
-    """Picture files, and folders of them to any depth."""
-    top: Annotated[int, Field(ge=1)] = 3
-    """How many labels to print for each picture; never more than there are."""
-    csv: Annotated[Path | None, _unset("FILE")] = None
-    """Write a table: path, error, labels, probabilities. A rerun goes on where it stopped."""
-    jsonl: Annotated[Path | None, _unset("FILE")] = None
-    """The same as one JSON object per line."""
-    machine: RuntimeConfig = RuntimeConfig()
-
-    @model_validator(mode="after")
-    def _one_file(self) -> "PredictConfig":
-        if self.csv and self.jsonl:
-            raise ValueError("csv and jsonl: name one of them")
-        return self
-
-
-class PageConfig(Section):
-    """A page that runs a classifier in a browser."""
-
-    assets: Annotated[Path | None, _unset("FOLDER")] = None
-    """For a page: the folder `dist` of the npm package onnxruntime-web, whose two files that are
-    needed are copied into the page (default: browsers load them from jsDelivr)."""
-    sure: Fraction = 0.6
-    """For a page: below this probability of its best guess it says that it is not sure."""
-
-
-class ExportConfig(OutputConfig):
-    """Write a classifier as a file that runs without this program, and prove that it does."""
-
-    model: Positional[Path]
-    """A run folder, a .safetensors file or a .pth.tar checkpoint."""
-    format: Literal["onnx", "openvino", "torch", "litert", "executorch", "web"] = "onnx"
-    """ONNX, OpenVINO's own, PyTorch's exported program, LiteRT (TensorFlow Lite), ExecuTorch, or
-    web: a folder with a page that runs the ONNX file in a browser."""
-    raw: FlagCreatePairsOff[bool] = False
-    """The network alone, without preparation and probabilities; its input is written down."""
-    picture_size: Annotated[tuple[Side, Side] | None, _unset("INT INT")] = None
-    """For litert and executorch, which fix it: height and width of the pictures that the file takes
-    (default: the size that is left after resizing, so that nothing is resized inside)."""
-    fp16: FlagCreatePairsOff[bool] = False
-    """Weights in float16: half the size."""
-    bf16: FlagCreatePairsOff[bool] = False
-    """Weights and arithmetic in bfloat16, for --format torch."""
-    int8: FlagCreatePairsOff[bool] = False
-    """Weights and arithmetic in 8 bits: a quarter of the size."""
-    max_drop: Annotated[float, Field(ge=0, le=1)] = 0.005
-    """Most accuracy that fp16, bf16 or int8 may cost, as a share of all pictures."""
-    max_difference: Annotated[float, Field(gt=0)] = 1e-4
-    """Largest difference of a logit that a float32 file may show."""
-    verify: Annotated[str | None, _unset("DATA")] = None
-    """Pictures to prove the file on: a name or a folder (default: the run's own test set, else its
-    validation set)."""
-    source: SourceConfig = SourceConfig()
-    page: PageConfig = PageConfig()
-    out: Annotated[Path | None, _unset("FILE")] = None
-    """The file, or the folder of a page (default: beside the model)."""
-    overwrite: FlagCreatePairsOff[bool] = False
-    """Replace the file if it is there; of folders, only pages that this program made."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "ExportConfig":
-        if self.fp16 + self.bf16 + self.int8 > 1:
-            raise ValueError("fp16, bf16 and int8: name one of them")
-        if self.format == "web" and (self.raw or self.picture_size or self.bf16):
-            raise ValueError("--format web holds the whole contract: no raw, picture_size or bf16")
-        if self.format != "web" and self.page != PageConfig():
-            raise ValueError("assets and sure belong to --format web")
-        return self
-
-    @property
-    def precision(self) -> Literal["fp32", "fp16", "bf16", "int8"]:
-        """Of the weights."""
-        return "fp16" if self.fp16 else "bf16" if self.bf16 else "int8" if self.int8 else "fp32"
-
-
-class BenchmarkConfig(OutputConfig):
-    """Measure what runs a classifier fastest on this machine, and remember it."""
-
-    model: Positional[Path]
-    """A run folder, a .safetensors file or a .pth.tar checkpoint."""
-    verify: Annotated[str | None, _unset("DATA")] = None
-    """Pictures to compare the answers on: a name or a folder (default: the run's own test set, else
-    its validation set; noise where there is none)."""
-    source: SourceConfig = SourceConfig()
-    batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (1, 32)
-    """Pictures at once; the last decides what is remembered."""
-    seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
-    """Time spent on measuring each runtime at each batch size."""
-    compiled: bool = True
-    """Also measure torch.compile, which takes a minute to compile."""
-    report: Annotated[Path | None, _unset("FOLDER")] = None
-    """Write benchmark.json and benchmark.png there."""
-
-
-class DemoConfig(OutputConfig):
-    """Try a classifier in the browser of this computer: draw, choose pictures, use the camera."""
-
-    model: Positional[Path]
-    """A run folder, a .safetensors file, a .pth.tar checkpoint, or a folder that `export --format
-    web` made."""
-    port: Annotated[int, Field(ge=0, le=65_535)] = 8224
-    """On 127.0.0.1, where nobody else can reach it; 0 for any that is free."""
-    page: PageConfig = PageConfig()
-    source: SourceConfig = SourceConfig()
-    browser: bool = True
-    """Open the page in a browser."""
-
-
-class InspectConfig(OutputConfig):
-    """Show the layers, parameters and multiply-adds of a model, or the health of a folder."""
-
-    thing: Positional[str] = "mobilenetv2"
-    """A run folder or model file, a folder of pictures, or the name of a network."""
-    network: NetworkConfig = NetworkConfig()
-    image_size: Side = 224
-    """For a network by name: the pictures' side in pixels."""
-    classes: Annotated[int, Field(ge=2)] = 1000
-    """For a network by name: how many classes it tells apart."""
-    channels: Literal[1, 3] = 3
-    """For a network by name: 3 for RGB, 1 for grey."""
-    strict: FlagCreatePairsOff[bool] = False
-    """For a folder: exit with 1 if the doctor has any finding that is more than a note."""
-    report: Annotated[Path | None, _unset("FOLDER")] = None
-    """For a folder: write doctor.json and the contact sheet doctor.png there."""
 
 
 def explain(error: ValidationError, model: type[Section]) -> str:

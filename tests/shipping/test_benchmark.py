@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mobilenetv2
-from mobilenetv2.config import BenchmarkConfig
+from mobilenetv2.command_config import BenchmarkConfig
 from mobilenetv2.runtimes import memory
 from mobilenetv2.shipping import benchmark
 from mobilenetv2.shipping.benchmark import Measurement, Report, Timing, choose, measure

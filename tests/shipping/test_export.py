@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import mobilenetv2
-from mobilenetv2.config import ExportConfig
+from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.shipping import onnx_contract

@@ -21,7 +21,8 @@ from rich.console import Console
 
 import mobilenetv2
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import DemoConfig, NetworkConfig, PageConfig, Preprocessing
+from mobilenetv2.command_config import DemoConfig, PageConfig
+from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.data.pictures import resize_and_crop
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.shipping import drawing_style, web_export, web_page, web_runtime
@@ -372,7 +373,7 @@ def test_the_style_of_mnist_is_found(test_data: Path) -> None:
 
 
 def settings(model: Path, out: Path | None, **more: Any) -> Any:
-    from mobilenetv2.config import ExportConfig
+    from mobilenetv2.command_config import ExportConfig
 
     return ExportConfig(model=model, format="web", out=out, **more)
 

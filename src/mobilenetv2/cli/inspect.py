@@ -6,7 +6,8 @@ from typing import get_args
 from rich.console import Console
 
 from mobilenetv2.cli.arguments import made, parse
-from mobilenetv2.config import InspectConfig, NetworkName
+from mobilenetv2.command_config import InspectConfig
+from mobilenetv2.config import NetworkName
 from mobilenetv2.terminal import print_classifier, print_network
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from mobilenetv2.cli.arguments import made, parse
 from mobilenetv2.cli.runtime import in_runtime
-from mobilenetv2.config import DataConfig, EvaluateConfig
+from mobilenetv2.command_config import EvaluateConfig
+from mobilenetv2.config import DataConfig
 from mobilenetv2.errors import DataError
 from mobilenetv2.terminal import print_evaluation
 

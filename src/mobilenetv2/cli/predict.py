@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mobilenetv2.cli.arguments import parse
 from mobilenetv2.cli.runtime import in_runtime
 from mobilenetv2.cli.voice import complain
-from mobilenetv2.config import PredictConfig
+from mobilenetv2.command_config import PredictConfig
 from mobilenetv2.cores import available_cores
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.terminal import track

@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 
 from mobilenetv2.cli.arguments import made, parse
-from mobilenetv2.config import BenchmarkConfig, DemoConfig, ExportConfig
+from mobilenetv2.command_config import BenchmarkConfig, DemoConfig, ExportConfig
 
 
 def export_command(arguments: list[str]) -> int:

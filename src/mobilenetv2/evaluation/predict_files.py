@@ -237,8 +237,9 @@ def require_same_classifier(
         same = {one.label: one.probability for one in now.predictions}.get(best.label, -1.0)
         if abs(same - best.probability) > SAME_ANSWER:
             raise UserError(
-                f"{target}: holds predictions of another classifier ({name}: "
-                f"{best.label} {best.probability:.1%}); name another file or remove it"
+                f"{target}: holds predictions of another classifier, or of a picture that has "
+                f"changed since ({name}: {best.label} {best.probability:.1%}); name another file "
+                "or remove it"
             )
         return
 

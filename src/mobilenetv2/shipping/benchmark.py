@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import BenchmarkConfig
+from mobilenetv2.command_config import BenchmarkConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.runtimes import memory

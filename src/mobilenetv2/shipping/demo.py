@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import DemoConfig, ExportConfig
+from mobilenetv2.command_config import DemoConfig, ExportConfig
 from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.errors import ConfigError, ModelFileError, WorkFailed
 from mobilenetv2.runtimes.installed import require

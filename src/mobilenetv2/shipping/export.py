@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import ExportConfig
+from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.errors import ConfigError, WorkFailed
 from mobilenetv2.evaluation import plots
 from mobilenetv2.runtimes.installed import require
@@ -71,10 +71,7 @@ def target(config: ExportConfig, form: Format) -> Path:
             path = path / f"{_stem(config)}{form.suffix}"
         elif path.suffix != form.suffix:
             raise ConfigError(f"--out {path}: a file of --format {form.name} ends in {form.suffix}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--out {path}: {path.parent} cannot be written; name another place")
+    require_writable(path)
     if not config.overwrite:
         for present in (path, _certificate_of(path)):
             if present.exists():
@@ -82,6 +79,18 @@ def target(config: ExportConfig, form: Format) -> Path:
                     f"{present}: is there already; name another file with --out, or add --overwrite"
                 )
     return path
+
+
+def require_writable(path: Path) -> None:
+    """Make sure that something can be put there.
+
+    Raises:
+        ConfigError: the folder around it is not there, or cannot be written.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"--out {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--out {path}: {path.parent} cannot be written; name another place")
 
 
 def export(

@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import ExportConfig
+from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.data.sources import load_data
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.runtimes.installed import require

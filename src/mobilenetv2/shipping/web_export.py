@@ -1,6 +1,5 @@
 """An export as a page: the ONNX file is proven, and then the whole folder moved into place."""
 
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -9,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import ExportConfig
+from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.errors import ConfigError, WorkFailed
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.runtimes.installed import require
@@ -17,7 +16,7 @@ from mobilenetv2.runtimes.sessions import onnxruntime_session
 from mobilenetv2.shipping import drawing_style
 from mobilenetv2.shipping.certificate import Certificate
 from mobilenetv2.shipping.drawing_style import DrawingStyle
-from mobilenetv2.shipping.export import SUFFIX, Unproven, export
+from mobilenetv2.shipping.export import SUFFIX, Unproven, export, require_writable
 from mobilenetv2.shipping.held_out import HeldOut
 from mobilenetv2.shipping.int8 import export_int8
 from mobilenetv2.shipping.proof import file_logits
@@ -46,10 +45,7 @@ def page_folder(config: ExportConfig) -> Path:
         path = model / f"web{precision}"
     else:
         path = model.parent / f"{model.name.split('.')[0]}{precision}-web"
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--out {path}: {path.parent} cannot be written; name another place")
+    require_writable(path)
     _may_be_replaced(path, overwrite=config.overwrite)
     certificate = path.with_name(path.name + SUFFIX)
     if certificate.exists() and not config.overwrite:

@@ -76,19 +76,17 @@ class RunFolder:
                 path.mkdir(parents=True, exist_ok=True)
                 _refuse_other_files(path)
             folder = cls(path, RunLock(path), is_new=True)
+            with folder._closed_if_it_fails():
+                folder._make_room(config.overwrite)
         except OSError as error:
             where = error.filename or path
             raise ConfigError(
                 f"--out {path or 'runs'}: cannot be written ({error.strerror}: {where}); name "
                 "another folder"
             ) from error
-        try:
-            folder._make_room(config.overwrite)
+        with folder._closed_if_it_fails():
             # What is read from there later was not asked to overwrite anything.
             write_text(folder.config, to_yaml(config.model_copy(update={"overwrite": False})))
-        except BaseException:
-            folder.close()
-            raise
         return folder
 
     @classmethod
@@ -225,6 +223,14 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob(TENSORBOARD_FILES):
             events.unlink(missing_ok=True)
+
+    @contextmanager
+    def _closed_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def _metrics_for_appending(self) -> Iterator[IO[str]]:
