@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mobilenetv2.errors import ConfigError
+
 Value = TypeVar("Value")
 
 SMALLEST_PART = 4
@@ -115,19 +117,34 @@ def joined() -> Iterator[Processes]:
     """Meet the other processes, for the length of the block.
 
     With GPUs, each process of a machine takes one of its own as the current one.
+
+    Raises:
+        ConfigError: there are said to be others, but not where.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield _from_environment()
-        return
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
     try:
-        yield _from_environment()
+        processes = _from_environment()
+        meets = processes.count > 1 and not dist.is_initialized()
+        if meets:
+            dist.init_process_group(_backend())
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"WORLD_SIZE={os.environ.get('WORLD_SIZE')}: the other processes cannot be met "
+            f"({reason}); start all of them with torchrun, or unset WORLD_SIZE"
+        ) from error
+    try:
+        yield processes
     finally:
-        dist.destroy_process_group()
+        if meets:
+            dist.destroy_process_group()
+
+
+def _backend() -> str:
+    """What the processes talk through; takes this one's GPU, where there are some."""
+    if not torch.cuda.is_available():
+        return "gloo"
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return "cpu:gloo,cuda:nccl"
 
 
 def _from_environment() -> Processes:

@@ -18,7 +18,7 @@ import mobilenetv2
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import AugmentConfig, TrainConfig
 from mobilenetv2.data.batches import Batches, LabelledPictures
-from mobilenetv2.distributed import ALONE, Processes, Share
+from mobilenetv2.distributed import ALONE, Processes, Share, joined
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.evaluation.evaluate import evaluate
 from mobilenetv2.network.shared_batch import install, set_share
@@ -102,6 +102,7 @@ def assert_close(a: Path, b: Path) -> None:
             assert ours.get(key, 0.0) == pytest.approx(theirs.get(key, 0.0), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(quick: Quick, tmp_path: Path) -> None:
     whole = quick("whole", **RICH)
     mobilenetv2.train(whole)
@@ -345,6 +346,20 @@ def test_evaluation_in_turns(small_classifier: Classifier, count: int) -> None:
             if hasattr(value, "all")
             else (getattr(found, name) == value)
         ), name
+
+
+@pytest.mark.parametrize(
+    "variables", [{"WORLD_SIZE": "2", "RANK": "1"}, {"WORLD_SIZE": "two"}, {"RANK": ""}]
+)
+def test_others_that_cannot_be_met_are_told_in_words(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="start all of them with torchrun"), joined():
+        pass
 
 
 def test_restarts_need_a_folder(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
