@@ -13,8 +13,10 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from mobilenetv2.errors import ConfigError
+from mobilenetv2.rendezvous import fresh_store
 
 Value = TypeVar("Value")
 
@@ -125,7 +127,10 @@ def joined() -> Iterator[Processes]:
         processes = _from_environment()
         meets = processes.count > 1 and not dist.is_initialized()
         if meets:
-            dist.init_process_group(_backend())
+            backend = _backend()
+            store, rank, count = next(iter(rendezvous("env://")))
+            store = fresh_store(store, rank, count)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     except (ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
