@@ -139,6 +139,8 @@ def joined() -> Iterator[Processes]:
         ) from error
     try:
         yield processes
+        if meets:
+            dist.barrier()  # nobody leaves while another one is still listening
     finally:
         if meets:
             dist.destroy_process_group()

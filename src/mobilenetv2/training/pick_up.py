@@ -1,7 +1,9 @@
 """Taking a run folder: a new one, or one to go on with, if it can go on as it was begun."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.distributed import ALONE, Processes
@@ -40,8 +42,26 @@ def restarted_run(config: TrainConfig, processes: Processes) -> Path | None:
     if processes.count == 1 and not processes.restarts:
         return None
     folder = RunFolder(_named(config))
-    again = processes.restarts > 0 and folder.has_begun
+    # Each machine counts its own restarts: where another one's process died, here are none.
+    again = processes.largest(processes.restarts) > 0 and folder.has_begun
     return folder.path if processes.from_first(again) else None
+
+
+def ended_before(path: Path, config: TrainConfig, processes: Processes) -> dict[str, Any] | None:
+    """The result of a run that had ended when ``torchrun`` started its processes again.
+
+    As it does when one of them dies on its way out.
+
+    Raises:
+        ConfigError: it was begun with other settings, so it is not the run that was asked for.
+    """
+    folder = RunFolder(path)
+    result = None
+    if processes.is_first and folder.result.exists():
+        begun_with = folder.read_config().model_dump(mode="json")
+        require_same_settings(config, begun_with, f"--out {path}: holds another run")
+        result = json.loads(folder.result.read_text(encoding="utf-8")) | {"run": str(path)}
+    return processes.from_first(result)
 
 
 def pick_up(

@@ -30,7 +30,7 @@ from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
 from mobilenetv2.training.optimizers import clip_gradient
 from mobilenetv2.training.parallel import ParallelTraining
-from mobilenetv2.training.pick_up import claim_new, claim_old, pick_up, restarted_run
+from mobilenetv2.training.pick_up import claim_new, claim_old, ended_before, pick_up, restarted_run
 from mobilenetv2.training.progress import TensorBoard
 from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
 from mobilenetv2.training.run_folder import RunFolder
@@ -64,7 +64,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         begun = start(config)
         if begun_before := restarted_run(begun.config, processes):
             config = begun.config.model_copy(update={"overwrite": False})
-            return resume(begun_before, console, config)
+            result = ended_before(begun_before, config, processes)
+            return result or resume(begun_before, console, config)
         with (
             claim_new(begun.config, processes) as folder,
             StopRequest(folder.path, processes) as stop,
