@@ -4,6 +4,8 @@ import os
 
 # As the command line does on a busy machine; read when PyTorch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, threads of each would share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,9 +29,9 @@ def test_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _few_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(2, threads))
+    torch.set_num_threads(min(2, threads))  # more would only make small pictures slower
     yield
     torch.set_num_threads(threads)
 
