@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, threads of each would share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def _few_threads() -> Iterator[None]:
     torch.set_num_threads(min(2, threads))  # more would only make small pictures slower
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def heard_interrupts() -> Iterator[None]:
+    """A shell starts what runs in the background deaf to SIGINT, which its children inherit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

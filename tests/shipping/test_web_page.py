@@ -600,22 +600,26 @@ def test_a_demo_of_a_model(digits_model: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("heard_interrupts")
 def test_ctrl_c_ends_it_quietly(page: Callable[..., Path]) -> None:
     import signal
     import sys
 
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "mobilenetv2", "demo", page(), "--port", "0", "--no-browser"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    match = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\n", line)
-    assert match is not None
-    assert get(("127.0.0.1", int(match[1])), "/").status == 200
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            match = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\n", line)
+            assert match is not None
+            assert get(("127.0.0.1", int(match[1])), "/").status == 200
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert "Traceback" not in error
