@@ -25,8 +25,12 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
+#endif
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace {
@@ -144,6 +148,7 @@ void for_channels(Index channels, const Body& body) {
   for (; c < channels; ++c) body(std::integral_constant<int, 1>(), c);
 }
 
+constexpr Index kTileBytes = 1 << 17, kBackwardTileBytes = 1 << 18;  // parts of the second-level cache
 constexpr Index kTileRows = 32;  // 32 rows of 960 bf16 channels fill a quarter of a small L2
 
 // Calls body(thread, row, row_end) for every tile of rows.
@@ -282,6 +287,38 @@ struct Moments {
     store<lanes>(total_sum, load<lanes>(total_sum) + s + p * n);
     store<lanes>(total_square, load<lanes>(total_square) + q + p * (s + s + p * n));
   }
+};
+
+// The moments of a tile that is made block by block: three numbers for each channel.
+template <class R>
+class TileMoments {
+ public:
+  TileMoments(R* memory, Index channels) : memory_(memory), channels_(channels) {}
+
+  template <int lanes>
+  Moments<R, lanes> load(Index channel) const {
+    const R* const from = memory_ + channel;
+    Moments<R, lanes> moments(::load<lanes>(from));
+    moments.sum = ::load<lanes>(from + channels_);
+    moments.square = ::load<lanes>(from + 2 * channels_);
+    return moments;
+  }
+  template <int lanes>
+  void store(Index channel, const Moments<R, lanes>& moments) {
+    R* const to = memory_ + channel;
+    ::store<lanes>(to, moments.pivot);
+    ::store<lanes>(to + channels_, moments.sum);
+    ::store<lanes>(to + 2 * channels_, moments.square);
+  }
+  void add_to(double* sums, Index rows) const {
+    for_channels<R>(channels_, [&](auto lanes, Index c) {
+      this->template load<lanes>(c).add_to(sums + c, sums + channels_ + c, rows);
+    });
+  }
+
+ private:
+  R* memory_;
+  Index channels_;
 };
 
 // Turns Σy and Σy² (2 × channels) into the norm, and updates the module's running statistics. For
@@ -520,6 +557,9 @@ constexpr int kLanes = kVectorBytes / sizeof(Real<T>);
 template <class T>
 constexpr int kStep = sizeof(Real<T>) / sizeof(T);
 
+// What rows are gathered in: as deep as a tile of the processor's, if it has them.
+constexpr Index kRowStep = 32;
+
 // One step's numbers for each lane, and the same of one number for all lanes.
 template <class T>
 struct Steps {
@@ -555,13 +595,24 @@ inline Vector<Real<T>, kLanes<T>> multiply_add(typename Steps<T>::V a, typename 
   }
 }
 
+// Two rows of bfloat16 as one of pairs.
+template <int lanes>
+inline Vector<std::uint32_t, lanes> in_pairs(Vector<std::uint16_t, lanes> first,
+                                             Vector<std::uint16_t, lanes> second) {
+  using Pairs = Vector<std::uint32_t, lanes>;
+  return __builtin_convertvector(first, Pairs) | __builtin_convertvector(second, Pairs) << 16;
+}
+
 // The right side of a product, depth × columns, as panels of a vector of columns each. A panel
 // holds step after step; zeros fill up the last panel and the last step.
 template <class T>
 class Panels {
  public:
   Panels(T* memory, Index depth, Index columns)
-      : memory_(memory), depth_(depth), columns_(columns), size_(round_up(depth, kStep<T>) * kLanes<T>) {
+      : memory_(memory),
+        depth_(depth),
+        columns_(columns),
+        size_(round_up(depth, kStep<T>) * kLanes<T>) {
     if (columns % kLanes<T> != 0) std::fill_n(at(count() - 1), size_, T{});
     if (depth % kStep<T> != 0)
       for (Index panel = 0; panel < count(); ++panel)
@@ -575,40 +626,52 @@ class Panels {
   Index count() const { return (columns_ + kLanes<T> - 1) / kLanes<T>; }
   Index size() const { return size_; }
   T* at(Index panel) const { return memory_ + panel * size_; }
+  T* at(Index k, Index column) const {
+    return at(column / kLanes<T>) + k * kLanes<T> + column % kLanes<T> * kStep<T>;
+  }
 
-  // Takes a matrix, depth × columns, row by row.
-  void fill(const T* matrix) {
-    for (Index panel = 0; panel < count(); ++panel) {
-      const Index column = panel * kLanes<T>;
-      const Index filled = std::min<Index>(kLanes<T>, columns_ - column);
-      T* to = at(panel);
-      for (Index k = 0; k < depth_; k += kStep<T>, to += kLanes<T> * kStep<T>) {
-        const T* from = matrix + k * columns_ + column;
-        const bool whole = filled == kLanes<T> && k + kStep<T> <= depth_;
-        if constexpr (std::is_same_v<T, bf16>) {
-          if (whole) {
-            using Half = Vector<std::uint16_t, kLanes<T>>;
-            using Pair = Vector<std::uint32_t, kLanes<T>>;
-            Half first, second;
-            std::memcpy(&first, from, sizeof first);
-            std::memcpy(&second, from + columns_, sizeof second);
-            const Pair both = __builtin_convertvector(first, Pair) |
-                              __builtin_convertvector(second, Pair) << 16;
-            std::memcpy(to, &both, sizeof both);
-            continue;
+  // Takes a vector of columns of step k; `second` counts where a step is a pair.
+  template <int lanes>
+  void put(Index k, Index column, Vector<Real<T>, lanes> first,
+           Vector<Real<T>, lanes> second) const {
+    T* const to = at(k, column);
+    if constexpr (std::is_same_v<T, bf16>) {
+      bf16 rows[2][lanes];
+      store<lanes>(rows[0], first), store<lanes>(rows[1], second);
+      Vector<std::uint16_t, lanes> bits[2];
+      std::memcpy(bits, rows, sizeof bits);
+      const auto pairs = in_pairs<lanes>(bits[0], bits[1]);
+      std::memcpy(to, &pairs, sizeof pairs);
+    } else {
+      store<lanes>(to, first);
+    }
+  }
+
+  // Takes the rows [k, k_end) of a matrix, depth × columns, from `matrix` on. k is even.
+  void fill(const T* matrix, Index k, Index k_end) {
+    for (; k < k_end; k += kStep<T>, matrix += kStep<T> * columns_) {
+      Index column = 0;
+      if constexpr (std::is_same_v<T, bf16>) {
+        constexpr int lanes = kLanes<T>;
+        if (k + 1 < k_end)
+          for (; column + lanes <= columns_; column += lanes) {
+            Vector<std::uint16_t, lanes> first, second;
+            std::memcpy(&first, matrix + column, sizeof first);
+            std::memcpy(&second, matrix + columns_ + column, sizeof second);
+            const auto pairs = in_pairs<lanes>(first, second);
+            std::memcpy(at(k, column), &pairs, sizeof pairs);
           }
-        }
-        for (Index step = 0; step < kStep<T> && k + step < depth_; ++step)
-          for (Index lane = 0; lane < filled; ++lane)
-            to[lane * kStep<T> + step] = from[step * columns_ + lane];
       }
+      for (; column < columns_; ++column)
+        for (Index step = 0; step < kStep<T>; ++step)
+          at(k, column)[step] = k + step < k_end ? matrix[step * columns_ + column] : T{};
     }
   }
 
   // Takes the transposed matrix, columns × depth, row by row.
   void fill_transposed(const T* matrix) {
     for (Index column = 0; column < columns_; ++column, matrix += depth_) {
-      T* to = at(column / kLanes<T>) + column % kLanes<T> * kStep<T>;
+      T* to = at(0, column);
       Index k = 0;
       for (; k + kStep<T> <= depth_; k += kStep<T>, to += kLanes<T> * kStep<T>)
         std::memcpy(to, matrix + k, kStep<T> * sizeof(T));
@@ -616,17 +679,77 @@ class Panels {
     }
   }
 
+  // Zeros in the steps behind row k.
+  void clear_from(Index k) {
+    k = round_up(k, kStep<T>);
+    for (Index panel = 0; panel < count(); ++panel)
+      std::fill(at(panel) + k * kLanes<T>, at(panel + 1), T{});
+  }
+
  private:
   T* memory_;
   Index depth_, columns_, size_;
 };
 
-// A block of a product in registers: `rows` rows of a (`stride` apart) times `vectors` panels.
-// Calls finish(lanes, row, column, sums) for each vector of the result; for the last panel, if it
-// is not full, with pieces of a vector.
-template <class T, int rows, int vectors, class Finish>
+// The matrix `from` (rows × columns) transposed; row c of it begins at to + c * stride.
+template <class T>
+void transpose(const T* from, Index rows, Index columns, T* to, Index stride) {
+  Index done = 0;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, bf16>) {
+    constexpr Index side = 16;  // 16 pairs of rows by 16 columns, as a square of 32-bit numbers
+    static constexpr auto masks = [] {
+      struct { alignas(64) std::uint32_t lower[4][side], upper[4][side]; } m{};
+      for (std::uint32_t bit = 0; bit < 4; ++bit)
+        for (std::uint32_t i = 0; i < side; ++i) {
+          const std::uint32_t distance = 1 << bit;
+          m.lower[bit][i] = i & distance ? side + i - distance : i;
+          m.upper[bit][i] = i & distance ? side + i : i + distance;
+        }
+      return m;
+    }();
+    for (; done + 2 * side <= rows; done += 2 * side)
+      for (Index column = 0; column < columns; column += side) {
+        const Index count = std::min(side, columns - column);
+        Vector<std::uint32_t, side> square[side];
+        for (Index pair = 0; pair < side; ++pair) {
+          Vector<std::uint16_t, side> first = {}, second = {};
+          const T* row = from + (done + 2 * pair) * columns + column;
+          if (count == side) {
+            std::memcpy(&first, row, sizeof first);
+            std::memcpy(&second, row + columns, sizeof second);
+          } else {
+            std::memcpy(&first, row, count * sizeof(T));
+            std::memcpy(&second, row + columns, count * sizeof(T));
+          }
+          square[pair] = in_pairs<side>(first, second);
+        }
+        unrolled<4>([&](auto bit) {
+          const __m512i lower = _mm512_load_si512(masks.lower[bit]);
+          const __m512i upper = _mm512_load_si512(masks.upper[bit]);
+          unrolled<side>([&](auto i) {
+            if constexpr ((i >> bit) % 2 == 0) {
+              auto &a = square[i], &b = square[i + (1 << bit)];
+              const auto first = (__m512i)a, second = (__m512i)b;
+              a = (Vector<std::uint32_t, side>)_mm512_permutex2var_epi32(first, lower, second);
+              b = (Vector<std::uint32_t, side>)_mm512_permutex2var_epi32(first, upper, second);
+            }
+          });
+        });
+        for (Index c = 0; c < count; ++c)
+          std::memcpy(to + (column + c) * stride + done, &square[c], sizeof square[c]);
+      }
+  }
+#endif
+  for (Index row = done; row < rows; ++row)
+    for (Index c = 0; c < columns; ++c) to[c * stride + row] = from[row * columns + c];
+}
+
+// A block of a product in registers: `rows` rows of a (`stride` apart) times `vectors` panels,
+// written to `results`, whose rows are `vectors` vectors long.
+template <class T, int rows, int vectors>
 inline void multiply_block(const T* a, Index stride, Index depth, const T* b, Index panel_size,
-                           Index columns, const Finish& finish) {
+                           Real<T>* results) {
   using S = Steps<T>;
   constexpr int lanes = kLanes<T>;
   Vector<Real<T>, lanes> sums[rows][vectors] = {};
@@ -645,42 +768,125 @@ inline void multiply_block(const T* a, Index stride, Index depth, const T* b, In
     for (int r = 0; r < rows; ++r) last[r][0] = a[r * stride + k];
     step(last[0], kStep<T>, b + k * lanes);
   }
-  if (columns == vectors * lanes) {
-    unrolled<rows>([&](auto r) {
-      unrolled<vectors>([&](auto v) {
-        finish(std::integral_constant<int, lanes>(), r, v * lanes, sums[r][v]);
-      });
-    });
-  } else {
-    Real<T> results[rows][vectors * lanes];
-    unrolled<rows>([&](auto r) {
-      unrolled<vectors>([&](auto v) { store<lanes>(&results[r][v * lanes], sums[r][v]); });
-    });
-    for (int r = 0; r < rows; ++r)
-      for_channels<T>(columns, [&](auto part, Index column) {
-        finish(part, r, column, load<part>(&results[r][column]));
-      });
-  }
+  unrolled<rows>([&](auto r) {
+    unrolled<vectors>(
+        [&](auto v) { store<lanes>(results + (r * vectors + v) * lanes, sums[r][v]); });
+  });
 }
 
-// a (rows × depth, rows `stride` apart) times the panels. Calls finish(lanes, row, column, sums).
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+// Whether this processor's matrix tiles (AMX) may be used: Linux wants to be asked, once.
+inline bool have_tiles() {
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  static const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return granted;
+}
+
+constexpr int kTileSide = 16;  // rows of a tile; 16 floats or 16 pairs of bfloat16 in each
+
+// Tells this thread's tiles their shapes: 0 to 3 are sums (`above` rows, then `below` rows), 4 and
+// 5 pieces of a, 6 and 7 pieces of panels, `pairs` steps deep.
+inline void shape_tiles(Index above, Index below, Index pairs) {
+  struct alignas(64) {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+  } shapes;
+  auto shape = [&](int tile, Index rows, Index row_bytes) {
+    shapes.rows[tile] = rows;
+    shapes.row_bytes[tile] = rows ? row_bytes : 0;
+  };
+  shape(0, above, 64), shape(1, above, 64), shape(2, below, 64), shape(3, below, 64);
+  shape(4, above, 4 * pairs), shape(5, below, 4 * pairs);
+  shape(6, pairs, 64), shape(7, pairs, 64);
+  _tile_loadconfig(&shapes);
+}
+
+// Up to 2 × 2 tiles of a product, written to `sums`, whose rows are two tiles long.
+template <bool two_down, bool two_across>
+inline void multiply_tiles(const bf16* a, Index stride, Index depth, Index pairs, const bf16* b,
+                           Index panel_size, float* sums) {
+  constexpr Index row = 2 * kTileSide, bytes = row * sizeof(float);
+  _tile_zero(0);
+  if constexpr (two_across) _tile_zero(1);
+  if constexpr (two_down) _tile_zero(2);
+  if constexpr (two_down && two_across) _tile_zero(3);
+  for (Index k = 0; k < depth; k += 2 * pairs) {
+    _tile_loadd(4, a + k, stride * sizeof(bf16));
+    _tile_loadd(6, b + k * kTileSide, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (two_across) {
+      _tile_loadd(7, b + panel_size + k * kTileSide, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (two_down) {
+      _tile_loadd(5, a + kTileSide * stride + k, stride * sizeof(bf16));
+      _tile_dpbf16ps(2, 5, 6);
+      if constexpr (two_across) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, bytes);
+  if constexpr (two_across) _tile_stored(1, sums + kTileSide, bytes);
+  if constexpr (two_down) _tile_stored(2, sums + kTileSide * row, bytes);
+  if constexpr (two_down && two_across) _tile_stored(3, sums + kTileSide * row + kTileSide, bytes);
+}
+
+// As multiply() below, for an even depth.
+template <class Finish>
+void multiply_by_tiles(const bf16* a, Index rows, Index stride, Index depth,
+                       const Panels<bf16>& b, const Finish& finish) {
+  constexpr Index side = kTileSide;
+  Index steps = (depth + 2 * side - 1) / (2 * side);
+  while (depth / 2 % steps != 0) ++steps;
+  const Index pairs = depth / 2 / steps;
+  alignas(64) float sums[2 * side * 2 * side];
+  constexpr std::true_type two;
+  constexpr std::false_type one;
+  for (Index row = 0; row < rows; row += 2 * side) {
+    const Index above = std::min(rows - row, side), below = std::min(rows - row - above, side);
+    if (row == 0 || above + below < 2 * side) shape_tiles(above, below, pairs);
+    for (Index panel = 0; panel < b.count(); panel += 2) {
+      auto multiply = [&](auto two_down, auto two_across) {
+        multiply_tiles<two_down, two_across>(a + row * stride, stride, depth, pairs, b.at(panel),
+                                             b.size(), sums);
+      };
+      const bool two_across = panel + 1 < b.count();
+      if (below > 0)
+        two_across ? multiply(two, two) : multiply(two, one);
+      else
+        two_across ? multiply(one, two) : multiply(one, one);
+      const Index column = panel * side, columns = std::min(2 * side, b.columns() - column);
+      finish(row, above + below, column, columns, sums, 2 * side);
+    }
+  }
+  _tile_release();
+}
+#endif
+
+// a (rows × depth, rows `stride` apart) times the panels. Calls finish(row, rows, column, columns,
+// results, stride) for each block of the product; blocks begin at even rows and at whole vectors.
 template <class T, class Finish>
 void multiply(const T* a, Index rows, Index stride, Index depth, const Panels<T>& b,
               const Finish& finish) {
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<T, bf16>)
+    if (have_tiles() && depth % 2 == 0) return multiply_by_tiles(a, rows, stride, depth, b, finish);
+#endif
   auto panels = [&](auto vectors, Index panel) {
-    const Index first = panel * kLanes<T>;
-    const Index columns = std::min<Index>(vectors * kLanes<T>, b.columns() - first);
-    auto block = [&](auto block_rows, Index row) {
-      multiply_block<T, block_rows, vectors>(
-          a + row * stride, stride, depth, b.at(panel), b.size(), columns,
-          [&](auto lanes, Index r, Index column, auto sums) {
-            finish(lanes, row + r, first + column, sums);
-          });
-    };
-    Index row = 0;
-    for (; row + kBlockRows <= rows; row += kBlockRows)
-      block(std::integral_constant<int, kBlockRows>(), row);
-    for (; row < rows; ++row) block(std::integral_constant<int, 1>(), row);
+    constexpr Index width = vectors * kLanes<T>;
+    const Index first = panel * kLanes<T>, columns = std::min(width, b.columns() - first);
+    alignas(64) Real<T> results[kBlockRows * width];
+    for (Index row = 0; row < rows; row += kBlockRows) {
+      const Index count = std::min<Index>(kBlockRows, rows - row);
+      const T* from = a + row * stride;
+      if (count == kBlockRows)
+        multiply_block<T, kBlockRows, vectors>(from, stride, depth, b.at(panel), b.size(), results);
+      else
+        for (Index r = 0; r < count; ++r)
+          multiply_block<T, 1, vectors>(from + r * stride, stride, depth, b.at(panel), b.size(),
+                                        results + r * width);
+      finish(row, count, first, columns, results, width);
+    }
   };
   Index panel = 0;
   for (; panel + kBlockVectors <= b.count(); panel += kBlockVectors)
@@ -701,14 +907,13 @@ std::vector<T> rounded(const Real<T>* weight, Index count) {
 
 // ------------------------------------------------------------------------ pointwise 1×1
 
-// Rows of a tile whose widest matrix fills a part of the second-level cache.
+// Rows of a tile whose widest matrix takes up `bytes` of the second-level cache.
 template <class T>
-Index tile_rows(Index rows, Index channels) {
+Index tile_rows(Index rows, Index channels, Index bytes) {
   const Index threads = omp_get_max_threads();
-  const Index fitting = (Index{1} << 18) / (channels * (Index)sizeof(T));
-  const Index shared = round_up((rows + threads - 1) / threads, kBlockRows);
-  return std::clamp<Index>(fitting / kBlockRows * kBlockRows, 4 * kBlockRows,
-                           std::max<Index>(4 * kBlockRows, shared));
+  const Index fitting = bytes / (channels * (Index)sizeof(T)) / kRowStep * kRowStep;
+  const Index shared = round_up((rows + threads - 1) / threads, kRowStep);
+  return std::clamp<Index>(fitting, kRowStep, std::max(kRowStep, shared));
 }
 
 struct Pointwise {
@@ -720,12 +925,14 @@ struct Pointwise {
 template <class T>
 void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const Real<T>* weight,
                        Pointwise shape, T* y, const NormModule& module, Norm<Real<T>> y_norm) {
+  using R = Real<T>;
   const Index in = shape.in_channels, out = shape.out_channels;
   const Buffer<T> memory(Panels<T>::memory(in, out));
   Panels<T> panels(memory.get(), in, out);
   panels.fill_transposed(rounded<T>(weight, in * out).data());
-  const Index tile = tile_rows<T>(shape.rows, std::max(in, out));
+  const Index tile = tile_rows<T>(shape.rows, std::max(in, out), kTileBytes);
   const Scratch<T> scratch(normalise ? tile * in : 0);
+  const Scratch<R> moments(3 * out);
   Sums sums(2 * out);
   for_tiles(shape.rows, tile, [&](Index thread, Index row, Index row_end) {
     const Index rows = row_end - row;
@@ -735,10 +942,24 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
       a = scratch.of(thread);
     }
     T* const to = y + row * out;
-    multiply(a, rows, in, in, panels, [&](auto lanes, Index r, Index column, auto sums) {
-      store<lanes>(to + r * out + column, sums);
-    });
-    if (!module.frozen) add_moments(to, rows, out, sums.of(thread));
+    TileMoments<R> tile_moments(moments.of(thread), out);
+    multiply(a, rows, in, in, panels,
+             [&](Index r, Index count, Index column, Index columns, const R* results,
+                 Index stride) {
+               for_channels<T>(columns, [&](auto lanes, Index c) {
+                 const R* from = results + c;
+                 T* place = to + r * out + column + c;
+                 auto gathered = r == 0 ? Moments<R, lanes>(load<lanes>(from))
+                                        : tile_moments.template load<lanes>(column + c);
+                 for (Index i = 0; i < count; ++i, from += stride, place += out) {
+                   const auto value = ::load<lanes>(from);
+                   store<lanes>(place, value);
+                   gathered.add(value);
+                 }
+                 tile_moments.template store<lanes>(column + c, gathered);
+               });
+             });
+    if (!module.frozen) tile_moments.add_to(sums.of(thread), rows);
   });
   finish_statistics(sums.total(), shape.rows, out, module, y_norm);
 }
@@ -759,15 +980,15 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
   const Index in = shape.in_channels, out = shape.out_channels;
   const Buffer<T> memory(Panels<T>::memory(out, in));
   Panels<T> weights(memory.get(), out, in);
-  if (gx) weights.fill(rounded<T>(weight, in * out).data());
+  if (gx) weights.fill(rounded<T>(weight, in * out).data(), 0, out);
 
   // The weights' gradient is the product, over the rows, of the narrower matrix (transposed) with
   // the wider one (in panels): narrow × wide numbers for each thread.
   const Index narrow = std::min(in, out), wide = std::max(in, out);
   const Index wide_stride = round_up(wide, kLanes<T>);
-  const Index tile = tile_rows<T>(shape.rows, wide), tile_stride = round_up(tile, kStep<T>);
+  const Index tile = tile_rows<T>(shape.rows, wide, kBackwardTileBytes);
   const Scratch<T> panels(weight_gradient ? Panels<T>::memory(tile, wide) : 0);
-  const Scratch<T> transposed(weight_gradient ? narrow * tile_stride : 0);
+  const Scratch<T> transposed(weight_gradient ? narrow * tile : 0);
   const Scratch<R> products(weight_gradient ? narrow * wide_stride : 0);
   const Index threads = omp_get_max_threads();
   if (weight_gradient)
@@ -778,37 +999,53 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
   Sums sums(2 * in);
 
   for_tiles(shape.rows, tile, [&](Index thread, Index row, Index row_end) {
-    const Index rows = row_end - row;
+    const Index rows = row_end - row, depth = round_up(rows, kRowStep);
     T* const gy = gradients.of(thread);
-    through_norm(g, y, row, row_end, out, y_norm, y_gradient, mask, gy);
+    Panels<T> right(panels.of(thread), depth, wide);
+    const T* values = x + row * in;
 
+    // Some rows at a time, which stay in the first-level cache.
+    for (Index r = 0; r < rows; r += kRowStep) {
+      const Index r_end = std::min(rows, r + kRowStep);
+      through_norm(g, y, row + r, row + r_end, out, y_norm, y_gradient, mask, gy + r * out);
+      if (weight_gradient && in < out) right.fill(gy + r * out, r, r_end);
+    }
+    if (weight_gradient && normalise) {
+      activate(values, rows, in, x_norm, activated.of(thread));
+    }
     if (gx) {
       T* const to = gx + row * in;
       const T* const shortcut = residual ? residual + row * in : nullptr;
-      multiply(gy, rows, out, out, weights, [&](auto lanes, Index r, Index column, auto sums) {
-        const Index i = r * in + column;
-        store<lanes>(to + i, shortcut ? sums + load<lanes>(shortcut + i) : sums);
-      });
-      if (normalise) mask_and_sum(to, x + row * in, rows, in, x_norm, sums.of(thread));
+      multiply(gy, rows, out, out, weights,
+               [&](Index r, Index count, Index column, Index columns, const R* results,
+                   Index stride) {
+                 for_channels<T>(columns, [&](auto lanes, Index c) {
+                   for (Index i = 0; i < count; ++i) {
+                     const Index place = (r + i) * in + column + c;
+                     const auto value = load<lanes>(results + i * stride + c);
+                     store<lanes>(to + place, shortcut ? value + load<lanes>(shortcut + place) : value);
+                   }
+                 });
+               });
+      if (normalise) mask_and_sum(to, values, rows, in, x_norm, sums.of(thread));
     }
     if (weight_gradient) {
-      const T* values = x + row * in;
-      if (normalise) {
-        activate(values, rows, in, x_norm, activated.of(thread));
-        values = activated.of(thread);
-      }
-      const T* const narrow_tile = in < out ? values : gy;
-      const T* const wide_tile = in < out ? gy : values;
+      if (normalise) values = activated.of(thread);
+      if (in >= out) right.fill(values, 0, rows);
+      right.clear_from(rows);
       T* const left = transposed.of(thread);
-      for (Index r = 0; r < rows; ++r)
-        for (Index c = 0; c < narrow; ++c) left[c * tile_stride + r] = narrow_tile[r * narrow + c];
-      Panels<T> right(panels.of(thread), rows, wide);
-      right.fill(wide_tile);
+      transpose(in < out ? values : gy, rows, narrow, left, depth);
+      for (Index n = 0; n < narrow; ++n) std::fill(left + n * depth + rows, left + (n + 1) * depth, T{});
       R* const product = products.of(thread);
-      multiply(left, narrow, tile_stride, rows, right,
-               [&](auto lanes, Index r, Index column, auto sums) {
-                 R* const to = product + r * wide_stride + column;
-                 store<lanes>(to, load<lanes>(to) + sums);
+      multiply(left, narrow, depth, depth, right,
+               [&](Index r, Index count, Index column, Index columns, const R* results,
+                   Index stride) {
+                 for_channels<T>(columns, [&](auto lanes, Index c) {
+                   for (Index i = 0; i < count; ++i) {
+                     R* const to = product + (r + i) * wide_stride + column + c;
+                     store<lanes>(to, load<lanes>(to) + load<lanes>(results + i * stride + c));
+                   }
+                 });
                });
     }
   });
