@@ -148,7 +148,8 @@ void for_channels(Index channels, const Body& body) {
   for (; c < channels; ++c) body(std::integral_constant<int, 1>(), c);
 }
 
-constexpr Index kTileBytes = 1 << 17, kBackwardTileBytes = 1 << 18;  // parts of the second-level cache
+// What may be taken of the caches.
+constexpr Index kFirstLevelBytes = 1 << 15, kSecondLevelBytes = 1 << 18;
 constexpr Index kTileRows = 32;  // 32 rows of 960 bf16 channels fill a quarter of a small L2
 
 // Calls body(thread, row, row_end) for every tile of rows.
@@ -321,6 +322,14 @@ class TileMoments {
   Index channels_;
 };
 
+// Adds a tile's sums to those of the batch.
+template <class R>
+void add_rows(const R* from, Index count, double* sums) {
+  for_channels<R>(count, [&](auto lanes, Index i) {
+    add_to<R, lanes>(sums + i, load<lanes>(from + i));
+  });
+}
+
 // Turns Σy and Σy² (2 × channels) into the norm, and updates the module's running statistics. For
 // a frozen module the sums are not looked at.
 template <class R>
@@ -492,28 +501,6 @@ void norm_backward(Gradient<T> g, const T* y, Index rows, Index channels, Norm<R
   finish_gradient(sums.total(), channels, norm, gradient);
 }
 
-// Puts the gradient g of relu6(norm(y)) through the ReLU6, in place, for one tile, and adds the
-// sums for the norm's gradient to sums (2 × channels).
-template <class T>
-void mask_and_sum(T* g, const T* y, Index rows, Index channels, Norm<Real<T>> norm,
-                  double* sums) {
-  for_channels<T>(channels, [&](auto lanes, Index c) {
-    using V = Vector<Real<T>, lanes>;
-    const V mean = load<lanes>(norm.mean + c), scale = load<lanes>(norm.scale + c),
-            shift = load<lanes>(norm.shift + c);
-    V sum = {}, product = {};
-    for (Index i = c; i < rows * channels; i += channels) {
-      const V value = load<lanes>(y + i);
-      const V passed = where_relu6_passes(value * scale + shift, load<lanes>(g + i));
-      store<lanes>(g + i, passed);
-      sum += passed;
-      product += passed * (value - mean);
-    }
-    add_to<Real<T>, lanes>(sums + c, sum);
-    add_to<Real<T>, lanes>(sums + channels + c, product);
-  });
-}
-
 // gy = scale * mask(g) + b * (y - mean) + c, the gradient of a convolution's output, for one tile.
 // The mask is left out where no ReLU6 follows or g has gone through it already.
 template <class T>
@@ -630,20 +617,20 @@ class Panels {
     return at(column / kLanes<T>) + k * kLanes<T> + column % kLanes<T> * kStep<T>;
   }
 
-  // Takes a vector of columns of step k; `second` counts where a step is a pair.
+  // Takes a vector of columns of the rows k and k + 1; k is even.
   template <int lanes>
   void put(Index k, Index column, Vector<Real<T>, lanes> first,
            Vector<Real<T>, lanes> second) const {
-    T* const to = at(k, column);
     if constexpr (std::is_same_v<T, bf16>) {
       bf16 rows[2][lanes];
       store<lanes>(rows[0], first), store<lanes>(rows[1], second);
       Vector<std::uint16_t, lanes> bits[2];
       std::memcpy(bits, rows, sizeof bits);
       const auto pairs = in_pairs<lanes>(bits[0], bits[1]);
-      std::memcpy(to, &pairs, sizeof pairs);
+      std::memcpy(at(k, column), &pairs, sizeof pairs);
     } else {
-      store<lanes>(to, first);
+      store<lanes>(at(k, column), first);
+      store<lanes>(at(k + 1, column), second);
     }
   }
 
@@ -744,6 +731,20 @@ void transpose(const T* from, Index rows, Index columns, T* to, Index stride) {
   for (Index row = done; row < rows; ++row)
     for (Index c = 0; c < columns; ++c) to[c * stride + row] = from[row * columns + c];
 }
+
+// A block of a product, `rows` × `columns` numbers from (row, column) on; rows of results lie
+// `stride` apart. Blocks begin at even rows and at whole vectors.
+template <class R>
+struct Block {
+  Index row, rows, column, columns;
+  const R* results;
+  Index stride;
+
+  template <int lanes>
+  Vector<R, lanes> at(Index r, Index c) const {
+    return load<lanes>(results + r * stride + c);
+  }
+};
 
 // A block of a product in registers: `rows` rows of a (`stride` apart) times `vectors` panels,
 // written to `results`, whose rows are `vectors` vectors long.
@@ -856,15 +857,14 @@ void multiply_by_tiles(const bf16* a, Index rows, Index stride, Index depth,
       else
         two_across ? multiply(one, two) : multiply(one, one);
       const Index column = panel * side, columns = std::min(2 * side, b.columns() - column);
-      finish(row, above + below, column, columns, sums, 2 * side);
+      finish(Block<float>{row, above + below, column, columns, sums, 2 * side});
     }
   }
   _tile_release();
 }
 #endif
 
-// a (rows × depth, rows `stride` apart) times the panels. Calls finish(row, rows, column, columns,
-// results, stride) for each block of the product; blocks begin at even rows and at whole vectors.
+// a (rows × depth, rows `stride` apart) times the panels. Calls finish(block) for each block.
 template <class T, class Finish>
 void multiply(const T* a, Index rows, Index stride, Index depth, const Panels<T>& b,
               const Finish& finish) {
@@ -885,7 +885,7 @@ void multiply(const T* a, Index rows, Index stride, Index depth, const Panels<T>
         for (Index r = 0; r < count; ++r)
           multiply_block<T, 1, vectors>(from + r * stride, stride, depth, b.at(panel), b.size(),
                                         results + r * width);
-      finish(row, count, first, columns, results, width);
+      finish(Block<Real<T>>{row, count, first, columns, results, width});
     }
   };
   Index panel = 0;
@@ -907,7 +907,7 @@ std::vector<T> rounded(const Real<T>* weight, Index count) {
 
 // ------------------------------------------------------------------------ pointwise 1×1
 
-// Rows of a tile whose widest matrix takes up `bytes` of the second-level cache.
+// Rows of a tile that takes up `bytes` of a cache.
 template <class T>
 Index tile_rows(Index rows, Index channels, Index bytes) {
   const Index threads = omp_get_max_threads();
@@ -930,7 +930,7 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
   const Buffer<T> memory(Panels<T>::memory(in, out));
   Panels<T> panels(memory.get(), in, out);
   panels.fill_transposed(rounded<T>(weight, in * out).data());
-  const Index tile = tile_rows<T>(shape.rows, std::max(in, out), kTileBytes);
+  const Index tile = tile_rows<T>(shape.rows, in, kFirstLevelBytes);
   const Scratch<T> scratch(normalise ? tile * in : 0);
   const Scratch<R> moments(3 * out);
   Sums sums(2 * out);
@@ -941,27 +941,77 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
       activate(a, rows, in, x_norm, scratch.of(thread));
       a = scratch.of(thread);
     }
-    T* const to = y + row * out;
-    TileMoments<R> tile_moments(moments.of(thread), out);
-    multiply(a, rows, in, in, panels,
-             [&](Index r, Index count, Index column, Index columns, const R* results,
-                 Index stride) {
-               for_channels<T>(columns, [&](auto lanes, Index c) {
-                 const R* from = results + c;
-                 T* place = to + r * out + column + c;
-                 auto gathered = r == 0 ? Moments<R, lanes>(load<lanes>(from))
-                                        : tile_moments.template load<lanes>(column + c);
-                 for (Index i = 0; i < count; ++i, from += stride, place += out) {
-                   const auto value = ::load<lanes>(from);
-                   store<lanes>(place, value);
-                   gathered.add(value);
-                 }
-                 tile_moments.template store<lanes>(column + c, gathered);
-               });
-             });
-    if (!module.frozen) tile_moments.add_to(sums.of(thread), rows);
+    TileMoments<R> of_tile(moments.of(thread), out);
+    multiply(a, rows, in, in, panels, [&](const Block<R>& block) {
+      for_channels<T>(block.columns, [&](auto lanes, Index c) {
+        const Index channel = block.column + c;
+        T* to = y + (row + block.row) * out + channel;
+        auto gathered = block.row == 0 ? Moments<R, lanes>(block.template at<lanes>(0, c))
+                                       : of_tile.template load<lanes>(channel);
+        for (Index r = 0; r < block.rows; ++r, to += out) {
+          const auto value = block.template at<lanes>(r, c);
+          store<lanes>(to, value);
+          gathered.add(value);
+        }
+        of_tile.template store<lanes>(channel, gathered);
+      });
+    });
+    if (!module.frozen) of_tile.add_to(sums.of(thread), rows);
   });
   finish_statistics(sums.total(), shape.rows, out, module, y_norm);
+}
+
+// Puts a block of the gradient of relu6(norm(x)) through the ReLU6 into gx, and adds the sums for
+// the norm's gradient to `sums` (2 × channels). x and gx begin at the block's tile. What is computed
+// again on the way, relu6(norm(x)), goes into `activated` (may be null).
+template <class T>
+void mask_block(const Block<Real<T>>& block, const T* x, Index channels, Norm<Real<T>> norm, T* gx,
+                Real<T>* sums, const Panels<T>* activated, Index panel_row) {
+  for_channels<T>(block.columns, [&](auto lanes, Index c) {
+    using V = Vector<Real<T>, lanes>;
+    const Index channel = block.column + c;
+    const V mean = load<lanes>(norm.mean + channel), scale = load<lanes>(norm.scale + channel),
+            shift = load<lanes>(norm.shift + channel);
+    V sum = load<lanes>(sums + channel), product = load<lanes>(sums + channels + channel);
+    auto pixel = [&](Index r) {
+      const Index place = (block.row + r) * channels + channel;
+      const V value = load<lanes>(x + place), before = value * scale + shift;
+      const V passed = where_relu6_passes(before, block.template at<lanes>(r, c));
+      store<lanes>(gx + place, passed);
+      sum += passed;
+      product += passed * (value - mean);
+      return relu6(before);
+    };
+    for (Index r = 0; r < block.rows; r += 2) {
+      const V first = pixel(r), second = r + 1 < block.rows ? pixel(r + 1) : V{};
+      if (activated)
+        activated->template put<lanes>(panel_row + block.row + r, channel, first, second);
+    }
+    store<lanes>(sums + channel, sum);
+    store<lanes>(sums + channels + channel, product);
+  });
+}
+
+// Writes a block, plus `residual` (may be null), to its place behind `to`.
+template <class T>
+void write_block(const Block<Real<T>>& block, Index channels, T* to, const T* residual) {
+  for_channels<T>(block.columns, [&](auto lanes, Index c) {
+    Index place = block.row * channels + block.column + c;
+    for (Index r = 0; r < block.rows; ++r, place += channels) {
+      const auto value = block.template at<lanes>(r, c);
+      store<lanes>(to + place, residual ? value + load<lanes>(residual + place) : value);
+    }
+  });
+}
+
+// Adds a block to its place behind `sums`.
+template <class T>
+void add_block(const Block<Real<T>>& block, Index stride, Real<T>* sums) {
+  for_channels<T>(block.columns, [&](auto lanes, Index c) {
+    Real<T>* to = sums + block.row * stride + block.column + c;
+    for (Index r = 0; r < block.rows; ++r, to += stride)
+      store<lanes>(to, load<lanes>(to) + block.template at<lanes>(r, c));
+  });
 }
 
 // Both gradients of y = x · weightᵀ in one sweep. What comes in is the gradient g of norm(y), or of
@@ -969,7 +1019,7 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
 //
 // If `normalise`, x is the raw output of the convolution before: gx is then the gradient of
 // relu6(norm(x)) after the mask, and x_gradient receives the sums over it. Else gx is the gradient
-// of x, plus `residual` (may be null). Either result is left out if its pointer is null.
+// of x, plus `residual` (may be null), and left out if it is null; so is the weight's.
 template <class T>
 void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
                         NormGradient<Real<T>> y_gradient, bool mask, const T* x, bool normalise,
@@ -982,79 +1032,69 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
   Panels<T> weights(memory.get(), out, in);
   if (gx) weights.fill(rounded<T>(weight, in * out).data(), 0, out);
 
-  // The weights' gradient is the product, over the rows, of the narrower matrix (transposed) with
-  // the wider one (in panels): narrow × wide numbers for each thread.
-  const Index narrow = std::min(in, out), wide = std::max(in, out);
-  const Index wide_stride = round_up(wide, kLanes<T>);
-  const Index tile = tile_rows<T>(shape.rows, wide, kBackwardTileBytes);
-  const Scratch<T> panels(weight_gradient ? Panels<T>::memory(tile, wide) : 0);
-  const Scratch<T> transposed(weight_gradient ? narrow * tile : 0);
-  const Scratch<R> products(weight_gradient ? narrow * wide_stride : 0);
+  // The weights' gradient is the product, over the rows, of one matrix (transposed) with the other
+  // (in panels): with what the ReLU6 gave, where that is made on the way, else with gy.
+  const Index left_channels = normalise ? out : in, right_channels = normalise ? in : out;
+  const Index product_stride = round_up(right_channels, kLanes<T>);
+  const Index tile = tile_rows<T>(shape.rows, right_channels, kSecondLevelBytes);
+  const Scratch<T> panels(weight_gradient ? Panels<T>::memory(tile, right_channels) : 0);
+  const Scratch<T> transposed(weight_gradient ? left_channels * tile : 0);
+  const Scratch<R> products(weight_gradient ? left_channels * product_stride : 0);
   const Index threads = omp_get_max_threads();
   if (weight_gradient)
     for_tiles(threads, 1, [&](Index, Index thread, Index) {
-      std::fill_n(products.of(thread), narrow * wide_stride, R{});
+      std::fill_n(products.of(thread), left_channels * product_stride, R{});
     });
-  const Scratch<T> gradients(tile * out), activated(normalise ? tile * in : 0);
+  const Scratch<T> gradients(kRowStep * out);
+  const Scratch<R> tile_sums(2 * in);
   Sums sums(2 * in);
 
-  for_tiles(shape.rows, tile, [&](Index thread, Index row, Index row_end) {
-    const Index rows = row_end - row, depth = round_up(rows, kRowStep);
-    T* const gy = gradients.of(thread);
-    Panels<T> right(panels.of(thread), depth, wide);
-    const T* values = x + row * in;
+  for_tiles(shape.rows, tile, [&](Index thread, Index tile_row, Index tile_end) {
+    const Index depth = round_up(tile_end - tile_row, kRowStep);
+    Panels<T> right(panels.of(thread), weight_gradient ? depth : 0, right_channels);
+    T* const left = transposed.of(thread);
+    R* const of_tile = tile_sums.of(thread);
+    std::fill_n(of_tile, 2 * in, R{});
 
-    // Some rows at a time, which stay in the first-level cache.
-    for (Index r = 0; r < rows; r += kRowStep) {
-      const Index r_end = std::min(rows, r + kRowStep);
-      through_norm(g, y, row + r, row + r_end, out, y_norm, y_gradient, mask, gy + r * out);
-      if (weight_gradient && in < out) right.fill(gy + r * out, r, r_end);
+    // A few rows at a time, which stay in the first-level cache.
+    for (Index row = tile_row; row < tile_end; row += kRowStep) {
+      const Index rows = std::min(kRowStep, tile_end - row), k = row - tile_row;
+      T* const gy = gradients.of(thread);
+      const T* const values = x + row * in;
+      through_norm(g, y, row, row + rows, out, y_norm, y_gradient, mask, gy);
+      if (gx)
+        multiply(gy, rows, out, out, weights, [&](const Block<R>& block) {
+          if (normalise)
+            mask_block(block, values, in, x_norm, gx + row * in, of_tile,
+                       weight_gradient ? &right : nullptr, k);
+          else
+            write_block(block, in, gx + row * in, residual ? residual + row * in : nullptr);
+        });
+      if (weight_gradient && normalise) {
+        transpose(gy, rows, out, left + k, depth);
+      } else if (weight_gradient) {
+        transpose(values, rows, in, left + k, depth);
+        right.fill(gy, k, k + rows);
+      }
     }
-    if (weight_gradient && normalise) {
-      activate(values, rows, in, x_norm, activated.of(thread));
-    }
-    if (gx) {
-      T* const to = gx + row * in;
-      const T* const shortcut = residual ? residual + row * in : nullptr;
-      multiply(gy, rows, out, out, weights,
-               [&](Index r, Index count, Index column, Index columns, const R* results,
-                   Index stride) {
-                 for_channels<T>(columns, [&](auto lanes, Index c) {
-                   for (Index i = 0; i < count; ++i) {
-                     const Index place = (r + i) * in + column + c;
-                     const auto value = load<lanes>(results + i * stride + c);
-                     store<lanes>(to + place, shortcut ? value + load<lanes>(shortcut + place) : value);
-                   }
-                 });
-               });
-      if (normalise) mask_and_sum(to, values, rows, in, x_norm, sums.of(thread));
-    }
+    if (normalise) add_rows<R>(of_tile, 2 * in, sums.of(thread));
     if (weight_gradient) {
-      if (normalise) values = activated.of(thread);
-      if (in >= out) right.fill(values, 0, rows);
+      const Index rows = tile_end - tile_row;
       right.clear_from(rows);
-      T* const left = transposed.of(thread);
-      transpose(in < out ? values : gy, rows, narrow, left, depth);
-      for (Index n = 0; n < narrow; ++n) std::fill(left + n * depth + rows, left + (n + 1) * depth, T{});
+      for (Index c = 0; c < left_channels; ++c)
+        std::fill(left + c * depth + rows, left + (c + 1) * depth, T{});
       R* const product = products.of(thread);
-      multiply(left, narrow, depth, depth, right,
-               [&](Index r, Index count, Index column, Index columns, const R* results,
-                   Index stride) {
-                 for_channels<T>(columns, [&](auto lanes, Index c) {
-                   for (Index i = 0; i < count; ++i) {
-                     R* const to = product + (r + i) * wide_stride + column + c;
-                     store<lanes>(to, load<lanes>(to) + load<lanes>(results + i * stride + c));
-                   }
-                 });
-               });
+      multiply(left, left_channels, depth, depth, right, [&](const Block<R>& block) {
+        add_block<T>(block, product_stride, product);
+      });
     }
   });
 
-  if (normalise && gx) finish_gradient(sums.total(), in, x_norm, x_gradient);
+  if (normalise) finish_gradient(sums.total(), in, x_norm, x_gradient);
   if (weight_gradient)
     for_tiles(out, 1, [&](Index, Index o, Index) {
       for (Index i = 0; i < in; ++i) {
-        const Index place = in < out ? i * wide_stride + o : o * wide_stride + i;
+        const Index place = normalise ? o * product_stride + i : i * product_stride + o;
         R sum = 0;
         for (Index thread = 0; thread < threads; ++thread) sum += products.of(thread)[place];
         weight_gradient[o * in + i] = sum;
