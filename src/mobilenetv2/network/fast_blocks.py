@@ -125,7 +125,7 @@ def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch
             and norm.track_running_stats
             and norm.weight.dtype is real
             and conv.weight.dtype is real
-            and conv.weight.is_contiguous()
+            and (isinstance(module, ConvNormActivation) or conv.weight.is_contiguous())
             # Of a single pixel there are no statistics; the stock code words the error.
             and (not norm.training or (norm.momentum is not None and pixels > 1))
         ):

@@ -61,13 +61,22 @@ struct VectorOf {
 template <class E, int lanes>
 using Vector = typename VectorOf<E, lanes>::type;
 
+// 16-bit numbers as 32-bit ones.
+template <int lanes>
+inline Vector<std::uint32_t, lanes> widened(Vector<std::uint16_t, lanes> bits) {
+#if defined(__AVX512F__)  // one instruction, which GCC 12 does not find
+  if constexpr (lanes == 16)
+    return (Vector<std::uint32_t, lanes>)_mm512_cvtepu16_epi32((__m256i)bits);
+#endif
+  return __builtin_convertvector(bits, Vector<std::uint32_t, lanes>);
+}
+
 template <int lanes, class T>
 inline Vector<Real<T>, lanes> load(const T* from) {
   if constexpr (std::is_same_v<T, bf16>) {
     Vector<std::uint16_t, lanes> bits;
     std::memcpy(&bits, from, sizeof bits);
-    return (Vector<float, lanes>)(__builtin_convertvector(bits, Vector<std::uint32_t, lanes>)
-                                  << 16);
+    return (Vector<float, lanes>)(widened<lanes>(bits) << 16);
   } else {
     Vector<T, lanes> values;
     std::memcpy(&values, from, sizeof values);
@@ -160,6 +169,21 @@ void for_tiles(Index rows, Index tile_rows, const Body& body) {
     for (Index tile = begin; tile < end; ++tile)
       body(thread, tile * tile_rows, std::min(rows, (tile + 1) * tile_rows));
   });
+}
+
+// Calls body(lanes, i, c) for the numbers of rows × channels in the order in which they lie in memory:
+// the i-th, of channel c. Reading along the rows, the processor sees what will be needed next.
+template <class T, class Body>
+void for_rows(Index rows, Index channels, const Body& body) {
+  for (Index row = 0; row < rows; ++row)
+    for_channels<T>(channels, [&](auto lanes, Index c) { body(lanes, row * channels + c, c); });
+}
+
+// Asks for what lies a little further on: a core waits for memory less if it says early what it
+// will read.
+template <class T>
+inline void ask_ahead(const T* from) {
+  __builtin_prefetch((const char*)from + 2048);
 }
 
 // `count` doubles for each thread, and their sum in the order of the threads.
@@ -399,10 +423,10 @@ void norm_statistics(const T* y, Index rows, Index channels, const NormModule& m
 // z = relu6(y * scale + shift) of one tile.
 template <class T>
 void activate(const T* y, Index rows, Index channels, Norm<Real<T>> norm, T* z) {
-  for_channels<T>(channels, [&](auto lanes, Index c) {
+  for_rows<T>(rows, channels, [&](auto lanes, Index i, Index c) {
+    ask_ahead(y + i);
     const auto scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
-    for (Index i = c; i < rows * channels; i += channels)
-      store<lanes>(z + i, relu6(load<lanes>(y + i) * scale + shift));
+    store<lanes>(z + i, relu6(load<lanes>(y + i) * scale + shift));
   });
 }
 
@@ -410,15 +434,9 @@ void activate(const T* y, Index rows, Index channels, Norm<Real<T>> norm, T* z) 
 template <class T>
 void add_residual(const T* y, Index rows, Index channels, Norm<Real<T>> norm, const T* residual,
                   T* z) {
-  for_channels<T>(channels, [&](auto lanes, Index c) {
-    const auto scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
-    const Index end = rows * channels;
-    if (residual)
-      for (Index i = c; i < end; i += channels)
-        store<lanes>(z + i, load<lanes>(y + i) * scale + shift + load<lanes>(residual + i));
-    else
-      for (Index i = c; i < end; i += channels)
-        store<lanes>(z + i, load<lanes>(y + i) * scale + shift);
+  for_rows<T>(rows, channels, [&](auto lanes, Index i, Index c) {
+    const auto value = load<lanes>(y + i) * load<lanes>(norm.scale + c) + load<lanes>(norm.shift + c);
+    store<lanes>(z + i, residual ? value + load<lanes>(residual + i) : value);
   });
 }
 
@@ -455,6 +473,8 @@ template <class T>
 struct Gradient {
   const T* values;
   Index pixels;  // that share a row; 1 elsewhere
+
+  const T* row(Index row, Index channels) const { return values + row / pixels * channels; }
 
   // Calls body(i, g) for the rows of a tile: i is the pixel's place in an unshared matrix.
   template <int lanes, class Body>
@@ -506,19 +526,17 @@ void norm_backward(Gradient<T> g, const T* y, Index rows, Index channels, Norm<R
 template <class T>
 void through_norm(Gradient<T> g, const T* y, Index row, Index row_end, Index channels,
                   Norm<Real<T>> norm, NormGradient<Real<T>> gradient, bool mask, T* gy) {
-  T* const to = gy - row * channels;
-  for_channels<T>(channels, [&](auto lanes, Index c) {
-    using V = Vector<Real<T>, lanes>;
-    const NormGradientAt<Real<T>, lanes> at(norm, gradient, c);
-    if (mask)
-      g.template for_rows<lanes>(row, row_end, channels, c, [&](Index i, V passed) {
-        store<lanes>(to + i, at.masked(passed, load<lanes>(y + i)));
+  auto rows = [&](auto mask) {
+    for (; row < row_end; ++row, gy += channels)
+      for_channels<T>(channels, [&](auto lanes, Index c) {
+        const T *from_g = g.row(row, channels) + c, *from_y = y + row * channels + c;
+        ask_ahead(from_g), ask_ahead(from_y);
+        const NormGradientAt<Real<T>, lanes> at(norm, gradient, c);
+        const auto passed = load<lanes>(from_g), value = load<lanes>(from_y);
+        store<lanes>(gy + c, mask ? at.masked(passed, value) : at(passed, value));
       });
-    else
-      g.template for_rows<lanes>(row, row_end, channels, c, [&](Index i, V passed) {
-        store<lanes>(to + i, at(passed, load<lanes>(y + i)));
-      });
-  });
+  };
+  mask ? rows(std::true_type()) : rows(std::false_type());
 }
 
 template <class T>
@@ -586,8 +604,7 @@ inline Vector<Real<T>, kLanes<T>> multiply_add(typename Steps<T>::V a, typename 
 template <int lanes>
 inline Vector<std::uint32_t, lanes> in_pairs(Vector<std::uint16_t, lanes> first,
                                              Vector<std::uint16_t, lanes> second) {
-  using Pairs = Vector<std::uint32_t, lanes>;
-  return __builtin_convertvector(first, Pairs) | __builtin_convertvector(second, Pairs) << 16;
+  return widened<lanes>(first) | widened<lanes>(second) << 16;
 }
 
 // The right side of a product, depth × columns, as panels of a vector of columns each. A panel
@@ -948,7 +965,9 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
         T* to = y + (row + block.row) * out + channel;
         auto gathered = block.row == 0 ? Moments<R, lanes>(block.template at<lanes>(0, c))
                                        : of_tile.template load<lanes>(channel);
+        T* const next = y + (row + block.row + kRowStep) * out + channel * kRowStep;
         for (Index r = 0; r < block.rows; ++r, to += out) {
+          __builtin_prefetch(next + r * lanes, 1);
           const auto value = block.template at<lanes>(r, c);
           store<lanes>(to, value);
           gathered.add(value);
@@ -975,6 +994,8 @@ void mask_block(const Block<Real<T>>& block, const T* x, Index channels, Norm<Re
     V sum = load<lanes>(sums + channel), product = load<lanes>(sums + channels + channel);
     auto pixel = [&](Index r) {
       const Index place = (block.row + r) * channels + channel;
+      const Index next = (block.row + kRowStep) * channels + channel * kRowStep + r * lanes;
+      __builtin_prefetch(x + next), __builtin_prefetch(gx + next, 1);
       const V value = load<lanes>(x + place), before = value * scale + shift;
       const V passed = where_relu6_passes(before, block.template at<lanes>(r, c));
       store<lanes>(gx + place, passed);
