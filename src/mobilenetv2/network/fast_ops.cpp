@@ -1152,6 +1152,28 @@ struct Bands {
   }
 };
 
+// While a band is worked on, one block of channels after the other, the rows of the next band are
+// asked for in the order in which they lie in memory, a vector for each vector that is worked on.
+template <class T>
+class NextBand {
+ public:
+  NextBand(const T* maps, const Shape& shape, Index image, Index height, Index width, Index row,
+           Index rows)
+      : begin_(maps + shape.place(image, height * width, row * width)), width_(width), rows_(rows) {
+    begin_ += shape.step() * width * rows;
+    if (shape.backwards) begin_ += shape.step() * (width * rows - 1);
+  }
+  // For row `row` of this band and the channels from `channel` on.
+  template <int lanes>
+  const T* at(Index channel, Index row) const {
+    return begin_ + (channel * rows_ + row * lanes) * width_;
+  }
+
+ private:
+  const T* begin_;
+  Index width_, rows_;
+};
+
 // Four rows of one block of channels, with a column of zeros on either side. Row r of the picture
 // lies in slot r mod 4 (rows -1 and `height` are rows of zeros).
 template <class R>
@@ -1226,6 +1248,9 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
     for (Index band = begin; band < end; ++band) {
       const Index image = band / bands.per_image, row = band % bands.per_image * bands.rows;
       const Index row_end = std::min(row + bands.rows, out_height);
+      const NextBand<T> next_x(x, shape, image, shape.height, width, row * stride,
+                               bands.rows * stride);
+      const NextBand<T> next_y(y, shape, image, out_height, out_width, row, bands.rows);
       for_channels<T>(channels, [&](auto lanes, Index c) {
         using V = Vector<R, lanes>;
         V w[kTaps], scale, shift;
@@ -1239,7 +1264,9 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
         for (Index oy = row; oy < row_end; ++oy) {
           for (; next <= oy * stride + 1; ++next) {
             const T* from = x + shape.place(image, shape.height * width, next * width) + c;
+            const T* const ahead = next_x.template at<lanes>(c, next - row * stride);
             ring.template fill<lanes>(next, 0 <= next && next < shape.height, [&](Index column) {
+              __builtin_prefetch(ahead + column * lanes, 0, 2);
               const V value = load<lanes>(from + column * step);
               if constexpr (normalise) return relu6(value * scale + shift);
               return value;
@@ -1248,7 +1275,9 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
           const R* rows[3];
           for (int ky = 0; ky < 3; ++ky)
             rows[ky] = ring.template at<lanes>(oy * stride + ky - 1, -1);
+          const T* const ahead = next_y.template at<lanes>(c, oy - row);
           for (Index ox = 0; ox < out_width; ++ox, to += step) {
+            __builtin_prefetch(ahead + ox * lanes, 1, 2);
             V sum = {};
             unrolled<kTaps>([&](auto tap) {
               sum += w[tap] * load<lanes>(rows[tap / 3] + (ox * stride + tap % 3) * lanes);
@@ -1290,6 +1319,11 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
     for (Index band = begin; band < end; ++band) {
       const Index image = band / bands.per_image, row = band % bands.per_image * bands.rows;
       const Index row_end = std::min(row + bands.rows, height);
+      const NextBand<T> next_x(x, shape, image, height, width, row, bands.rows);
+      const NextBand<T> next_gx(gx, shape, image, height, width, row, bands.rows);
+      const Index grid_row = row / stride, grid_rows = bands.rows / stride;
+      const NextBand<T> next_y(y, shape, image, out_height, out_width, grid_row, grid_rows);
+      const NextBand<T> next_g(g, shape, image, out_height, out_width, grid_row, grid_rows);
       for_channels<T>(channels, [&](auto lanes, Index c) {
         using V = Vector<R, lanes>;
         const NormGradientAt<R, lanes> at(y_norm, y_gradient, c);
@@ -1309,7 +1343,11 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
           for (; next <= (iy + 1) / stride; ++next) {
             const Index start =
                 shape.place(image, out_height * out_width, next * out_width) + c;
+            const T* const ahead_y = next_y.template at<lanes>(c, next - grid_row);
+            const T* const ahead_g = next_g.template at<lanes>(c, next - grid_row);
             ring.template fill<lanes>(next, 0 <= next && next < out_height, [&](Index column) {
+              __builtin_prefetch(ahead_y + column * lanes, 0, 2);
+              __builtin_prefetch(ahead_g + column * lanes, 0, 2);
               const Index i = start + column * step;
               return at(load<lanes>(g + i), load<lanes>(y + i));
             });
@@ -1317,7 +1355,11 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
           const R* rows[3];
           for (int dy = -1; dy <= 1; ++dy)
             rows[dy + 1] = ring.template at<lanes>(iy / stride + dy, 0);
+          const T* ahead_x = next_x.template at<lanes>(c, iy - row);
+          const T* ahead_gx = next_gx.template at<lanes>(c, iy - row);
           auto pixel = [&](auto row_parity, auto column_parity, Index column) {
+            __builtin_prefetch(ahead_x, 0, 2), __builtin_prefetch(ahead_gx, 1, 2);
+            ahead_x += lanes, ahead_gx += lanes;
             const V value = load<lanes>(from);
             V before = value, after = value;
             if constexpr (normalise) before = value * scale + shift, after = relu6(before);
