@@ -84,32 +84,35 @@ inline Vector<Real<T>, lanes> load(const T* from) {
   }
 }
 
-// Rounds to nearest, ties to even, when T is bfloat16. A NaN stays one.
+// Writes a vector to where numbers of its kind lie. (memcpy would tell the compiler that anything
+// may have changed, the variables of the loop around it too.)
+template <class E, int lanes>
+inline void write(void* to, Vector<E, lanes> values) {
+  typedef E Unaligned __attribute__((vector_size(lanes * sizeof(E)), aligned(alignof(E))));
+  *(Unaligned*)to = values;
+}
+
+// The upper halves of floats, rounded to nearest, ties to even. A NaN stays one.
+template <int lanes>
+inline Vector<std::uint16_t, lanes> narrowed(Vector<float, lanes> values) {
+  using Half = Vector<std::uint16_t, lanes>;
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  if constexpr (lanes == 16) return (Half)_mm512_cvtneps_pbh((__m512)values);
+  if constexpr (lanes == 8) return (Half)_mm256_cvtneps_pbh((__m256)values);
+#endif
+  using Bits = Vector<std::uint32_t, lanes>;
+  const Bits exact = (Bits)values;
+  const Bits rounded = (exact + 0x7fff + ((exact >> 16) & 1)) >> 16;
+  const Bits quiet_nan = (exact >> 16) | 0x40;
+  return __builtin_convertvector(values == values ? rounded : quiet_nan, Half);
+}
+
 template <int lanes, class T>
 inline void store(T* to, Vector<Real<T>, lanes> values) {
-  if constexpr (std::is_same_v<T, bf16>) {
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
-    if constexpr (lanes == 16) {
-      const __m256bh bits = _mm512_cvtneps_pbh((__m512)values);
-      std::memcpy(to, &bits, sizeof bits);
-      return;
-    }
-    if constexpr (lanes == 8) {
-      const __m128bh bits = _mm256_cvtneps_pbh((__m256)values);
-      std::memcpy(to, &bits, sizeof bits);
-      return;
-    }
-#endif
-    using Bits = Vector<std::uint32_t, lanes>;
-    const Bits exact = (Bits)values;
-    const Bits rounded = (exact + 0x7fff + ((exact >> 16) & 1)) >> 16;
-    const Bits quiet_nan = (exact >> 16) | 0x40;
-    const auto half = __builtin_convertvector(values == values ? rounded : quiet_nan,
-                                              Vector<std::uint16_t, lanes>);
-    std::memcpy(to, &half, sizeof half);
-  } else {
-    std::memcpy(to, &values, sizeof values);
-  }
+  if constexpr (std::is_same_v<T, bf16>)
+    write<std::uint16_t, lanes>(to, narrowed<lanes>(values));
+  else
+    write<T, lanes>(to, values);
 }
 
 template <class R, int lanes>
@@ -639,12 +642,8 @@ class Panels {
   void put(Index k, Index column, Vector<Real<T>, lanes> first,
            Vector<Real<T>, lanes> second) const {
     if constexpr (std::is_same_v<T, bf16>) {
-      bf16 rows[2][lanes];
-      store<lanes>(rows[0], first), store<lanes>(rows[1], second);
-      Vector<std::uint16_t, lanes> bits[2];
-      std::memcpy(bits, rows, sizeof bits);
-      const auto pairs = in_pairs<lanes>(bits[0], bits[1]);
-      std::memcpy(at(k, column), &pairs, sizeof pairs);
+      const auto pairs = in_pairs<lanes>(narrowed<lanes>(first), narrowed<lanes>(second));
+      write<std::uint32_t, lanes>(at(k, column), pairs);
     } else {
       store<lanes>(at(k, column), first);
       store<lanes>(at(k + 1, column), second);
@@ -662,8 +661,7 @@ class Panels {
             Vector<std::uint16_t, lanes> first, second;
             std::memcpy(&first, matrix + column, sizeof first);
             std::memcpy(&second, matrix + columns_ + column, sizeof second);
-            const auto pairs = in_pairs<lanes>(first, second);
-            std::memcpy(at(k, column), &pairs, sizeof pairs);
+            write<std::uint32_t, lanes>(at(k, column), in_pairs<lanes>(first, second));
           }
       }
       for (; column < columns_; ++column)
@@ -741,7 +739,7 @@ void transpose(const T* from, Index rows, Index columns, T* to, Index stride) {
           });
         });
         for (Index c = 0; c < count; ++c)
-          std::memcpy(to + (column + c) * stride + done, &square[c], sizeof square[c]);
+          write<std::uint32_t, side>(to + (column + c) * stride + done, square[c]);
       }
   }
 #endif
@@ -800,6 +798,9 @@ inline bool have_tiles() {
   return granted;
 }
 
+// What was written there has to be in memory now. GCC 12 does not tell itself that tiles read it.
+inline void settle(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
+
 constexpr int kTileSide = 16;  // rows of a tile; 16 floats or 16 pairs of bfloat16 in each
 
 // Tells this thread's tiles their shapes: 0 to 3 are sums (`above` rows, then `below` rows), 4 and
@@ -817,6 +818,7 @@ inline void shape_tiles(Index above, Index below, Index pairs) {
   shape(0, above, 64), shape(1, above, 64), shape(2, below, 64), shape(3, below, 64);
   shape(4, above, 4 * pairs), shape(5, below, 4 * pairs);
   shape(6, pairs, 64), shape(7, pairs, 64);
+  settle(&shapes);
   _tile_loadconfig(&shapes);
 }
 
@@ -858,6 +860,7 @@ void multiply_by_tiles(const bf16* a, Index rows, Index stride, Index depth,
   while (depth / 2 % steps != 0) ++steps;
   const Index pairs = depth / 2 / steps;
   alignas(64) float sums[2 * side * 2 * side];
+  settle(a), settle(b.at(0));
   constexpr std::true_type two;
   constexpr std::false_type one;
   for (Index row = 0; row < rows; row += 2 * side) {
@@ -1152,6 +1155,9 @@ struct Bands {
   }
 };
 
+// Within a row, pixels are asked for that far ahead.
+constexpr Index kPixelsAhead = 8;
+
 // While a band is worked on, one block of channels after the other, the rows of the next band are
 // asked for in the order in which they lie in memory, a vector for each vector that is worked on.
 template <class T>
@@ -1267,6 +1273,7 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
             const T* const ahead = next_x.template at<lanes>(c, next - row * stride);
             ring.template fill<lanes>(next, 0 <= next && next < shape.height, [&](Index column) {
               __builtin_prefetch(ahead + column * lanes, 0, 2);
+              __builtin_prefetch(from + (column + kPixelsAhead) * step);
               const V value = load<lanes>(from + column * step);
               if constexpr (normalise) return relu6(value * scale + shift);
               return value;
@@ -1349,6 +1356,8 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
               __builtin_prefetch(ahead_y + column * lanes, 0, 2);
               __builtin_prefetch(ahead_g + column * lanes, 0, 2);
               const Index i = start + column * step;
+              __builtin_prefetch(y + i + kPixelsAhead * step);
+              __builtin_prefetch(g + i + kPixelsAhead * step);
               return at(load<lanes>(g + i), load<lanes>(y + i));
             });
           }
@@ -1360,6 +1369,7 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
           auto pixel = [&](auto row_parity, auto column_parity, Index column) {
             __builtin_prefetch(ahead_x, 0, 2), __builtin_prefetch(ahead_gx, 1, 2);
             ahead_x += lanes, ahead_gx += lanes;
+            __builtin_prefetch(from + kPixelsAhead * step);
             const V value = load<lanes>(from);
             V before = value, after = value;
             if constexpr (normalise) before = value * scale + shift, after = relu6(before);
