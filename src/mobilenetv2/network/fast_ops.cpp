@@ -11,6 +11,8 @@
 //   convolution's output y normalises it on the fly:   z = relu6(y * scale + shift),
 //   and a gradient goes back through the norm likewise: gy = scale * mask(g) + b * (y - mean) + c.
 //   Masks are recomputed from y. So only the convolutions' raw outputs live until backward.
+// * Waiting for memory costs more than computing. Loops run along the rows, and where they cannot,
+//   they ask for what is needed next (prefetch) in the order in which it lies.
 // * The work is split over threads in contiguous pieces and partial sums are added in the order of
 //   the threads: the same number of threads gives the same bits.
 
@@ -84,32 +86,35 @@ inline Vector<Real<T>, lanes> load(const T* from) {
   }
 }
 
-// Rounds to nearest, ties to even, when T is bfloat16. A NaN stays one.
+// Writes a vector to where numbers of its kind lie. (memcpy would tell the compiler that anything
+// may have changed, the variables of the loop around it too.)
+template <class E, int lanes>
+inline void write(void* to, Vector<E, lanes> values) {
+  typedef E Unaligned __attribute__((vector_size(lanes * sizeof(E)), aligned(alignof(E))));
+  *(Unaligned*)to = values;
+}
+
+// The upper halves of floats, rounded to nearest, ties to even. A NaN stays one.
+template <int lanes>
+inline Vector<std::uint16_t, lanes> narrowed(Vector<float, lanes> values) {
+  using Half = Vector<std::uint16_t, lanes>;
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  if constexpr (lanes == 16) return (Half)_mm512_cvtneps_pbh((__m512)values);
+  if constexpr (lanes == 8) return (Half)_mm256_cvtneps_pbh((__m256)values);
+#endif
+  using Bits = Vector<std::uint32_t, lanes>;
+  const Bits exact = (Bits)values;
+  const Bits rounded = (exact + 0x7fff + ((exact >> 16) & 1)) >> 16;
+  const Bits quiet_nan = (exact >> 16) | 0x40;
+  return __builtin_convertvector(values == values ? rounded : quiet_nan, Half);
+}
+
 template <int lanes, class T>
 inline void store(T* to, Vector<Real<T>, lanes> values) {
-  if constexpr (std::is_same_v<T, bf16>) {
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
-    if constexpr (lanes == 16) {
-      const __m256bh bits = _mm512_cvtneps_pbh((__m512)values);
-      std::memcpy(to, &bits, sizeof bits);
-      return;
-    }
-    if constexpr (lanes == 8) {
-      const __m128bh bits = _mm256_cvtneps_pbh((__m256)values);
-      std::memcpy(to, &bits, sizeof bits);
-      return;
-    }
-#endif
-    using Bits = Vector<std::uint32_t, lanes>;
-    const Bits exact = (Bits)values;
-    const Bits rounded = (exact + 0x7fff + ((exact >> 16) & 1)) >> 16;
-    const Bits quiet_nan = (exact >> 16) | 0x40;
-    const auto half = __builtin_convertvector(values == values ? rounded : quiet_nan,
-                                              Vector<std::uint16_t, lanes>);
-    std::memcpy(to, &half, sizeof half);
-  } else {
-    std::memcpy(to, &values, sizeof values);
-  }
+  if constexpr (std::is_same_v<T, bf16>)
+    write<std::uint16_t, lanes>(to, narrowed<lanes>(values));
+  else
+    write<T, lanes>(to, values);
 }
 
 template <class R, int lanes>
@@ -171,8 +176,8 @@ void for_tiles(Index rows, Index tile_rows, const Body& body) {
   });
 }
 
-// Calls body(lanes, i, c) for the numbers of rows × channels in the order in which they lie in memory:
-// the i-th, of channel c. Reading along the rows, the processor sees what will be needed next.
+// Calls body(lanes, i, c) for the numbers of rows × channels, as they lie in memory: the i-th, of
+// channel c. Reading along the rows, the processor sees what will be needed next.
 template <class T, class Body>
 void for_rows(Index rows, Index channels, const Body& body) {
   for (Index row = 0; row < rows; ++row)
@@ -435,7 +440,8 @@ template <class T>
 void add_residual(const T* y, Index rows, Index channels, Norm<Real<T>> norm, const T* residual,
                   T* z) {
   for_rows<T>(rows, channels, [&](auto lanes, Index i, Index c) {
-    const auto value = load<lanes>(y + i) * load<lanes>(norm.scale + c) + load<lanes>(norm.shift + c);
+    const auto scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
+    const auto value = load<lanes>(y + i) * scale + shift;
     store<lanes>(z + i, residual ? value + load<lanes>(residual + i) : value);
   });
 }
@@ -639,12 +645,8 @@ class Panels {
   void put(Index k, Index column, Vector<Real<T>, lanes> first,
            Vector<Real<T>, lanes> second) const {
     if constexpr (std::is_same_v<T, bf16>) {
-      bf16 rows[2][lanes];
-      store<lanes>(rows[0], first), store<lanes>(rows[1], second);
-      Vector<std::uint16_t, lanes> bits[2];
-      std::memcpy(bits, rows, sizeof bits);
-      const auto pairs = in_pairs<lanes>(bits[0], bits[1]);
-      std::memcpy(at(k, column), &pairs, sizeof pairs);
+      const auto pairs = in_pairs<lanes>(narrowed<lanes>(first), narrowed<lanes>(second));
+      write<std::uint32_t, lanes>(at(k, column), pairs);
     } else {
       store<lanes>(at(k, column), first);
       store<lanes>(at(k + 1, column), second);
@@ -662,8 +664,7 @@ class Panels {
             Vector<std::uint16_t, lanes> first, second;
             std::memcpy(&first, matrix + column, sizeof first);
             std::memcpy(&second, matrix + columns_ + column, sizeof second);
-            const auto pairs = in_pairs<lanes>(first, second);
-            std::memcpy(at(k, column), &pairs, sizeof pairs);
+            write<std::uint32_t, lanes>(at(k, column), in_pairs<lanes>(first, second));
           }
       }
       for (; column < columns_; ++column)
@@ -741,7 +742,7 @@ void transpose(const T* from, Index rows, Index columns, T* to, Index stride) {
           });
         });
         for (Index c = 0; c < count; ++c)
-          std::memcpy(to + (column + c) * stride + done, &square[c], sizeof square[c]);
+          write<std::uint32_t, side>(to + (column + c) * stride + done, square[c]);
       }
   }
 #endif
@@ -800,6 +801,9 @@ inline bool have_tiles() {
   return granted;
 }
 
+// What was written there has to be in memory now. GCC 12 does not tell itself that tiles read it.
+inline void settle(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
+
 constexpr int kTileSide = 16;  // rows of a tile; 16 floats or 16 pairs of bfloat16 in each
 
 // Tells this thread's tiles their shapes: 0 to 3 are sums (`above` rows, then `below` rows), 4 and
@@ -817,6 +821,7 @@ inline void shape_tiles(Index above, Index below, Index pairs) {
   shape(0, above, 64), shape(1, above, 64), shape(2, below, 64), shape(3, below, 64);
   shape(4, above, 4 * pairs), shape(5, below, 4 * pairs);
   shape(6, pairs, 64), shape(7, pairs, 64);
+  settle(&shapes);
   _tile_loadconfig(&shapes);
 }
 
@@ -858,6 +863,7 @@ void multiply_by_tiles(const bf16* a, Index rows, Index stride, Index depth,
   while (depth / 2 % steps != 0) ++steps;
   const Index pairs = depth / 2 / steps;
   alignas(64) float sums[2 * side * 2 * side];
+  settle(a), settle(b.at(0));
   constexpr std::true_type two;
   constexpr std::false_type one;
   for (Index row = 0; row < rows; row += 2 * side) {
@@ -981,8 +987,8 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
 }
 
 // Puts a block of the gradient of relu6(norm(x)) through the ReLU6 into gx, and adds the sums for
-// the norm's gradient to `sums` (2 × channels). x and gx begin at the block's tile. What is computed
-// again on the way, relu6(norm(x)), goes into `activated` (may be null).
+// the norm's gradient to `sums` (2 × channels). x and gx begin at the block's tile. What is made again
+// on the way, relu6(norm(x)), goes into the panels `activated` (may be null) from `panel_row` on.
 template <class T>
 void mask_block(const Block<Real<T>>& block, const T* x, Index channels, Norm<Real<T>> norm, T* gx,
                 Real<T>* sums, const Panels<T>* activated, Index panel_row) {
@@ -1132,7 +1138,7 @@ struct Shape {
   Index images, height, width, channels, stride, backwards;
   Index out_height() const { return (height - 1) / stride + 1; }
   Index out_width() const { return (width - 1) / stride + 1; }
-  // Where the numbers of pixel `pixel` (of `count`) of an image begin, and how far the next ones are.
+  // Where the numbers of pixel `pixel` (of `count`) of an image begin, and how far on the next are.
   Index place(Index image, Index count, Index pixel) const {
     return (image * count + (backwards ? count - 1 - pixel : pixel)) * channels;
   }
@@ -1151,6 +1157,9 @@ struct Bands {
     count = images * per_image;
   }
 };
+
+// Within a row, pixels are asked for that far ahead.
+constexpr Index kPixelsAhead = 8;
 
 // While a band is worked on, one block of channels after the other, the rows of the next band are
 // asked for in the order in which they lie in memory, a vector for each vector that is worked on.
@@ -1192,7 +1201,8 @@ class RowRing {
     store<lanes>(at<lanes>(row, width), zero);
     R* to = at<lanes>(row, 0);
     if (inside)
-      for (Index column = 0; column < width; ++column) store<lanes>(to + column * lanes, pixel(column));
+      for (Index column = 0; column < width; ++column)
+        store<lanes>(to + column * lanes, pixel(column));
     else
       for (Index column = 0; column < width; ++column) store<lanes>(to + column * lanes, zero);
   }
@@ -1267,6 +1277,7 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
             const T* const ahead = next_x.template at<lanes>(c, next - row * stride);
             ring.template fill<lanes>(next, 0 <= next && next < shape.height, [&](Index column) {
               __builtin_prefetch(ahead + column * lanes, 0, 2);
+              __builtin_prefetch(from + (column + kPixelsAhead) * step);
               const V value = load<lanes>(from + column * step);
               if constexpr (normalise) return relu6(value * scale + shift);
               return value;
@@ -1349,6 +1360,8 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
               __builtin_prefetch(ahead_y + column * lanes, 0, 2);
               __builtin_prefetch(ahead_g + column * lanes, 0, 2);
               const Index i = start + column * step;
+              __builtin_prefetch(y + i + kPixelsAhead * step);
+              __builtin_prefetch(g + i + kPixelsAhead * step);
               return at(load<lanes>(g + i), load<lanes>(y + i));
             });
           }
@@ -1360,6 +1373,7 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
           auto pixel = [&](auto row_parity, auto column_parity, Index column) {
             __builtin_prefetch(ahead_x, 0, 2), __builtin_prefetch(ahead_gx, 1, 2);
             ahead_x += lanes, ahead_gx += lanes;
+            __builtin_prefetch(from + kPixelsAhead * step);
             const V value = load<lanes>(from);
             V before = value, after = value;
             if constexpr (normalise) before = value * scale + shift, after = relu6(before);
