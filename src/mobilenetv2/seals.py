@@ -7,8 +7,7 @@ no part of it can be missing, without being noticed; that somebody changed it on
 """
 
 import hashlib
-import json
-from typing import IO, Any
+from typing import IO
 
 HEX_DIGITS = 64
 MARK = b"sha256:"
@@ -50,7 +49,9 @@ def zip_is_whole(file: IO[bytes]) -> bool:
         return False
     file.seek(size - COMMENT_SIZE)
     comment = file.read(COMMENT_SIZE)
-    return comment == MARK + _digest(file, 0, size - HEX_DIGITS).encode()
+    digest = hashlib.sha256()
+    _add(digest, file, 0, size - HEX_DIGITS)
+    return comment == MARK + digest.hexdigest().encode()
 
 
 def seal_safetensors(data: bytearray) -> None:
@@ -62,43 +63,31 @@ def seal_safetensors(data: bytearray) -> None:
 
 
 def safetensors_is_whole(file: IO[bytes]) -> bool:
-    """Whether a safetensors file is what :func:`seal_safetensors` made, or was never sealed."""
+    """Whether a safetensors file is exactly what :func:`seal_safetensors` made."""
     file.seek(0)
     header_size = int.from_bytes(file.read(8), "little")
     end = file.seek(0, 2)
     if header_size > end - 8:
         return False
     file.seek(0)
-    header = file.read(8 + header_size)
-    stored = _stored_digest(header)
-    if stored is None:
-        return True
-    place = _digest_place(header)
-    if header[place : place + HEX_DIGITS] != stored.encode():
-        return False
-    unsealed = header[:place] + BLANK.encode() + header[place + HEX_DIGITS :]
-    return _digest(file, len(header), end, before=unsealed) == stored
-
-
-def _stored_digest(header: bytes) -> str | None:
-    """The digest in the metadata; None where nobody wrote one."""
-    try:
-        metadata: Any = json.loads(header[8:]).get("__metadata__", {})
-        stored = metadata.get(DIGEST_KEY)
-    except (ValueError, RecursionError, AttributeError):
-        return None  # whoever reads the file says what is wrong with it
-    return stored if isinstance(stored, str) and len(stored) == HEX_DIGITS else None
+    place = _digest_place(file.read(8 + header_size))
+    file.seek(place)
+    stored = file.read(HEX_DIGITS)
+    digest = hashlib.sha256()
+    _add(digest, file, 0, place)
+    digest.update(BLANK.encode())
+    _add(digest, file, place + HEX_DIGITS, end)
+    return stored == digest.hexdigest().encode()
 
 
 def _digest_place(data: bytes | bytearray) -> int:
-    """Where the digits of the digest begin."""
+    """Where the digits of the digest begin. Inside of other values, quotes are escaped."""
     key = f'"{DIGEST_KEY}":"'.encode()
     return data.find(key) + len(key)
 
 
-def _digest(file: IO[bytes], start: int, end: int, before: bytes = b"") -> str:
-    """Of ``before``, and of what follows it in the file."""
-    digest = hashlib.sha256(before)
+def _add(digest: "hashlib._Hash", file: IO[bytes], start: int, end: int) -> None:
+    """A part of a file into a digest."""
     file.seek(start)
     while start < end:
         part = file.read(min(CHUNK, end - start))
@@ -106,4 +95,3 @@ def _digest(file: IO[bytes], start: int, end: int, before: bytes = b"") -> str:
             break  # the file became shorter while it was read
         digest.update(part)
         start += len(part)
-    return digest.hexdigest()

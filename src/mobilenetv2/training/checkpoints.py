@@ -18,7 +18,7 @@ from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.files import read_back, written_whole
 from mobilenetv2.seals import seal_zip, zip_is_whole
-from mobilenetv2.training.plain_archive import NotPlain, require_plain
+from mobilenetv2.training.plain_archive import NotPlain, require_modest, require_plain
 
 FORMAT, VERSION = "mobilenetv2 checkpoint", 2
 
@@ -100,6 +100,7 @@ class Checkpoint:
                 file.seek(0)
                 warnings.simplefilter("ignore")  # about pickles that are refused right after
                 contents = torch.load(file, map_location="cpu", weights_only=True)
+                require_modest(contents)
         except ModelFileError:
             raise
         except FileNotFoundError as error:
