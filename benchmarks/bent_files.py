@@ -119,10 +119,7 @@ def bent_model(draw: random.Random, good: GoodFiles) -> bytes:
         case 0:
             header = bend_value(draw, header)
         case 1 | 2 | 3:  # inside the description of the classifier
-            about = good.about
-            for _ in range(draw.choice((1, 1, 3))):
-                about = bend_value(draw, about)
-            header = described(header, json.dumps(about))
+            header = described(header, json.dumps(bent_description(draw, good.about)))
         case 4:
             text = bend_bytes(draw, json.dumps(good.about).encode()).decode("latin")
             header = described(header, text)
@@ -137,6 +134,14 @@ def bent_model(draw: random.Random, good: GoodFiles) -> bytes:
             length = draw.choice((0, 1, size - 1, size + 1, 2**32, 2**63, 2**64 - 1))
             return sealed(length.to_bytes(8, "little") + good.model[8:])
     return model_file(header, good.numbers)
+
+
+def bent_description(draw: random.Random, about: dict[str, Any]) -> Any:
+    """Mostly something that decides what is built from the weights."""
+    if draw.random() < 0.1:
+        return bend_value(draw, about)
+    keys = draw.choices(("network", "preprocessing", "labels"), k=draw.choice((1, 1, 3)))
+    return about | {key: bend_value(draw, about[key]) for key in keys}
 
 
 def lying_header(draw: random.Random, header: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +247,8 @@ def huge_checkpoint(draw: random.Random, good: GoodFiles) -> bytes:
             count = draw.choice((10**3, 10**5))
             packed = zipped({**good.records, **{f"x/{number}": b"" for number in range(count)}})
         case 1:
-            part = draw.choice((b"N0", b"}q\1", b"]q\1h\1", b"K\1", b"(", b"\x8a\1\1", b"X\0\0\0\0"))
+            parts = (b"N0", b"}q\1", b"]q\1h\1", b"K\1", b"(", b"\x8a\1\1", b"X\0\0\0\0")
+            part = draw.choice(parts)
             data = b"\x80\2" + part * (draw.choice((10**5, 10**6)) // len(part)) + b"."
             packed = zipped({**good.records, pickled: data})
         case 2:

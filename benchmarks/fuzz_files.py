@@ -25,10 +25,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,11 +40,30 @@ from mobilenetv2.training.checkpoints import Checkpoint
 
 ALLOWANCE = 256 << 20  # bytes of address space for everything but the file
 LONGEST = 1.0  # seconds
-GIVEN_UP = 20.0  # seconds after which a case's process is ended
+GIVEN_UP = 60.0  # seconds after which a case's process is ended
+ENDED_BY_CLOCK = (signal.SIGALRM, signal.SIGPROF)
 TRIES = 3  # of a case that seems slow
 CASES_PER_CHILD = 5000
+TOLD_EVERY = 100_000  # cases
 CHECKPOINTS = 50  # one case in so many is a checkpoint, the others are models
 MEMORY_FOLDER = Path("/dev/shm")  # nothing here is about disks
+
+
+class Case(NamedTuple):
+    """A file to try.
+
+    Attributes:
+        name: its kind and its number.
+        make: gives the file.
+    """
+
+    name: str
+    make: Callable[[], bytes]
+
+    @property
+    def kind(self) -> str:
+        """What it pretends to be."""
+        return self.name.partition("-")[0]
 
 
 @dataclass
@@ -138,41 +157,40 @@ class Fuzzer:
         self._corpus = corpus
         self._now = mmap.mmap(-1, 8)  # the case that a child is at, also when it has died of it
 
-    def run(self, cases: list[tuple[str, str, Callable[[], bytes]]]) -> None:
-        """Try cases, each a name, a kind and a function that makes the file."""
+    def run(self, cases: Sequence[Case]) -> None:
+        """Try cases, in as many processes as it takes."""
         first, tries = 0, 0
         while first < len(cases):
-            status = self._in_child(lambda: self._try_all(cases, first))
+            status = self._in_child(self._try_all, cases, first)
             self._merge_report()
             if not status:
                 return
             at = int.from_bytes(self._now[:], "little")
             tries = tries + 1 if at == first else 1
             first = at
-            slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGPROF)
-            if not slow or tries == TRIES:
-                name = cases[at][0]
-                words = "took too long" if slow else f"the process died with status {status}"
-                self.findings.bad[name] = words
-                self._keep(name, cases[at][2]())
+            is_slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ENDED_BY_CLOCK
+            if not is_slow or tries == TRIES:
+                words = "took too long" if is_slow else f"the process died with status {status}"
+                self.findings.bad[cases[at].name] = words
+                self._keep(cases[at].name, cases[at].make())
                 first += 1
 
-    def _try_all(self, cases: list[tuple[str, str, Callable[[], bytes]]], first: int) -> None:
+    def _try_all(self, cases: Sequence[Case], first: int) -> None:
         for place in range(first, len(cases)):
-            name, kind, make = cases[place]
+            case = cases[place]
             self._now[:] = place.to_bytes(8, "little")
-            contents = make()
+            contents = case.make()
             self._path.write_bytes(contents)
             for clock in (signal.ITIMER_PROF, signal.ITIMER_REAL):
-                signal.setitimer(clock, TRIES * GIVEN_UP)
-            words, wrong = ask_patiently(self._path, kind)
+                signal.setitimer(clock, GIVEN_UP)
+            words, wrong = ask_patiently(self._path, case.kind)
             if wrong or shape(words) not in self.findings.answers:
-                self.findings.answers.setdefault(shape(words), name)
-                self._keep(name, contents)
+                self.findings.answers.setdefault(shape(words), case.name)
+                self._keep(case.name, contents)
                 with self._report.open("a") as file:
-                    file.write(json.dumps([name, shape(words), wrong]) + "\n")
+                    file.write(json.dumps([case.name, shape(words), wrong]) + "\n")
 
-    def _in_child(self, work: Callable[[], None]) -> int:
+    def _in_child(self, work: Callable[..., None], *arguments: object) -> int:
         """Do something in a process of its own, with little memory; how that ended."""
         self._report.write_text("")
         child = os.fork()
@@ -182,7 +200,7 @@ class Fuzzer:
         limit = used + ALLOWANCE
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         try:
-            work()
+            work(*arguments)
             os._exit(0)
         finally:
             traceback.print_exc()
@@ -200,24 +218,32 @@ class Fuzzer:
             (self._corpus / name).write_bytes(contents)
 
 
-def drawn_cases(
-    numbers: Iterable[int], kind: str, good: tuple[GoodFiles, GoodFiles]
-) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
+def drawn_cases(numbers: Iterable[int], kind: str, good: tuple[GoodFiles, GoodFiles]) -> list[Case]:
     """Cases by their numbers."""
-    for number in numbers:
-        drawn = "checkpoint" if number % CHECKPOINTS == CHECKPOINTS - 1 else "model"
-        chosen = drawn if kind == "both" else kind
-        yield (
-            f"{chosen}-{number}",
-            chosen,
-            lambda number=number, chosen=chosen: bent_file(number, chosen, good),
-        )
+
+    def drawn(number: int) -> Case:
+        is_checkpoint = number % CHECKPOINTS == CHECKPOINTS - 1
+        chosen = kind if kind != "both" else "checkpoint" if is_checkpoint else "model"
+        return Case(f"{chosen}-{number}", lambda: bent_file(number, chosen, good))
+
+    return [drawn(number) for number in numbers]
 
 
-def kept_cases(folder: Path) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
+def kept_cases(corpus: Path) -> list[Case]:
     """The files of a corpus."""
-    for path in sorted(folder.iterdir()):
-        yield path.name, path.name.partition("-")[0], path.read_bytes
+    return [Case(path.name, path.read_bytes) for path in sorted(corpus.iterdir())]
+
+
+def drawn_parts(options: argparse.Namespace) -> Iterator[range]:
+    """Numbers of cases, a process's worth at a time, until it is time to stop."""
+    if options.only is not None:
+        yield range(options.only, options.only + 1)
+        return
+    started, end = time.monotonic(), options.seed + options.cases
+    for first in range(options.seed, end, CASES_PER_CHILD):
+        if time.monotonic() - started > 60 * options.minutes:
+            return
+        yield range(first, min(first + CASES_PER_CHILD, end))
 
 
 def main() -> None:
@@ -247,21 +273,15 @@ def main() -> None:
         started = time.monotonic()
         done = 0
         if options.replay:
-            kept = list(kept_cases(options.replay))
+            kept = kept_cases(options.replay)
             fuzzer.run(kept)
             done = len(kept)
-        elif options.only is not None:
-            fuzzer.run(list(drawn_cases([options.only], options.kind, good)))
-            done = 1
-        while not options.replay and options.only is None and done < options.cases:
-            if time.monotonic() - started > 60 * options.minutes:
-                break
-            count = min(CASES_PER_CHILD, options.cases - done)
-            first = options.seed + done
-            fuzzer.run(list(drawn_cases(range(first, first + count), options.kind, good)))
-            done += count
-            if done % (20 * CASES_PER_CHILD) == 0:
+        for numbers in [] if options.replay else drawn_parts(options):
+            fuzzer.run(drawn_cases(numbers, options.kind, good))
+            done += len(numbers)
+            if done % TOLD_EVERY == 0:
                 print(f"{done:,} so far, {len(fuzzer.findings.bad)} treated badly", flush=True)
+    gc.unfreeze()
     took = time.monotonic() - started
     findings = fuzzer.findings
     print(

@@ -13,10 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from mobilenetv2.classifier import LONGEST_DESCRIPTION, METADATA_KEY, Classifier
+from mobilenetv2.classifier import LONGEST_DESCRIPTION, METADATA_KEY, MOST_TENSORS, Classifier
 from mobilenetv2.errors import ModelFileError, UserError, WorkFailed
+from mobilenetv2.seals import BLANK, DIGEST_KEY, seal_safetensors
+
+
+def save_file(
+    weights: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """As :meth:`Classifier.save` writes it, whatever it is."""
+    data = bytearray(save(weights, {**(metadata or {}), DIGEST_KEY: BLANK}))
+    seal_safetensors(data)
+    path.write_bytes(data)
 
 
 def pictures(count: int = 5) -> torch.Tensor:
@@ -198,7 +208,9 @@ def test_weights_of_another_precision_predict(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint8]
+)
 def test_weights_that_are_no_real_numbers_are_refused(
     small_classifier: Classifier, tmp_path: Path, dtype: torch.dtype
 ) -> None:
@@ -225,6 +237,39 @@ def test_numbers_without_end_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(2)}, path, {METADATA_KEY: '{"a": ' + "1" * 5000 + "}"})
     with pytest.raises(ModelFileError, match="not JSON"):
+        Classifier.load(path)
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"labels": [1] * 300_000}, "labels|description is damaged"),
+        ({"labels": ["a"] * 200_000}, "a label appears twice"),
+        ({"network": {str(number): 1 for number in range(50_000)}}, "network: too long"),
+        ({"network": {"width": [0] * 300_000}}, "network: too long"),
+        ({"preprocessing": {"mean": [""] * 200_000}}, "preprocessing: too long"),
+        ({"training": [[]] * 200_000}, "training: not a mapping"),
+    ],
+)
+def test_endless_descriptions_are_refused_shortly(
+    small_classifier: Classifier, tmp_path: Path, about: dict[str, object], words: str
+) -> None:
+    path = tmp_path / "x.safetensors"
+    text = json.dumps(small_classifier.metadata() | about)
+    save_file({"a": torch.zeros(2)}, path, {METADATA_KEY: text})
+    with pytest.raises(ModelFileError, match=words) as refused:
+        Classifier.load(path)
+    assert len(str(refused.value)) < 1000
+
+
+def test_endless_headers_are_refused(small_classifier: Classifier, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    about = {METADATA_KEY: json.dumps(small_classifier.metadata())}
+    save_file({str(number): torch.zeros(0) for number in range(MOST_TENSORS + 1)}, path, about)
+    with pytest.raises(ModelFileError, match="10,001 tensors are no classifier's"):
+        Classifier.load(path)
+    save_file({"a": torch.zeros(2)}, path, about | {"more": "x" * 8 * LONGEST_DESCRIPTION})
+    with pytest.raises(ModelFileError, match="not a whole model"):
         Classifier.load(path)
 
 
