@@ -164,11 +164,12 @@ def require_same_settings(config: TrainConfig, begun_with: dict[str, Any], origi
         ConfigError: names the settings that differ.
     """
     now = _flat(config.model_dump(mode="json"))
-    then = _flat(begun_with)
+    # What did not exist yet when the run was begun was as it is by default.
+    then = _flat(TrainConfig().model_dump(mode="json")) | _flat(begun_with)
     changed = [
-        f"{name} was {then.get(name)} and is {now.get(name)}"
-        for name in sorted(now.keys() | then.keys())
-        if now.get(name) != then.get(name)
+        f"{name} was {then[name]} and is {now.get(name, 'no setting of this version')}"
+        for name in sorted(then.keys())
+        if name not in now or now[name] != then[name]
     ]
     if changed:
         raise ConfigError(
