@@ -25,7 +25,7 @@ from safetensors.torch import save
 
 from mobilenetv2.classifier import METADATA_KEY, Classifier
 from mobilenetv2.config import NetworkConfig, Preprocessing
-from mobilenetv2.seals import BLANK, DIGEST_KEY, HEX_DIGITS, seal_zip
+from mobilenetv2.seals import BLANK, DIGEST_KEY, HEX_DIGITS, seal_safetensors, seal_zip
 from mobilenetv2.training.checkpoints import FORMAT, VERSION, to_archive
 
 ODD_NUMBERS = (0, 1, -1, 2**31, -(2**31), 2**53, 2**63 - 1, 2**64, 10**30, 0.5, 1e308)
@@ -91,7 +91,8 @@ def good_files() -> tuple[GoodFiles, GoodFiles]:
     # The first version is built sooner, which is most of the time where a description is good.
     about = classifier.metadata()
     about = {**about, "network": {**about["network"], "network": "first-version"}}
-    small = save(few, {METADATA_KEY: json.dumps(about), DIGEST_KEY: BLANK})
+    small = bytearray(save(few, {METADATA_KEY: json.dumps(about)}))
+    seal_safetensors(small)
     optimizer = torch.optim.SGD(classifier.network.parameters(), 0.1, momentum=0.9)
     contents = {
         "format": f"{FORMAT} {VERSION}", "settings": {}, "labels_digest": "",
@@ -100,7 +101,7 @@ def good_files() -> tuple[GoodFiles, GoodFiles]:
         "random_state": torch.get_rng_state(), "cuda_random_state": None, "lr": 0.1, "history": {},
     }  # fmt: skip
     shorter = {"classifier": about, "weights": few, "optimizer": {"state": {}}}
-    return GoodFiles(small, {**contents, **shorter}), GoodFiles(whole, contents)
+    return GoodFiles(bytes(small), {**contents, **shorter}), GoodFiles(whole, contents)
 
 
 def bent_file(number: int, kind: str, good: tuple[GoodFiles, GoodFiles]) -> bytes:

@@ -42,7 +42,9 @@ ALLOWANCE = 256 << 20  # bytes of address space for everything but the file
 LONGEST = 1.0  # seconds
 GIVEN_UP = 60.0  # seconds after which a case's process is ended
 ENDED_BY_CLOCK = (signal.SIGALRM, signal.SIGPROF)
-TRIES = 3  # of a case that seems slow
+TRIES = 3  # of a case that works for long
+TRIES_ON_THE_CLOCK = 10  # of one that waits for long
+PAUSE = 0.5  # seconds between them
 CASES_PER_CHILD = 5000
 TOLD_EVERY = 100_000  # cases
 CHECKPOINTS = 50  # one case in so many is a checkpoint, the others are models
@@ -120,19 +122,26 @@ def ask(path: Path, kind: str) -> Answer:
 
 
 def ask_patiently(path: Path, kind: str) -> tuple[str, str | None]:
-    """The answer for a file, and what is wrong with it; other work here may make it slow at first.
+    """The answer for a file, and what is wrong with it.
+
+    What takes long is tried again, and where others have the cores, again after a pause.
 
     Returns:
         Words of the answer; None, or what is wrong.
     """
-    for _ in range(TRIES):
+    worked = waited = 0
+    while True:
         answer = ask(path, kind)
+        work, clock = answer.seconds
         if not answer.is_good:
             return answer.words, answer.words
-        if max(answer.seconds) <= LONGEST:
+        if max(work, clock) <= LONGEST:
             return answer.words, None
-    work, clock = answer.seconds
-    return answer.words, f"{work:.1f} s of work, {clock:.1f} s in all: {answer.words}"
+        worked += work > LONGEST
+        waited += 1
+        if worked == TRIES or waited == TRIES_ON_THE_CLOCK:
+            return answer.words, f"{work:.1f} s of work, {clock:.1f} s in all: {answer.words}"
+        time.sleep(PAUSE)
 
 
 def shape(words: str) -> str:
@@ -171,7 +180,7 @@ class Fuzzer:
             is_slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ENDED_BY_CLOCK
             if not is_slow or tries == TRIES:
                 words = "took too long" if is_slow else f"the process died with status {status}"
-                self.findings.bad[cases[at].name] = words
+                self._tell(cases[at].name, words)
                 self._keep(cases[at].name, cases[at].make())
                 first += 1
 
@@ -211,7 +220,11 @@ class Fuzzer:
             name, words, wrong = json.loads(line)
             self.findings.answers.setdefault(words, name)
             if wrong:
-                self.findings.bad[name] = wrong
+                self._tell(name, wrong)
+
+    def _tell(self, name: str, wrong: str) -> None:
+        self.findings.bad[name] = wrong
+        print(f"{name}: {wrong}", flush=True)
 
     def _keep(self, name: str, contents: bytes) -> None:
         if self._corpus is not None:
@@ -290,8 +303,6 @@ def main() -> None:
     )
     if options.only is not None:
         print(*findings.answers, sep="\n")
-    for name, words in list(findings.bad.items())[:20]:
-        print(f"{name}: {words}")
     sys.exit(1 if findings.bad else 0)
 
 

@@ -16,7 +16,6 @@ from safetensors.torch import save, save_file
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.errors import ModelFileError
 from mobilenetv2.seals import (
-    BLANK,
     DIGEST_KEY,
     safetensors_is_whole,
     seal_safetensors,
@@ -31,7 +30,7 @@ CONTENTS = {"weights": {"a": torch.arange(500.0), "ü": torch.zeros(2, 3)}, "epo
 
 
 def sealed_safetensors() -> bytearray:
-    metadata = {"about": '"sha256":"x"', DIGEST_KEY: BLANK, "more": "…"}
+    metadata = {"about": '"sha256":"x"', "more": "…"}
     data = bytearray(save({"a": torch.arange(500.0)}, metadata))
     seal_safetensors(data)
     return data
@@ -133,5 +132,8 @@ def test_what_cannot_be_sealed() -> None:
     archive = to_archive(CONTENTS)
     with pytest.raises(ValueError, match="zip"):
         seal_zip(archive)
-    with pytest.raises(ValueError, match="blank"):
-        seal_safetensors(bytearray(save({"a": torch.zeros(1)})))
+    for unfit in (save({"a": torch.zeros(1)}), save({"a": torch.zeros(1)}, {}), b"", b"x" * 99):
+        with pytest.raises(ValueError, match="not a safetensors file with metadata"):
+            seal_safetensors(bytearray(unfit))
+    with pytest.raises(ValueError, match="without a digest"):
+        seal_safetensors(sealed_safetensors())

@@ -25,7 +25,7 @@ from mobilenetv2.errors import ConfigError, ModelFileError, UserError
 from mobilenetv2.files import written_whole
 from mobilenetv2.network.build import build_network
 from mobilenetv2.network.folding import fold_norms
-from mobilenetv2.seals import BLANK, DIGEST_KEY, safetensors_is_whole, seal_safetensors
+from mobilenetv2.seals import safetensors_is_whole, seal_safetensors
 
 METADATA_KEY = "mobilenetv2"
 """Where the safetensors file keeps the JSON that describes the classifier."""
@@ -206,8 +206,7 @@ class Classifier:
         text = json.dumps(self.metadata(), indent=1)
         if len(text) > LONGEST_DESCRIPTION:
             raise ModelFileError(f"{path}: labels and settings take {len(text):,} characters")
-        metadata = {METADATA_KEY: text, DIGEST_KEY: BLANK}
-        contents = bytearray(to_safetensors_bytes(weights, metadata))
+        contents = bytearray(to_safetensors_bytes(weights, {METADATA_KEY: text}))
         seal_safetensors(contents)
         with written_whole(Path(path)) as file:
             file.write(contents)

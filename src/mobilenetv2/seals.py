@@ -2,7 +2,7 @@
 
 Sealed files stay what they are for every other program. A zip archive, which a checkpoint is,
 carries the digest of its bytes as the archive's comment. A safetensors file carries it as an entry
-of its metadata, taken while that entry was all zeros. Either way no bit of the file can flip, and
+of its metadata, taken while its digits were all zeros. Either way no bit of the file can flip, and
 no part of it can be missing, without being noticed; that somebody changed it on purpose cannot be.
 """
 
@@ -15,11 +15,11 @@ COMMENT_SIZE = len(MARK) + HEX_DIGITS
 END_OF_DIRECTORY = b"PK\5\6"  # the last record of a zip archive, 22 bytes without a comment
 CHUNK = 1 << 20
 
+METADATA = b'{"__metadata__":{'  # how a safetensors header with metadata begins
+BLANK = "0" * HEX_DIGITS
+
 DIGEST_KEY = "sha256"
 """Name of the digest in a safetensors file's metadata."""
-
-BLANK = "0" * HEX_DIGITS
-"""What is written for the digest at first."""
 
 
 def seal_zip(archive: bytearray) -> None:
@@ -55,10 +55,20 @@ def zip_is_whole(file: IO[bytes]) -> bool:
 
 
 def seal_safetensors(data: bytearray) -> None:
-    """Put the digest into the metadata, where ``DIGEST_KEY`` holds ``BLANK`` so far (in place)."""
-    place = _digest_place(data)
-    if data[place : place + HEX_DIGITS] != BLANK.encode():
-        raise ValueError("the metadata have no blank for the digest")
+    """Put the digest into the metadata of a safetensors file, as their first entry (in place).
+
+    The library writes several entries in an order that changes from call to call; with one of its
+    own and this one, the same contents always become the same file.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header = bytes(data[8 : 8 + size]).rstrip()
+    rest = header.removeprefix(METADATA)
+    if rest == header or rest.startswith(b"}") or _entry("")[:-1] in rest:
+        raise ValueError("not a safetensors file with metadata and without a digest")
+    header = METADATA + _entry(BLANK) + b"," + rest
+    header += b" " * (-len(header) % 8)  # so that the numbers lie where processors like them
+    data[: 8 + size] = len(header).to_bytes(8, "little") + header
+    place = _digest_place(header) + 8
     data[place : place + HEX_DIGITS] = hashlib.sha256(data).hexdigest().encode()
 
 
@@ -80,10 +90,15 @@ def safetensors_is_whole(file: IO[bytes]) -> bool:
     return stored == digest.hexdigest().encode()
 
 
+def _entry(digest: str) -> bytes:
+    """The digest's entry in the metadata. Inside of other values, quotes are escaped."""
+    return f'"{DIGEST_KEY}":"{digest}"'.encode()
+
+
 def _digest_place(data: bytes | bytearray) -> int:
-    """Where the digits of the digest begin. Inside of other values, quotes are escaped."""
-    key = f'"{DIGEST_KEY}":"'.encode()
-    return data.find(key) + len(key)
+    """Where the digits of the digest begin."""
+    start = _entry("")[:-1]
+    return data.find(start) + len(start)
 
 
 def _add(digest: "hashlib._Hash", file: IO[bytes], start: int, end: int) -> None:
