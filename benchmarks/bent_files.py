@@ -2,8 +2,8 @@
 
 Each is a good file that was damaged in a way which the number of the case decides: bytes, headers,
 descriptions, pickled values, records of an archive. Where that is possible they are sealed again,
-so that the digest does not catch the damage first. Nine in ten are small, with three tensors, and
-the rest are those of a whole network.
+so that the digest does not catch the damage first. Most are small, with three tensors; one in
+thirty is that of a whole network.
 """
 
 import hashlib
@@ -32,6 +32,7 @@ ODD_NUMBERS = (0, 1, -1, 2**31, -(2**31), 2**53, 2**63 - 1, 2**64, 10**30, 0.5, 
 ODD_VALUES: tuple[Any, ...] = (None, True, "", "x" * 999, [], {}, [[[]]], *ODD_NUMBERS)
 DTYPES = ("F32", "F64", "F16", "BF16", "F8_E4M3", "I64", "U8", "BOOL", "C64", "F4", "X")
 KEPT = ("features.0.1.weight", "features.0.1.num_batches_tracked", "classifier.1.bias")
+WHOLE = 30  # one case in so many has all tensors of a network
 HUGE = 2000  # one case in so many is as long as a file may be, or longer
 
 
@@ -107,7 +108,7 @@ def good_files() -> tuple[GoodFiles, GoodFiles]:
 def bent_file(number: int, kind: str, good: tuple[GoodFiles, GoodFiles]) -> bytes:
     """The case of that number: a "model" or a "checkpoint"."""
     draw = random.Random(number)
-    base = good[draw.random() < 0.1]
+    base = good[draw.randrange(WHOLE) == 0]
     if draw.randrange(HUGE) == 0:
         return huge_model(draw, base) if kind == "model" else huge_checkpoint(draw, base)
     return bent_model(draw, base) if kind == "model" else bent_checkpoint(draw, base)

@@ -281,6 +281,23 @@ def test_endless_headers_are_refused(small_classifier: Classifier, tmp_path: Pat
         Classifier.load(path)
 
 
+def test_shapes_that_no_tensor_has_are_refused(
+    small_classifier: Classifier, tmp_path: Path
+) -> None:
+    """No numbers at all in 2⁶³ rows: safetensors lets it through, and PyTorch cannot count so far."""
+    path = tmp_path / "x.safetensors"
+    about = {METADATA_KEY: json.dumps(small_classifier.metadata())}
+    data = save({"a": torch.zeros(0, 1)}, about)
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].replace(b"[0,1]", b"[0,9223372036854775808]")
+    changed = bytearray(len(header).to_bytes(8, "little") + header + data[8 + size :])
+    seal_safetensors(changed)
+    path.write_bytes(changed)
+    with pytest.raises(ModelFileError, match="not a readable safetensors file") as refused:
+        Classifier.load(path)
+    assert "\n" not in str(refused.value)
+
+
 def test_labels_in_a_broken_encoding_survive(small_classifier: Classifier, tmp_path: Path) -> None:
     """As of a folder that another system named: refusing it after a training would lose that."""
     path = tmp_path / "x.safetensors"

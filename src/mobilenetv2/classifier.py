@@ -232,8 +232,9 @@ class Classifier:
                 if len(names) > MOST_TENSORS:
                     raise ModelFileError(f"{path}: {len(names):,} tensors are no classifier's")
                 weights = {name: _as_float32(file.get_tensor(name), str(path)) for name in names}
-        except (OSError, SafetensorError) as error:
-            raise ModelFileError(f"{path}: not a readable safetensors file ({error})") from error
+        except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]  # PyTorch's own, of a shape, go on for pages
+            raise ModelFileError(f"{path}: not a readable safetensors file ({reason})") from error
         return cls.from_parts(description, weights, str(path))
 
     @classmethod
