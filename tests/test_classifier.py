@@ -284,7 +284,7 @@ def test_endless_headers_are_refused(small_classifier: Classifier, tmp_path: Pat
 def test_shapes_that_no_tensor_has_are_refused(
     small_classifier: Classifier, tmp_path: Path
 ) -> None:
-    """No numbers at all in 2⁶³ rows: safetensors lets it through, and PyTorch cannot count so far."""
+    """No numbers in 2⁶³ rows: safetensors lets it through, and PyTorch cannot count so far."""
     path = tmp_path / "x.safetensors"
     about = {METADATA_KEY: json.dumps(small_classifier.metadata())}
     data = save({"a": torch.zeros(0, 1)}, about)
