@@ -147,7 +147,7 @@ def ask_patiently(path: Path, kind: str) -> tuple[str, str | None]:
 def shape(words: str) -> str:
     """An answer without what differs from file to file: numbers, names and what the file says."""
     line = words.partition("\n")[0]
-    line = re.sub(r"'[^']*'?|\"[^\"]*\"?|`.*|\bgot .*|\\x..|[^ -~]|[-+.\d]*\d", "…", line)
+    line = re.sub(r"'[^']*'?|\"[^\"]*\"?|`.*|\b(?:got|type:) .*|\\x..|[^ -~]|[-+.\d]*\d", "…", line)
     return re.sub(r"…[, …]*", "…", line)[:90]
 
 
