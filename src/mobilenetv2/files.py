@@ -47,8 +47,7 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes
             _flush_folder(path.parent)
     except OSError as error:
         raise WorkFailed(
-            f"{path}: cannot be written ({error.strerror or error}); what was there before is "
-            f"{'still there' if path.exists() or previous is None else f'in {previous}'}"
+            f"{path}: cannot be written ({error.strerror or error}){_what_is_left(path, previous)}"
         ) from error
     finally:
         if neighbour is not None:
@@ -92,6 +91,14 @@ def remove_leftovers(path: Path) -> None:
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         leftover.unlink(missing_ok=True)
+
+
+def _what_is_left(path: Path, previous: Path | None) -> str:
+    if path.exists():
+        return "; what was there before is still there"
+    if previous is not None and previous.exists():
+        return f"; what was there before is in {previous}"
+    return ""
 
 
 def _give_owner(new: Path, old: Path) -> None:
