@@ -11,6 +11,8 @@
 //   convolution's output y normalises it on the fly:   z = relu6(y * scale + shift),
 //   and a gradient goes back through the norm likewise: gy = scale * mask(g) + b * (y - mean) + c.
 //   Masks are recomputed from y. So only the convolutions' raw outputs live until backward.
+// * Waiting for memory costs more than computing. Loops run along the rows, and where they cannot,
+//   they ask for what is needed next (prefetch) in the order in which it lies.
 // * The work is split over threads in contiguous pieces and partial sums are added in the order of
 //   the threads: the same number of threads gives the same bits.
 
@@ -174,8 +176,8 @@ void for_tiles(Index rows, Index tile_rows, const Body& body) {
   });
 }
 
-// Calls body(lanes, i, c) for the numbers of rows × channels in the order in which they lie in memory:
-// the i-th, of channel c. Reading along the rows, the processor sees what will be needed next.
+// Calls body(lanes, i, c) for the numbers of rows × channels, as they lie in memory: the i-th, of
+// channel c. Reading along the rows, the processor sees what will be needed next.
 template <class T, class Body>
 void for_rows(Index rows, Index channels, const Body& body) {
   for (Index row = 0; row < rows; ++row)
@@ -438,7 +440,8 @@ template <class T>
 void add_residual(const T* y, Index rows, Index channels, Norm<Real<T>> norm, const T* residual,
                   T* z) {
   for_rows<T>(rows, channels, [&](auto lanes, Index i, Index c) {
-    const auto value = load<lanes>(y + i) * load<lanes>(norm.scale + c) + load<lanes>(norm.shift + c);
+    const auto scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
+    const auto value = load<lanes>(y + i) * scale + shift;
     store<lanes>(z + i, residual ? value + load<lanes>(residual + i) : value);
   });
 }
@@ -984,8 +987,8 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
 }
 
 // Puts a block of the gradient of relu6(norm(x)) through the ReLU6 into gx, and adds the sums for
-// the norm's gradient to `sums` (2 × channels). x and gx begin at the block's tile. What is computed
-// again on the way, relu6(norm(x)), goes into `activated` (may be null).
+// the norm's gradient to `sums` (2 × channels). x and gx begin at the block's tile. What is made again
+// on the way, relu6(norm(x)), goes into the panels `activated` (may be null) from `panel_row` on.
 template <class T>
 void mask_block(const Block<Real<T>>& block, const T* x, Index channels, Norm<Real<T>> norm, T* gx,
                 Real<T>* sums, const Panels<T>* activated, Index panel_row) {
@@ -1135,7 +1138,7 @@ struct Shape {
   Index images, height, width, channels, stride, backwards;
   Index out_height() const { return (height - 1) / stride + 1; }
   Index out_width() const { return (width - 1) / stride + 1; }
-  // Where the numbers of pixel `pixel` (of `count`) of an image begin, and how far the next ones are.
+  // Where the numbers of pixel `pixel` (of `count`) of an image begin, and how far on the next are.
   Index place(Index image, Index count, Index pixel) const {
     return (image * count + (backwards ? count - 1 - pixel : pixel)) * channels;
   }
@@ -1198,7 +1201,8 @@ class RowRing {
     store<lanes>(at<lanes>(row, width), zero);
     R* to = at<lanes>(row, 0);
     if (inside)
-      for (Index column = 0; column < width; ++column) store<lanes>(to + column * lanes, pixel(column));
+      for (Index column = 0; column < width; ++column)
+        store<lanes>(to + column * lanes, pixel(column));
     else
       for (Index column = 0; column < width; ++column) store<lanes>(to + column * lanes, zero);
   }
