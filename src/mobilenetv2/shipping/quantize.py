@@ -96,7 +96,7 @@ def with_nncf(
 
 
 def quick_int8(classifier: Classifier, pictures: Array) -> bytes:
-    """From prepared pictures to logits in 8 bits, by the quickest way: for measuring speed."""
+    """From prepared pictures to logits in 8 bits, by the quickest way; an ONNX file."""
     core = float_core(classifier)
     batches = calibration(classifier, torch.from_numpy(pictures))
     quantised = with_onnxruntime(core, batches)
