@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -255,11 +254,18 @@ def _compiled(classifier: Classifier) -> Callable[[Tensor], Tensor]:
     return folded.with_network(torch.compile(folded.network)).logits  # type: ignore[arg-type]
 
 
-RUNTIMES: dict[str, Callable[[Classifier], Callable[[Tensor], Tensor]]] = {
+Start = Callable[[Classifier], Callable[[Tensor], Tensor]]
+
+
+def _engine(runtime: str) -> Start:
+    return lambda classifier: Engine(classifier, runtime)
+
+
+RUNTIMES: dict[str, Start] = {
     "torch": lambda classifier: classifier.logits,
     "torch-folded": lambda classifier: classifier.for_inference().logits,
     "torch-compiled": _compiled,
-} | {name: partial(Engine, runtime=name) for name in LIBRARIES if name != "torch"}
+} | {name: _engine(name) for name in LIBRARIES if name != "torch"}
 """Each row, the baseline first: from a classifier to a function, prepared pictures → logits."""
 
 

@@ -12,7 +12,10 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.errors import WorkFailed
 from mobilenetv2.files import written_whole
 from mobilenetv2.runtimes.copies import copy_of
-from mobilenetv2.shipping.quantize import quick_int8
+from mobilenetv2.runtimes.onnx_network import network_model
+from mobilenetv2.shipping.equalise import equalised
+from mobilenetv2.shipping.ladder import KEPT, quantisers, sensitive_layers
+from mobilenetv2.shipping.quantize import calibration, float_core
 
 MAKERS = {"onnxruntime-int8": ("onnx", "onnxruntime"), "openvino-int8": ("onnx", "onnxruntime"),
           "litert": ("litert_torch",)}  # fmt: skip
@@ -31,9 +34,7 @@ def make_copy(classifier: Classifier, runtime: str, pictures: Tensor) -> Path:
         WorkFailed: the copy cannot be written.
     """
     path = copy_of(classifier, runtime)
-    contents = (
-        _litert(classifier) if runtime == "litert" else quick_int8(classifier, pictures.numpy())
-    )
+    contents = _litert(classifier) if runtime == "litert" else _int8(classifier, pictures)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,6 +44,17 @@ def make_copy(classifier: Classifier, runtime: str, pictures: Tensor) -> Path:
     return path
 
 
+def _int8(classifier: Classifier, pictures: Tensor) -> bytes:
+    """The rung of the ladder that is rarely too low: equalised, the most sensitive layers whole."""
+    batches = calibration(classifier, pictures)
+    even = equalised(classifier, batches)
+    keep = sensitive_layers(even, batches)[: KEPT[0]]
+    quantise = [*quantisers().values()][-1]
+    core = quantise(float_core(even), batches, keep)
+    contents: bytes = network_model(classifier, normalise=True, core=core).SerializeToString()
+    return contents
+
+
 class _PreparedToLogits(nn.Module):
     """The network with normalisation before it, as every runtime here runs it."""
 
@@ -50,6 +62,8 @@ class _PreparedToLogits(nn.Module):
         super().__init__()
         self.network = classifier.for_inference().network.to(memory_format=torch.contiguous_format)
         wanted, shape = classifier.preprocessing, (1, -1, 1, 1)
+        self.mean: Tensor
+        self.scale: Tensor
         self.register_buffer("mean", torch.tensor(wanted.mean).view(shape) * 255)
         self.register_buffer("scale", 1 / (torch.tensor(wanted.std).view(shape) * 255))
 
