@@ -146,7 +146,7 @@ def _attempts(classifier: Classifier, batches: Sequence[Array]) -> Iterator[Atte
 
 
 def quantisers() -> Mapping[str, Quantiser]:
-    """The tools that are installed, the best last."""
+    """The tools that are installed."""
     return {"ONNX Runtime": with_onnxruntime} | ({"NNCF": with_nncf} if installed("nncf") else {})
 
 
