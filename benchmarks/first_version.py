@@ -26,8 +26,8 @@ from mobilenetv2.data.named_sets import read_named_set
 # dropout, turning and zooming) would only slow this one down.
 SPRINT = {
     "epochs": 1,
-    "batch_size": 64,
-    "lr": 0.1,
+    "batch_size": 96,
+    "lr": 0.12,
     "warmup_epochs": 0.2,
     "strides": (2, 1, 2, 2, 2, 1, 1, 1),
     "weight_decay": 5e-4,

@@ -3,6 +3,8 @@
     python benchmarks/train_step.py --json train_step.json
     python benchmarks/train_step.py --setting 28 --compile
 
+Keras is measured too where TensorFlow is installed (``pip install tensorflow-cpu``).
+
 A step is forward, cross-entropy, backward and SGD with Nesterov momentum on one batch of random
 pictures. Each mode runs in a process of its own (so that its peak memory is its own), in rounds
 that visit all modes before any is visited again; the figure is the median over the steps of all
@@ -18,12 +20,15 @@ at the speed of a large matrix product. Small pictures live in the cache and may
 import argparse
 import dataclasses
 import json
+import os
 import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +53,19 @@ class Setting:
     width: float
     channels: int
     fine_tuning: bool = False
+    strides: tuple[int, ...] | None = None
+    """Of the stem and the stages; None: the plan for the size."""
 
     def __str__(self) -> str:
-        fine_tuning = ", fine-tuning" if self.fine_tuning else ""
-        return f"{self.side} px, batch {self.batch}, width {self.width:g}{fine_tuning}"
+        more = ", fine-tuning" if self.fine_tuning else ""
+        if self.strides:
+            more += f", strides {'·'.join(map(str, self.strides))}"
+        return f"{self.side} px, batch {self.batch}, width {self.width:g}{more}"
 
     def network(self) -> MobileNetV2:
         """The network for these pictures."""
         torch.manual_seed(0)
-        strides = stride_plan(self.side, self.side)
+        strides = self.strides or stride_plan(self.side, self.side)
         network = MobileNetV2(CLASSES, self.channels, self.width, strides).train()
         if self.fine_tuning:
             for module in network.modules():
@@ -73,8 +82,11 @@ class Mode:
     layout: str = "channels_last"
     compiled: bool = False
     fast: str = "off"
+    keras: bool = False
 
     def __str__(self) -> str:
+        if self.keras:
+            return f"Keras, {self.precision}"
         if self.fast != "off":
             return f"ours ({self.fast}), {self.precision}"
         return f"{'compile' if self.compiled else 'eager'}, {self.layout}, {self.precision}"
@@ -83,21 +95,25 @@ class Mode:
 SETTINGS = {
     "224": Setting(side=224, batch=32, width=1.0, channels=3),
     "28": Setting(side=28, batch=128, width=1.0, channels=1),
+    "28-fine": Setting(side=28, batch=128, width=1.0, channels=1, strides=(1, 1, 1, 2, 2, 1, 2, 1)),
     "28-half": Setting(side=28, batch=128, width=0.5, channels=1),
     "224-tune": Setting(side=224, batch=32, width=1.0, channels=3, fine_tuning=True),
 }
 DEFAULT = Mode("fp32", "NCHW")
 
 
-def modes(with_compile: bool) -> list[Mode]:
-    """Stock PyTorch's modes, then ours."""
+def modes(setting: Setting, with_compile: bool) -> list[Mode]:
+    """Stock PyTorch's modes, Keras' if it can do the setting, then ours."""
+    keras = find_spec("tensorflow") and setting.side >= 32 and not setting.fine_tuning
     stock = [
         Mode(precision, layout, compiled)
         for compiled in ((False, True) if with_compile else (False,))
         for layout in ("NCHW", "channels_last")
         for precision in DTYPES
     ]
-    return stock + [Mode(precision, fast=fast) for fast in ("torch", "cpp") for precision in DTYPES]
+    others = [Mode(precision, "NHWC", keras=True) for precision in DTYPES if keras]
+    ours = [Mode(precision, fast=fast) for fast in ("torch", "cpp") for precision in DTYPES]
+    return stock + others + ours
 
 
 # ---------------------------------------------------------------- in a process of its own
@@ -105,6 +121,25 @@ def modes(with_compile: bool) -> list[Mode]:
 
 def measure(setting: Setting, mode: Mode, seconds: float) -> dict[str, Any]:
     """Runs one mode: seconds of each step, of the first one, and the peak memory in MB."""
+    step, reason = keras_step(setting, mode) if mode.keras else torch_step(setting, mode)
+
+    def timed() -> float:
+        start = time.perf_counter()
+        step()
+        return time.perf_counter() - start
+
+    first = timed()
+    timed()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        times.append(timed())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    megabyte = 1 << 20 if platform.system() == "Darwin" else 1 << 10
+    return {"steps": times, "first": first, "peak_mb": peak / megabyte, "reason": reason}
+
+
+def torch_step(setting: Setting, mode: Mode) -> tuple[Callable[[], None], str]:
+    """A step in PyTorch, and what says why it runs as it does."""
     ours = mode.fast != "off"
     reason = "stock"
     if ours:
@@ -124,23 +159,34 @@ def measure(setting: Setting, mode: Mode, seconds: float) -> dict[str, Any]:
     )
     run: nn.Module = torch.compile(network) if mode.compiled else network
 
-    def step() -> float:
-        start = time.perf_counter()
+    def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=mode.precision == "bf16"):
             loss = F.cross_entropy(run(pictures), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return time.perf_counter() - start
 
-    first = step()
-    step()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        times.append(step())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    megabyte = 1 << 20 if platform.system() == "Darwin" else 1 << 10
-    return {"steps": times, "first": first, "peak_mb": peak / megabyte, "reason": reason}
+    return step, reason
+
+
+def keras_step(setting: Setting, mode: Mode) -> tuple[Callable[[], None], str]:
+    """The same in Keras, on TensorFlow."""
+    os.environ.update(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3")
+    import keras  # its backend is chosen at import
+
+    if mode.precision == "bf16":
+        keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    shape = (setting.side, setting.side, setting.channels)
+    network = keras.applications.MobileNetV2(
+        shape, setting.width, weights=None, classes=CLASSES, classifier_activation=None
+    )
+    network.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    pictures = torch.randn(setting.batch, *shape).numpy()
+    labels = torch.randint(CLASSES, (setting.batch,)).numpy()
+    return lambda: network.train_on_batch(pictures, labels), "keras"
 
 
 def peaks() -> dict[str, float]:
@@ -204,7 +250,7 @@ def work_per_picture(setting: Setting) -> tuple[int, int]:
 
 def benchmark(setting: Setting, rounds: int, seconds: float, compiled: bool) -> dict[str, Any]:
     """All modes on one setting; prints the table as it stands at the end."""
-    ways = modes(compiled)
+    ways = modes(setting, compiled)
     runs: dict[Mode, list[dict[str, Any]]] = {mode: [] for mode in ways}
     all_peaks: list[dict[str, float]] = []
     for _ in range(rounds):

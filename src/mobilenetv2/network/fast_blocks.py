@@ -125,7 +125,11 @@ def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch
             and norm.track_running_stats
             and norm.weight.dtype is real
             and conv.weight.dtype is real
-            and conv.weight.is_contiguous()
+            # Either order is the same for 1×1 and depthwise kernels; others run in PyTorch.
+            and (
+                conv.weight.is_contiguous()
+                or conv.weight.is_contiguous(memory_format=torch.channels_last)
+            )
             # Of a single pixel there are no statistics; the stock code words the error.
             and (not norm.training or (norm.momentum is not None and pixels > 1))
         ):

@@ -11,6 +11,8 @@
 //   convolution's output y normalises it on the fly:   z = relu6(y * scale + shift),
 //   and a gradient goes back through the norm likewise: gy = scale * mask(g) + b * (y - mean) + c.
 //   Masks are recomputed from y. So only the convolutions' raw outputs live until backward.
+// * Waiting for memory costs more than computing. Loops run along the rows, and where they cannot,
+//   they ask for what is needed next (prefetch) in the order in which it lies.
 // * The work is split over threads in contiguous pieces and partial sums are added in the order of
 //   the threads: the same number of threads gives the same bits.
 
@@ -25,8 +27,12 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
+#endif
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace {
@@ -57,13 +63,22 @@ struct VectorOf {
 template <class E, int lanes>
 using Vector = typename VectorOf<E, lanes>::type;
 
+// 16-bit numbers as 32-bit ones.
+template <int lanes>
+inline Vector<std::uint32_t, lanes> widened(Vector<std::uint16_t, lanes> bits) {
+#if defined(__AVX512F__)  // one instruction, which GCC 12 does not find
+  if constexpr (lanes == 16)
+    return (Vector<std::uint32_t, lanes>)_mm512_cvtepu16_epi32((__m256i)bits);
+#endif
+  return __builtin_convertvector(bits, Vector<std::uint32_t, lanes>);
+}
+
 template <int lanes, class T>
 inline Vector<Real<T>, lanes> load(const T* from) {
   if constexpr (std::is_same_v<T, bf16>) {
     Vector<std::uint16_t, lanes> bits;
     std::memcpy(&bits, from, sizeof bits);
-    return (Vector<float, lanes>)(__builtin_convertvector(bits, Vector<std::uint32_t, lanes>)
-                                  << 16);
+    return (Vector<float, lanes>)(widened<lanes>(bits) << 16);
   } else {
     Vector<T, lanes> values;
     std::memcpy(&values, from, sizeof values);
@@ -71,32 +86,35 @@ inline Vector<Real<T>, lanes> load(const T* from) {
   }
 }
 
-// Rounds to nearest, ties to even, when T is bfloat16. A NaN stays one.
+// Writes a vector to where numbers of its kind lie. (memcpy would tell the compiler that anything
+// may have changed, the variables of the loop around it too.)
+template <class E, int lanes>
+inline void write(void* to, Vector<E, lanes> values) {
+  typedef E Unaligned __attribute__((vector_size(lanes * sizeof(E)), aligned(alignof(E))));
+  *(Unaligned*)to = values;
+}
+
+// The upper halves of floats, rounded to nearest, ties to even. A NaN stays one.
+template <int lanes>
+inline Vector<std::uint16_t, lanes> narrowed(Vector<float, lanes> values) {
+  using Half = Vector<std::uint16_t, lanes>;
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  if constexpr (lanes == 16) return (Half)_mm512_cvtneps_pbh((__m512)values);
+  if constexpr (lanes == 8) return (Half)_mm256_cvtneps_pbh((__m256)values);
+#endif
+  using Bits = Vector<std::uint32_t, lanes>;
+  const Bits exact = (Bits)values;
+  const Bits rounded = (exact + 0x7fff + ((exact >> 16) & 1)) >> 16;
+  const Bits quiet_nan = (exact >> 16) | 0x40;
+  return __builtin_convertvector(values == values ? rounded : quiet_nan, Half);
+}
+
 template <int lanes, class T>
 inline void store(T* to, Vector<Real<T>, lanes> values) {
-  if constexpr (std::is_same_v<T, bf16>) {
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
-    if constexpr (lanes == 16) {
-      const __m256bh bits = _mm512_cvtneps_pbh((__m512)values);
-      std::memcpy(to, &bits, sizeof bits);
-      return;
-    }
-    if constexpr (lanes == 8) {
-      const __m128bh bits = _mm256_cvtneps_pbh((__m256)values);
-      std::memcpy(to, &bits, sizeof bits);
-      return;
-    }
-#endif
-    using Bits = Vector<std::uint32_t, lanes>;
-    const Bits exact = (Bits)values;
-    const Bits rounded = (exact + 0x7fff + ((exact >> 16) & 1)) >> 16;
-    const Bits quiet_nan = (exact >> 16) | 0x40;
-    const auto half = __builtin_convertvector(values == values ? rounded : quiet_nan,
-                                              Vector<std::uint16_t, lanes>);
-    std::memcpy(to, &half, sizeof half);
-  } else {
-    std::memcpy(to, &values, sizeof values);
-  }
+  if constexpr (std::is_same_v<T, bf16>)
+    write<std::uint16_t, lanes>(to, narrowed<lanes>(values));
+  else
+    write<T, lanes>(to, values);
 }
 
 template <class R, int lanes>
@@ -144,6 +162,8 @@ void for_channels(Index channels, const Body& body) {
   for (; c < channels; ++c) body(std::integral_constant<int, 1>(), c);
 }
 
+// What may be taken of the caches.
+constexpr Index kFirstLevelBytes = 1 << 15, kSecondLevelBytes = 1 << 18;
 constexpr Index kTileRows = 32;  // 32 rows of 960 bf16 channels fill a quarter of a small L2
 
 // Calls body(thread, row, row_end) for every tile of rows.
@@ -154,6 +174,21 @@ void for_tiles(Index rows, Index tile_rows, const Body& body) {
     for (Index tile = begin; tile < end; ++tile)
       body(thread, tile * tile_rows, std::min(rows, (tile + 1) * tile_rows));
   });
+}
+
+// Calls body(lanes, i, c) for the numbers of rows × channels, as they lie in memory: the i-th, of
+// channel c. Reading along the rows, the processor sees what will be needed next.
+template <class T, class Body>
+void for_rows(Index rows, Index channels, const Body& body) {
+  for (Index row = 0; row < rows; ++row)
+    for_channels<T>(channels, [&](auto lanes, Index c) { body(lanes, row * channels + c, c); });
+}
+
+// Asks for what lies a little further on: a core waits for memory less if it says early what it
+// will read.
+template <class T>
+inline void ask_ahead(const T* from) {
+  __builtin_prefetch((const char*)from + 2048);
 }
 
 // `count` doubles for each thread, and their sum in the order of the threads.
@@ -284,6 +319,46 @@ struct Moments {
   }
 };
 
+// The moments of a tile that is made block by block: three numbers for each channel.
+template <class R>
+class TileMoments {
+ public:
+  TileMoments(R* memory, Index channels) : memory_(memory), channels_(channels) {}
+
+  template <int lanes>
+  Moments<R, lanes> load(Index channel) const {
+    const R* const from = memory_ + channel;
+    Moments<R, lanes> moments(::load<lanes>(from));
+    moments.sum = ::load<lanes>(from + channels_);
+    moments.square = ::load<lanes>(from + 2 * channels_);
+    return moments;
+  }
+  template <int lanes>
+  void store(Index channel, const Moments<R, lanes>& moments) {
+    R* const to = memory_ + channel;
+    ::store<lanes>(to, moments.pivot);
+    ::store<lanes>(to + channels_, moments.sum);
+    ::store<lanes>(to + 2 * channels_, moments.square);
+  }
+  void add_to(double* sums, Index rows) const {
+    for_channels<R>(channels_, [&](auto lanes, Index c) {
+      this->template load<lanes>(c).add_to(sums + c, sums + channels_ + c, rows);
+    });
+  }
+
+ private:
+  R* memory_;
+  Index channels_;
+};
+
+// Adds a tile's sums to those of the batch.
+template <class R>
+void add_rows(const R* from, Index count, double* sums) {
+  for_channels<R>(count, [&](auto lanes, Index i) {
+    add_to<R, lanes>(sums + i, load<lanes>(from + i));
+  });
+}
+
 // Turns Σy and Σy² (2 × channels) into the norm, and updates the module's running statistics. For
 // a frozen module the sums are not looked at.
 template <class R>
@@ -353,10 +428,10 @@ void norm_statistics(const T* y, Index rows, Index channels, const NormModule& m
 // z = relu6(y * scale + shift) of one tile.
 template <class T>
 void activate(const T* y, Index rows, Index channels, Norm<Real<T>> norm, T* z) {
-  for_channels<T>(channels, [&](auto lanes, Index c) {
+  for_rows<T>(rows, channels, [&](auto lanes, Index i, Index c) {
+    ask_ahead(y + i);
     const auto scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
-    for (Index i = c; i < rows * channels; i += channels)
-      store<lanes>(z + i, relu6(load<lanes>(y + i) * scale + shift));
+    store<lanes>(z + i, relu6(load<lanes>(y + i) * scale + shift));
   });
 }
 
@@ -364,15 +439,10 @@ void activate(const T* y, Index rows, Index channels, Norm<Real<T>> norm, T* z) 
 template <class T>
 void add_residual(const T* y, Index rows, Index channels, Norm<Real<T>> norm, const T* residual,
                   T* z) {
-  for_channels<T>(channels, [&](auto lanes, Index c) {
+  for_rows<T>(rows, channels, [&](auto lanes, Index i, Index c) {
     const auto scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
-    const Index end = rows * channels;
-    if (residual)
-      for (Index i = c; i < end; i += channels)
-        store<lanes>(z + i, load<lanes>(y + i) * scale + shift + load<lanes>(residual + i));
-    else
-      for (Index i = c; i < end; i += channels)
-        store<lanes>(z + i, load<lanes>(y + i) * scale + shift);
+    const auto value = load<lanes>(y + i) * scale + shift;
+    store<lanes>(z + i, residual ? value + load<lanes>(residual + i) : value);
   });
 }
 
@@ -409,6 +479,8 @@ template <class T>
 struct Gradient {
   const T* values;
   Index pixels;  // that share a row; 1 elsewhere
+
+  const T* row(Index row, Index channels) const { return values + row / pixels * channels; }
 
   // Calls body(i, g) for the rows of a tile: i is the pixel's place in an unshared matrix.
   template <int lanes, class Body>
@@ -455,46 +527,22 @@ void norm_backward(Gradient<T> g, const T* y, Index rows, Index channels, Norm<R
   finish_gradient(sums.total(), channels, norm, gradient);
 }
 
-// Puts the gradient g of relu6(norm(y)) through the ReLU6, in place, for one tile, and adds the
-// sums for the norm's gradient to sums (2 × channels).
-template <class T>
-void mask_and_sum(T* g, const T* y, Index rows, Index channels, Norm<Real<T>> norm,
-                  double* sums) {
-  for_channels<T>(channels, [&](auto lanes, Index c) {
-    using V = Vector<Real<T>, lanes>;
-    const V mean = load<lanes>(norm.mean + c), scale = load<lanes>(norm.scale + c),
-            shift = load<lanes>(norm.shift + c);
-    V sum = {}, product = {};
-    for (Index i = c; i < rows * channels; i += channels) {
-      const V value = load<lanes>(y + i);
-      const V passed = where_relu6_passes(value * scale + shift, load<lanes>(g + i));
-      store<lanes>(g + i, passed);
-      sum += passed;
-      product += passed * (value - mean);
-    }
-    add_to<Real<T>, lanes>(sums + c, sum);
-    add_to<Real<T>, lanes>(sums + channels + c, product);
-  });
-}
-
 // gy = scale * mask(g) + b * (y - mean) + c, the gradient of a convolution's output, for one tile.
 // The mask is left out where no ReLU6 follows or g has gone through it already.
 template <class T>
 void through_norm(Gradient<T> g, const T* y, Index row, Index row_end, Index channels,
                   Norm<Real<T>> norm, NormGradient<Real<T>> gradient, bool mask, T* gy) {
-  T* const to = gy - row * channels;
-  for_channels<T>(channels, [&](auto lanes, Index c) {
-    using V = Vector<Real<T>, lanes>;
-    const NormGradientAt<Real<T>, lanes> at(norm, gradient, c);
-    if (mask)
-      g.template for_rows<lanes>(row, row_end, channels, c, [&](Index i, V passed) {
-        store<lanes>(to + i, at.masked(passed, load<lanes>(y + i)));
+  auto rows = [&](auto mask) {
+    for (; row < row_end; ++row, gy += channels)
+      for_channels<T>(channels, [&](auto lanes, Index c) {
+        const T *from_g = g.row(row, channels) + c, *from_y = y + row * channels + c;
+        ask_ahead(from_g), ask_ahead(from_y);
+        const NormGradientAt<Real<T>, lanes> at(norm, gradient, c);
+        const auto passed = load<lanes>(from_g), value = load<lanes>(from_y);
+        store<lanes>(gy + c, mask ? at.masked(passed, value) : at(passed, value));
       });
-    else
-      g.template for_rows<lanes>(row, row_end, channels, c, [&](Index i, V passed) {
-        store<lanes>(to + i, at(passed, load<lanes>(y + i)));
-      });
-  });
+  };
+  mask ? rows(std::true_type()) : rows(std::false_type());
 }
 
 template <class T>
@@ -519,6 +567,9 @@ constexpr int kLanes = kVectorBytes / sizeof(Real<T>);
 // Numbers that one step along the inner dimension takes: bfloat16 is multiplied in pairs.
 template <class T>
 constexpr int kStep = sizeof(Real<T>) / sizeof(T);
+
+// What rows are gathered in: as deep as a tile of the processor's, if it has them.
+constexpr Index kRowStep = 32;
 
 // One step's numbers for each lane, and the same of one number for all lanes.
 template <class T>
@@ -555,13 +606,23 @@ inline Vector<Real<T>, kLanes<T>> multiply_add(typename Steps<T>::V a, typename 
   }
 }
 
+// Two rows of bfloat16 as one of pairs.
+template <int lanes>
+inline Vector<std::uint32_t, lanes> in_pairs(Vector<std::uint16_t, lanes> first,
+                                             Vector<std::uint16_t, lanes> second) {
+  return widened<lanes>(first) | widened<lanes>(second) << 16;
+}
+
 // The right side of a product, depth × columns, as panels of a vector of columns each. A panel
 // holds step after step; zeros fill up the last panel and the last step.
 template <class T>
 class Panels {
  public:
   Panels(T* memory, Index depth, Index columns)
-      : memory_(memory), depth_(depth), columns_(columns), size_(round_up(depth, kStep<T>) * kLanes<T>) {
+      : memory_(memory),
+        depth_(depth),
+        columns_(columns),
+        size_(round_up(depth, kStep<T>) * kLanes<T>) {
     if (columns % kLanes<T> != 0) std::fill_n(at(count() - 1), size_, T{});
     if (depth % kStep<T> != 0)
       for (Index panel = 0; panel < count(); ++panel)
@@ -575,40 +636,47 @@ class Panels {
   Index count() const { return (columns_ + kLanes<T> - 1) / kLanes<T>; }
   Index size() const { return size_; }
   T* at(Index panel) const { return memory_ + panel * size_; }
+  T* at(Index k, Index column) const {
+    return at(column / kLanes<T>) + k * kLanes<T> + column % kLanes<T> * kStep<T>;
+  }
 
-  // Takes a matrix, depth × columns, row by row.
-  void fill(const T* matrix) {
-    for (Index panel = 0; panel < count(); ++panel) {
-      const Index column = panel * kLanes<T>;
-      const Index filled = std::min<Index>(kLanes<T>, columns_ - column);
-      T* to = at(panel);
-      for (Index k = 0; k < depth_; k += kStep<T>, to += kLanes<T> * kStep<T>) {
-        const T* from = matrix + k * columns_ + column;
-        const bool whole = filled == kLanes<T> && k + kStep<T> <= depth_;
-        if constexpr (std::is_same_v<T, bf16>) {
-          if (whole) {
-            using Half = Vector<std::uint16_t, kLanes<T>>;
-            using Pair = Vector<std::uint32_t, kLanes<T>>;
-            Half first, second;
-            std::memcpy(&first, from, sizeof first);
-            std::memcpy(&second, from + columns_, sizeof second);
-            const Pair both = __builtin_convertvector(first, Pair) |
-                              __builtin_convertvector(second, Pair) << 16;
-            std::memcpy(to, &both, sizeof both);
-            continue;
+  // Takes a vector of columns of the rows k and k + 1; k is even.
+  template <int lanes>
+  void put(Index k, Index column, Vector<Real<T>, lanes> first,
+           Vector<Real<T>, lanes> second) const {
+    if constexpr (std::is_same_v<T, bf16>) {
+      const auto pairs = in_pairs<lanes>(narrowed<lanes>(first), narrowed<lanes>(second));
+      write<std::uint32_t, lanes>(at(k, column), pairs);
+    } else {
+      store<lanes>(at(k, column), first);
+      store<lanes>(at(k + 1, column), second);
+    }
+  }
+
+  // Takes the rows [k, k_end) of a matrix, depth × columns, from `matrix` on. k is even.
+  void fill(const T* matrix, Index k, Index k_end) {
+    for (; k < k_end; k += kStep<T>, matrix += kStep<T> * columns_) {
+      Index column = 0;
+      if constexpr (std::is_same_v<T, bf16>) {
+        constexpr int lanes = kLanes<T>;
+        if (k + 1 < k_end)
+          for (; column + lanes <= columns_; column += lanes) {
+            Vector<std::uint16_t, lanes> first, second;
+            std::memcpy(&first, matrix + column, sizeof first);
+            std::memcpy(&second, matrix + columns_ + column, sizeof second);
+            write<std::uint32_t, lanes>(at(k, column), in_pairs<lanes>(first, second));
           }
-        }
-        for (Index step = 0; step < kStep<T> && k + step < depth_; ++step)
-          for (Index lane = 0; lane < filled; ++lane)
-            to[lane * kStep<T> + step] = from[step * columns_ + lane];
       }
+      for (; column < columns_; ++column)
+        for (Index step = 0; step < kStep<T>; ++step)
+          at(k, column)[step] = k + step < k_end ? matrix[step * columns_ + column] : T{};
     }
   }
 
   // Takes the transposed matrix, columns × depth, row by row.
   void fill_transposed(const T* matrix) {
     for (Index column = 0; column < columns_; ++column, matrix += depth_) {
-      T* to = at(column / kLanes<T>) + column % kLanes<T> * kStep<T>;
+      T* to = at(0, column);
       Index k = 0;
       for (; k + kStep<T> <= depth_; k += kStep<T>, to += kLanes<T> * kStep<T>)
         std::memcpy(to, matrix + k, kStep<T> * sizeof(T));
@@ -616,17 +684,91 @@ class Panels {
     }
   }
 
+  // Zeros in the steps behind row k.
+  void clear_from(Index k) {
+    k = round_up(k, kStep<T>);
+    for (Index panel = 0; panel < count(); ++panel)
+      std::fill(at(panel) + k * kLanes<T>, at(panel + 1), T{});
+  }
+
  private:
   T* memory_;
   Index depth_, columns_, size_;
 };
 
-// A block of a product in registers: `rows` rows of a (`stride` apart) times `vectors` panels.
-// Calls finish(lanes, row, column, sums) for each vector of the result; for the last panel, if it
-// is not full, with pieces of a vector.
-template <class T, int rows, int vectors, class Finish>
+// The matrix `from` (rows × columns) transposed; row c of it begins at to + c * stride.
+template <class T>
+void transpose(const T* from, Index rows, Index columns, T* to, Index stride) {
+  Index done = 0;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, bf16>) {
+    constexpr Index side = 16;  // 16 pairs of rows by 16 columns, as a square of 32-bit numbers
+    static constexpr auto masks = [] {
+      struct { alignas(64) std::uint32_t lower[4][side], upper[4][side]; } m{};
+      for (std::uint32_t bit = 0; bit < 4; ++bit)
+        for (std::uint32_t i = 0; i < side; ++i) {
+          const std::uint32_t distance = 1 << bit;
+          m.lower[bit][i] = i & distance ? side + i - distance : i;
+          m.upper[bit][i] = i & distance ? side + i : i + distance;
+        }
+      return m;
+    }();
+    for (; done + 2 * side <= rows; done += 2 * side)
+      for (Index column = 0; column < columns; column += side) {
+        const Index count = std::min(side, columns - column);
+        Vector<std::uint32_t, side> square[side];
+        for (Index pair = 0; pair < side; ++pair) {
+          Vector<std::uint16_t, side> first = {}, second = {};
+          const T* row = from + (done + 2 * pair) * columns + column;
+          if (count == side) {
+            std::memcpy(&first, row, sizeof first);
+            std::memcpy(&second, row + columns, sizeof second);
+          } else {
+            std::memcpy(&first, row, count * sizeof(T));
+            std::memcpy(&second, row + columns, count * sizeof(T));
+          }
+          square[pair] = in_pairs<side>(first, second);
+        }
+        unrolled<4>([&](auto bit) {
+          const __m512i lower = _mm512_load_si512(masks.lower[bit]);
+          const __m512i upper = _mm512_load_si512(masks.upper[bit]);
+          unrolled<side>([&](auto i) {
+            if constexpr ((i >> bit) % 2 == 0) {
+              auto &a = square[i], &b = square[i + (1 << bit)];
+              const auto first = (__m512i)a, second = (__m512i)b;
+              a = (Vector<std::uint32_t, side>)_mm512_permutex2var_epi32(first, lower, second);
+              b = (Vector<std::uint32_t, side>)_mm512_permutex2var_epi32(first, upper, second);
+            }
+          });
+        });
+        for (Index c = 0; c < count; ++c)
+          write<std::uint32_t, side>(to + (column + c) * stride + done, square[c]);
+      }
+  }
+#endif
+  for (Index row = done; row < rows; ++row)
+    for (Index c = 0; c < columns; ++c) to[c * stride + row] = from[row * columns + c];
+}
+
+// A block of a product, `rows` × `columns` numbers from (row, column) on; rows of results lie
+// `stride` apart. Blocks begin at even rows and at whole vectors.
+template <class R>
+struct Block {
+  Index row, rows, column, columns;
+  const R* results;
+  Index stride;
+
+  template <int lanes>
+  Vector<R, lanes> at(Index r, Index c) const {
+    return load<lanes>(results + r * stride + c);
+  }
+};
+
+// A block of a product in registers: `rows` rows of a (`stride` apart) times `vectors` panels,
+// written to `results`, whose rows are `vectors` vectors long.
+template <class T, int rows, int vectors>
 inline void multiply_block(const T* a, Index stride, Index depth, const T* b, Index panel_size,
-                           Index columns, const Finish& finish) {
+                           Real<T>* results) {
   using S = Steps<T>;
   constexpr int lanes = kLanes<T>;
   Vector<Real<T>, lanes> sums[rows][vectors] = {};
@@ -645,42 +787,129 @@ inline void multiply_block(const T* a, Index stride, Index depth, const T* b, In
     for (int r = 0; r < rows; ++r) last[r][0] = a[r * stride + k];
     step(last[0], kStep<T>, b + k * lanes);
   }
-  if (columns == vectors * lanes) {
-    unrolled<rows>([&](auto r) {
-      unrolled<vectors>([&](auto v) {
-        finish(std::integral_constant<int, lanes>(), r, v * lanes, sums[r][v]);
-      });
-    });
-  } else {
-    Real<T> results[rows][vectors * lanes];
-    unrolled<rows>([&](auto r) {
-      unrolled<vectors>([&](auto v) { store<lanes>(&results[r][v * lanes], sums[r][v]); });
-    });
-    for (int r = 0; r < rows; ++r)
-      for_channels<T>(columns, [&](auto part, Index column) {
-        finish(part, r, column, load<part>(&results[r][column]));
-      });
-  }
+  unrolled<rows>([&](auto r) {
+    unrolled<vectors>(
+        [&](auto v) { store<lanes>(results + (r * vectors + v) * lanes, sums[r][v]); });
+  });
 }
 
-// a (rows × depth, rows `stride` apart) times the panels. Calls finish(lanes, row, column, sums).
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+// Whether this processor's matrix tiles (AMX) may be used: Linux wants to be asked, once.
+inline bool have_tiles() {
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  static const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return granted;
+}
+
+// What was written there has to be in memory now. GCC 12 does not tell itself that tiles read it.
+inline void settle(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
+
+constexpr int kTileSide = 16;  // rows of a tile; 16 floats or 16 pairs of bfloat16 in each
+
+// Tells this thread's tiles their shapes: 0 to 3 are sums (`above` rows, then `below` rows), 4 and
+// 5 pieces of a, 6 and 7 pieces of panels, `pairs` steps deep.
+inline void shape_tiles(Index above, Index below, Index pairs) {
+  struct alignas(64) {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+  } shapes;
+  auto shape = [&](int tile, Index rows, Index row_bytes) {
+    shapes.rows[tile] = rows;
+    shapes.row_bytes[tile] = rows ? row_bytes : 0;
+  };
+  shape(0, above, 64), shape(1, above, 64), shape(2, below, 64), shape(3, below, 64);
+  shape(4, above, 4 * pairs), shape(5, below, 4 * pairs);
+  shape(6, pairs, 64), shape(7, pairs, 64);
+  settle(&shapes);
+  _tile_loadconfig(&shapes);
+}
+
+// Up to 2 × 2 tiles of a product, written to `sums`, whose rows are two tiles long.
+template <bool two_down, bool two_across>
+inline void multiply_tiles(const bf16* a, Index stride, Index depth, Index pairs, const bf16* b,
+                           Index panel_size, float* sums) {
+  constexpr Index row = 2 * kTileSide, bytes = row * sizeof(float);
+  _tile_zero(0);
+  if constexpr (two_across) _tile_zero(1);
+  if constexpr (two_down) _tile_zero(2);
+  if constexpr (two_down && two_across) _tile_zero(3);
+  for (Index k = 0; k < depth; k += 2 * pairs) {
+    _tile_loadd(4, a + k, stride * sizeof(bf16));
+    _tile_loadd(6, b + k * kTileSide, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (two_across) {
+      _tile_loadd(7, b + panel_size + k * kTileSide, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (two_down) {
+      _tile_loadd(5, a + kTileSide * stride + k, stride * sizeof(bf16));
+      _tile_dpbf16ps(2, 5, 6);
+      if constexpr (two_across) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, bytes);
+  if constexpr (two_across) _tile_stored(1, sums + kTileSide, bytes);
+  if constexpr (two_down) _tile_stored(2, sums + kTileSide * row, bytes);
+  if constexpr (two_down && two_across) _tile_stored(3, sums + kTileSide * row + kTileSide, bytes);
+}
+
+// As multiply() below, for an even depth.
+template <class Finish>
+void multiply_by_tiles(const bf16* a, Index rows, Index stride, Index depth,
+                       const Panels<bf16>& b, const Finish& finish) {
+  constexpr Index side = kTileSide;
+  Index steps = (depth + 2 * side - 1) / (2 * side);
+  while (depth / 2 % steps != 0) ++steps;
+  const Index pairs = depth / 2 / steps;
+  alignas(64) float sums[2 * side * 2 * side];
+  settle(a), settle(b.at(0));
+  constexpr std::true_type two;
+  constexpr std::false_type one;
+  for (Index row = 0; row < rows; row += 2 * side) {
+    const Index above = std::min(rows - row, side), below = std::min(rows - row - above, side);
+    if (row == 0 || above + below < 2 * side) shape_tiles(above, below, pairs);
+    for (Index panel = 0; panel < b.count(); panel += 2) {
+      auto multiply = [&](auto two_down, auto two_across) {
+        multiply_tiles<two_down, two_across>(a + row * stride, stride, depth, pairs, b.at(panel),
+                                             b.size(), sums);
+      };
+      const bool two_across = panel + 1 < b.count();
+      if (below > 0)
+        two_across ? multiply(two, two) : multiply(two, one);
+      else
+        two_across ? multiply(one, two) : multiply(one, one);
+      const Index column = panel * side, columns = std::min(2 * side, b.columns() - column);
+      finish(Block<float>{row, above + below, column, columns, sums, 2 * side});
+    }
+  }
+  _tile_release();
+}
+#endif
+
+// a (rows × depth, rows `stride` apart) times the panels. Calls finish(block) for each block.
 template <class T, class Finish>
 void multiply(const T* a, Index rows, Index stride, Index depth, const Panels<T>& b,
               const Finish& finish) {
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<T, bf16>)
+    if (have_tiles() && depth % 2 == 0) return multiply_by_tiles(a, rows, stride, depth, b, finish);
+#endif
   auto panels = [&](auto vectors, Index panel) {
-    const Index first = panel * kLanes<T>;
-    const Index columns = std::min<Index>(vectors * kLanes<T>, b.columns() - first);
-    auto block = [&](auto block_rows, Index row) {
-      multiply_block<T, block_rows, vectors>(
-          a + row * stride, stride, depth, b.at(panel), b.size(), columns,
-          [&](auto lanes, Index r, Index column, auto sums) {
-            finish(lanes, row + r, first + column, sums);
-          });
-    };
-    Index row = 0;
-    for (; row + kBlockRows <= rows; row += kBlockRows)
-      block(std::integral_constant<int, kBlockRows>(), row);
-    for (; row < rows; ++row) block(std::integral_constant<int, 1>(), row);
+    constexpr Index width = vectors * kLanes<T>;
+    const Index first = panel * kLanes<T>, columns = std::min(width, b.columns() - first);
+    alignas(64) Real<T> results[kBlockRows * width];
+    for (Index row = 0; row < rows; row += kBlockRows) {
+      const Index count = std::min<Index>(kBlockRows, rows - row);
+      const T* from = a + row * stride;
+      if (count == kBlockRows)
+        multiply_block<T, kBlockRows, vectors>(from, stride, depth, b.at(panel), b.size(), results);
+      else
+        for (Index r = 0; r < count; ++r)
+          multiply_block<T, 1, vectors>(from + r * stride, stride, depth, b.at(panel), b.size(),
+                                        results + r * width);
+      finish(Block<Real<T>>{row, count, first, columns, results, width});
+    }
   };
   Index panel = 0;
   for (; panel + kBlockVectors <= b.count(); panel += kBlockVectors)
@@ -701,14 +930,13 @@ std::vector<T> rounded(const Real<T>* weight, Index count) {
 
 // ------------------------------------------------------------------------ pointwise 1×1
 
-// Rows of a tile whose widest matrix fills a part of the second-level cache.
+// Rows of a tile that takes up `bytes` of a cache.
 template <class T>
-Index tile_rows(Index rows, Index channels) {
+Index tile_rows(Index rows, Index channels, Index bytes) {
   const Index threads = omp_get_max_threads();
-  const Index fitting = (Index{1} << 18) / (channels * (Index)sizeof(T));
-  const Index shared = round_up((rows + threads - 1) / threads, kBlockRows);
-  return std::clamp<Index>(fitting / kBlockRows * kBlockRows, 4 * kBlockRows,
-                           std::max<Index>(4 * kBlockRows, shared));
+  const Index fitting = bytes / (channels * (Index)sizeof(T)) / kRowStep * kRowStep;
+  const Index shared = round_up((rows + threads - 1) / threads, kRowStep);
+  return std::clamp<Index>(fitting, kRowStep, std::max(kRowStep, shared));
 }
 
 struct Pointwise {
@@ -720,12 +948,14 @@ struct Pointwise {
 template <class T>
 void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const Real<T>* weight,
                        Pointwise shape, T* y, const NormModule& module, Norm<Real<T>> y_norm) {
+  using R = Real<T>;
   const Index in = shape.in_channels, out = shape.out_channels;
   const Buffer<T> memory(Panels<T>::memory(in, out));
   Panels<T> panels(memory.get(), in, out);
   panels.fill_transposed(rounded<T>(weight, in * out).data());
-  const Index tile = tile_rows<T>(shape.rows, std::max(in, out));
+  const Index tile = tile_rows<T>(shape.rows, in, kFirstLevelBytes);
   const Scratch<T> scratch(normalise ? tile * in : 0);
+  const Scratch<R> moments(3 * out);
   Sums sums(2 * out);
   for_tiles(shape.rows, tile, [&](Index thread, Index row, Index row_end) {
     const Index rows = row_end - row;
@@ -734,13 +964,81 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
       activate(a, rows, in, x_norm, scratch.of(thread));
       a = scratch.of(thread);
     }
-    T* const to = y + row * out;
-    multiply(a, rows, in, in, panels, [&](auto lanes, Index r, Index column, auto sums) {
-      store<lanes>(to + r * out + column, sums);
+    TileMoments<R> of_tile(moments.of(thread), out);
+    multiply(a, rows, in, in, panels, [&](const Block<R>& block) {
+      for_channels<T>(block.columns, [&](auto lanes, Index c) {
+        const Index channel = block.column + c;
+        T* to = y + (row + block.row) * out + channel;
+        auto gathered = block.row == 0 ? Moments<R, lanes>(block.template at<lanes>(0, c))
+                                       : of_tile.template load<lanes>(channel);
+        T* const next = y + (row + block.row + kRowStep) * out + channel * kRowStep;
+        for (Index r = 0; r < block.rows; ++r, to += out) {
+          __builtin_prefetch(next + r * lanes, 1);
+          const auto value = block.template at<lanes>(r, c);
+          store<lanes>(to, value);
+          gathered.add(value);
+        }
+        of_tile.template store<lanes>(channel, gathered);
+      });
     });
-    if (!module.frozen) add_moments(to, rows, out, sums.of(thread));
+    if (!module.frozen) of_tile.add_to(sums.of(thread), rows);
   });
   finish_statistics(sums.total(), shape.rows, out, module, y_norm);
+}
+
+// Puts a block of the gradient of relu6(norm(x)) through the ReLU6 into gx, and adds the sums for
+// the norm's gradient to `sums` (2 × channels). x and gx begin at the block's tile. What is made again
+// on the way, relu6(norm(x)), goes into the panels `activated` (may be null) from `panel_row` on.
+template <class T>
+void mask_block(const Block<Real<T>>& block, const T* x, Index channels, Norm<Real<T>> norm, T* gx,
+                Real<T>* sums, const Panels<T>* activated, Index panel_row) {
+  for_channels<T>(block.columns, [&](auto lanes, Index c) {
+    using V = Vector<Real<T>, lanes>;
+    const Index channel = block.column + c;
+    const V mean = load<lanes>(norm.mean + channel), scale = load<lanes>(norm.scale + channel),
+            shift = load<lanes>(norm.shift + channel);
+    V sum = load<lanes>(sums + channel), product = load<lanes>(sums + channels + channel);
+    auto pixel = [&](Index r) {
+      const Index place = (block.row + r) * channels + channel;
+      const Index next = (block.row + kRowStep) * channels + channel * kRowStep + r * lanes;
+      __builtin_prefetch(x + next), __builtin_prefetch(gx + next, 1);
+      const V value = load<lanes>(x + place), before = value * scale + shift;
+      const V passed = where_relu6_passes(before, block.template at<lanes>(r, c));
+      store<lanes>(gx + place, passed);
+      sum += passed;
+      product += passed * (value - mean);
+      return relu6(before);
+    };
+    for (Index r = 0; r < block.rows; r += 2) {
+      const V first = pixel(r), second = r + 1 < block.rows ? pixel(r + 1) : V{};
+      if (activated)
+        activated->template put<lanes>(panel_row + block.row + r, channel, first, second);
+    }
+    store<lanes>(sums + channel, sum);
+    store<lanes>(sums + channels + channel, product);
+  });
+}
+
+// Writes a block, plus `residual` (may be null), to its place behind `to`.
+template <class T>
+void write_block(const Block<Real<T>>& block, Index channels, T* to, const T* residual) {
+  for_channels<T>(block.columns, [&](auto lanes, Index c) {
+    Index place = block.row * channels + block.column + c;
+    for (Index r = 0; r < block.rows; ++r, place += channels) {
+      const auto value = block.template at<lanes>(r, c);
+      store<lanes>(to + place, residual ? value + load<lanes>(residual + place) : value);
+    }
+  });
+}
+
+// Adds a block to its place behind `sums`.
+template <class T>
+void add_block(const Block<Real<T>>& block, Index stride, Real<T>* sums) {
+  for_channels<T>(block.columns, [&](auto lanes, Index c) {
+    Real<T>* to = sums + block.row * stride + block.column + c;
+    for (Index r = 0; r < block.rows; ++r, to += stride)
+      store<lanes>(to, load<lanes>(to) + block.template at<lanes>(r, c));
+  });
 }
 
 // Both gradients of y = x · weightᵀ in one sweep. What comes in is the gradient g of norm(y), or of
@@ -748,7 +1046,7 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
 //
 // If `normalise`, x is the raw output of the convolution before: gx is then the gradient of
 // relu6(norm(x)) after the mask, and x_gradient receives the sums over it. Else gx is the gradient
-// of x, plus `residual` (may be null). Either result is left out if its pointer is null.
+// of x, plus `residual` (may be null), and left out if it is null; so is the weight's.
 template <class T>
 void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
                         NormGradient<Real<T>> y_gradient, bool mask, const T* x, bool normalise,
@@ -759,65 +1057,71 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
   const Index in = shape.in_channels, out = shape.out_channels;
   const Buffer<T> memory(Panels<T>::memory(out, in));
   Panels<T> weights(memory.get(), out, in);
-  if (gx) weights.fill(rounded<T>(weight, in * out).data());
+  if (gx) weights.fill(rounded<T>(weight, in * out).data(), 0, out);
 
-  // The weights' gradient is the product, over the rows, of the narrower matrix (transposed) with
-  // the wider one (in panels): narrow × wide numbers for each thread.
-  const Index narrow = std::min(in, out), wide = std::max(in, out);
-  const Index wide_stride = round_up(wide, kLanes<T>);
-  const Index tile = tile_rows<T>(shape.rows, wide), tile_stride = round_up(tile, kStep<T>);
-  const Scratch<T> panels(weight_gradient ? Panels<T>::memory(tile, wide) : 0);
-  const Scratch<T> transposed(weight_gradient ? narrow * tile_stride : 0);
-  const Scratch<R> products(weight_gradient ? narrow * wide_stride : 0);
+  // The weights' gradient is the product, over the rows, of one matrix (transposed) with the other
+  // (in panels): with what the ReLU6 gave, where that is made on the way, else with gy.
+  const Index left_channels = normalise ? out : in, right_channels = normalise ? in : out;
+  const Index product_stride = round_up(right_channels, kLanes<T>);
+  const Index tile = tile_rows<T>(shape.rows, right_channels, kSecondLevelBytes);
+  const Scratch<T> panels(weight_gradient ? Panels<T>::memory(tile, right_channels) : 0);
+  const Scratch<T> transposed(weight_gradient ? left_channels * tile : 0);
+  const Scratch<R> products(weight_gradient ? left_channels * product_stride : 0);
   const Index threads = omp_get_max_threads();
   if (weight_gradient)
     for_tiles(threads, 1, [&](Index, Index thread, Index) {
-      std::fill_n(products.of(thread), narrow * wide_stride, R{});
+      std::fill_n(products.of(thread), left_channels * product_stride, R{});
     });
-  const Scratch<T> gradients(tile * out), activated(normalise ? tile * in : 0);
+  const Scratch<T> gradients(kRowStep * out);
+  const Scratch<R> tile_sums(2 * in);
   Sums sums(2 * in);
 
-  for_tiles(shape.rows, tile, [&](Index thread, Index row, Index row_end) {
-    const Index rows = row_end - row;
-    T* const gy = gradients.of(thread);
-    through_norm(g, y, row, row_end, out, y_norm, y_gradient, mask, gy);
+  for_tiles(shape.rows, tile, [&](Index thread, Index tile_row, Index tile_end) {
+    const Index depth = round_up(tile_end - tile_row, kRowStep);
+    Panels<T> right(panels.of(thread), weight_gradient ? depth : 0, right_channels);
+    T* const left = transposed.of(thread);
+    R* const of_tile = tile_sums.of(thread);
+    std::fill_n(of_tile, 2 * in, R{});
 
-    if (gx) {
-      T* const to = gx + row * in;
-      const T* const shortcut = residual ? residual + row * in : nullptr;
-      multiply(gy, rows, out, out, weights, [&](auto lanes, Index r, Index column, auto sums) {
-        const Index i = r * in + column;
-        store<lanes>(to + i, shortcut ? sums + load<lanes>(shortcut + i) : sums);
-      });
-      if (normalise) mask_and_sum(to, x + row * in, rows, in, x_norm, sums.of(thread));
-    }
-    if (weight_gradient) {
-      const T* values = x + row * in;
-      if (normalise) {
-        activate(values, rows, in, x_norm, activated.of(thread));
-        values = activated.of(thread);
+    // A few rows at a time, which stay in the first-level cache.
+    for (Index row = tile_row; row < tile_end; row += kRowStep) {
+      const Index rows = std::min(kRowStep, tile_end - row), k = row - tile_row;
+      T* const gy = gradients.of(thread);
+      const T* const values = x + row * in;
+      through_norm(g, y, row, row + rows, out, y_norm, y_gradient, mask, gy);
+      if (gx)
+        multiply(gy, rows, out, out, weights, [&](const Block<R>& block) {
+          if (normalise)
+            mask_block(block, values, in, x_norm, gx + row * in, of_tile,
+                       weight_gradient ? &right : nullptr, k);
+          else
+            write_block(block, in, gx + row * in, residual ? residual + row * in : nullptr);
+        });
+      if (weight_gradient && normalise) {
+        transpose(gy, rows, out, left + k, depth);
+      } else if (weight_gradient) {
+        transpose(values, rows, in, left + k, depth);
+        right.fill(gy, k, k + rows);
       }
-      const T* const narrow_tile = in < out ? values : gy;
-      const T* const wide_tile = in < out ? gy : values;
-      T* const left = transposed.of(thread);
-      for (Index r = 0; r < rows; ++r)
-        for (Index c = 0; c < narrow; ++c) left[c * tile_stride + r] = narrow_tile[r * narrow + c];
-      Panels<T> right(panels.of(thread), rows, wide);
-      right.fill(wide_tile);
+    }
+    if (normalise) add_rows<R>(of_tile, 2 * in, sums.of(thread));
+    if (weight_gradient) {
+      const Index rows = tile_end - tile_row;
+      right.clear_from(rows);
+      for (Index c = 0; c < left_channels; ++c)
+        std::fill(left + c * depth + rows, left + (c + 1) * depth, T{});
       R* const product = products.of(thread);
-      multiply(left, narrow, tile_stride, rows, right,
-               [&](auto lanes, Index r, Index column, auto sums) {
-                 R* const to = product + r * wide_stride + column;
-                 store<lanes>(to, load<lanes>(to) + sums);
-               });
+      multiply(left, left_channels, depth, depth, right, [&](const Block<R>& block) {
+        add_block<T>(block, product_stride, product);
+      });
     }
   });
 
-  if (normalise && gx) finish_gradient(sums.total(), in, x_norm, x_gradient);
+  if (normalise) finish_gradient(sums.total(), in, x_norm, x_gradient);
   if (weight_gradient)
     for_tiles(out, 1, [&](Index, Index o, Index) {
       for (Index i = 0; i < in; ++i) {
-        const Index place = in < out ? i * wide_stride + o : o * wide_stride + i;
+        const Index place = normalise ? o * product_stride + i : i * product_stride + o;
         R sum = 0;
         for (Index thread = 0; thread < threads; ++thread) sum += products.of(thread)[place];
         weight_gradient[o * in + i] = sum;
@@ -834,7 +1138,7 @@ struct Shape {
   Index images, height, width, channels, stride, backwards;
   Index out_height() const { return (height - 1) / stride + 1; }
   Index out_width() const { return (width - 1) / stride + 1; }
-  // Where the numbers of pixel `pixel` (of `count`) of an image begin, and how far the next ones are.
+  // Where the numbers of pixel `pixel` (of `count`) of an image begin, and how far on the next are.
   Index place(Index image, Index count, Index pixel) const {
     return (image * count + (backwards ? count - 1 - pixel : pixel)) * channels;
   }
@@ -852,6 +1156,31 @@ struct Bands {
     per_image = (height + rows - 1) / rows;
     count = images * per_image;
   }
+};
+
+// Within a row, pixels are asked for that far ahead.
+constexpr Index kPixelsAhead = 8;
+
+// While a band is worked on, one block of channels after the other, the rows of the next band are
+// asked for in the order in which they lie in memory, a vector for each vector that is worked on.
+template <class T>
+class NextBand {
+ public:
+  NextBand(const T* maps, const Shape& shape, Index image, Index height, Index width, Index row,
+           Index rows)
+      : begin_(maps + shape.place(image, height * width, row * width)), width_(width), rows_(rows) {
+    begin_ += shape.step() * width * rows;
+    if (shape.backwards) begin_ += shape.step() * (width * rows - 1);
+  }
+  // For row `row` of this band and the channels from `channel` on.
+  template <int lanes>
+  const T* at(Index channel, Index row) const {
+    return begin_ + (channel * rows_ + row * lanes) * width_;
+  }
+
+ private:
+  const T* begin_;
+  Index width_, rows_;
 };
 
 // Four rows of one block of channels, with a column of zeros on either side. Row r of the picture
@@ -872,7 +1201,8 @@ class RowRing {
     store<lanes>(at<lanes>(row, width), zero);
     R* to = at<lanes>(row, 0);
     if (inside)
-      for (Index column = 0; column < width; ++column) store<lanes>(to + column * lanes, pixel(column));
+      for (Index column = 0; column < width; ++column)
+        store<lanes>(to + column * lanes, pixel(column));
     else
       for (Index column = 0; column < width; ++column) store<lanes>(to + column * lanes, zero);
   }
@@ -928,6 +1258,9 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
     for (Index band = begin; band < end; ++band) {
       const Index image = band / bands.per_image, row = band % bands.per_image * bands.rows;
       const Index row_end = std::min(row + bands.rows, out_height);
+      const NextBand<T> next_x(x, shape, image, shape.height, width, row * stride,
+                               bands.rows * stride);
+      const NextBand<T> next_y(y, shape, image, out_height, out_width, row, bands.rows);
       for_channels<T>(channels, [&](auto lanes, Index c) {
         using V = Vector<R, lanes>;
         V w[kTaps], scale, shift;
@@ -941,7 +1274,10 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
         for (Index oy = row; oy < row_end; ++oy) {
           for (; next <= oy * stride + 1; ++next) {
             const T* from = x + shape.place(image, shape.height * width, next * width) + c;
+            const T* const ahead = next_x.template at<lanes>(c, next - row * stride);
             ring.template fill<lanes>(next, 0 <= next && next < shape.height, [&](Index column) {
+              __builtin_prefetch(ahead + column * lanes, 0, 2);
+              __builtin_prefetch(from + (column + kPixelsAhead) * step);
               const V value = load<lanes>(from + column * step);
               if constexpr (normalise) return relu6(value * scale + shift);
               return value;
@@ -950,7 +1286,9 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
           const R* rows[3];
           for (int ky = 0; ky < 3; ++ky)
             rows[ky] = ring.template at<lanes>(oy * stride + ky - 1, -1);
+          const T* const ahead = next_y.template at<lanes>(c, oy - row);
           for (Index ox = 0; ox < out_width; ++ox, to += step) {
+            __builtin_prefetch(ahead + ox * lanes, 1, 2);
             V sum = {};
             unrolled<kTaps>([&](auto tap) {
               sum += w[tap] * load<lanes>(rows[tap / 3] + (ox * stride + tap % 3) * lanes);
@@ -992,6 +1330,11 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
     for (Index band = begin; band < end; ++band) {
       const Index image = band / bands.per_image, row = band % bands.per_image * bands.rows;
       const Index row_end = std::min(row + bands.rows, height);
+      const NextBand<T> next_x(x, shape, image, height, width, row, bands.rows);
+      const NextBand<T> next_gx(gx, shape, image, height, width, row, bands.rows);
+      const Index grid_row = row / stride, grid_rows = bands.rows / stride;
+      const NextBand<T> next_y(y, shape, image, out_height, out_width, grid_row, grid_rows);
+      const NextBand<T> next_g(g, shape, image, out_height, out_width, grid_row, grid_rows);
       for_channels<T>(channels, [&](auto lanes, Index c) {
         using V = Vector<R, lanes>;
         const NormGradientAt<R, lanes> at(y_norm, y_gradient, c);
@@ -1011,15 +1354,26 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
           for (; next <= (iy + 1) / stride; ++next) {
             const Index start =
                 shape.place(image, out_height * out_width, next * out_width) + c;
+            const T* const ahead_y = next_y.template at<lanes>(c, next - grid_row);
+            const T* const ahead_g = next_g.template at<lanes>(c, next - grid_row);
             ring.template fill<lanes>(next, 0 <= next && next < out_height, [&](Index column) {
+              __builtin_prefetch(ahead_y + column * lanes, 0, 2);
+              __builtin_prefetch(ahead_g + column * lanes, 0, 2);
               const Index i = start + column * step;
+              __builtin_prefetch(y + i + kPixelsAhead * step);
+              __builtin_prefetch(g + i + kPixelsAhead * step);
               return at(load<lanes>(g + i), load<lanes>(y + i));
             });
           }
           const R* rows[3];
           for (int dy = -1; dy <= 1; ++dy)
             rows[dy + 1] = ring.template at<lanes>(iy / stride + dy, 0);
+          const T* ahead_x = next_x.template at<lanes>(c, iy - row);
+          const T* ahead_gx = next_gx.template at<lanes>(c, iy - row);
           auto pixel = [&](auto row_parity, auto column_parity, Index column) {
+            __builtin_prefetch(ahead_x, 0, 2), __builtin_prefetch(ahead_gx, 1, 2);
+            ahead_x += lanes, ahead_gx += lanes;
+            __builtin_prefetch(from + kPixelsAhead * step);
             const V value = load<lanes>(from);
             V before = value, after = value;
             if constexpr (normalise) before = value * scale + shift, after = relu6(before);
