@@ -5,6 +5,7 @@ Needs `pip install "mobilenetv2[browser]"`, a Chromium, and npm once, to fetch O
 """
 
 import contextlib
+import json
 import math
 import os
 import shutil
@@ -30,7 +31,7 @@ from mobilenetv2.shipping import web_runtime
 from mobilenetv2.shipping.demo import PageHandler
 from mobilenetv2.shipping.formats import Content
 from mobilenetv2.shipping.onnx_file import OnnxFormat
-from mobilenetv2.shipping.web_page import Page, write_page
+from mobilenetv2.shipping.web_page import MODEL, Page, write_page
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -437,32 +438,93 @@ def test_a_new_release_takes_the_place_of_the_old_one(
         assert tab.locator("h1").text_content() == "new"
 
 
+# Added to a file, each changes nothing but the digest: without a check the page would be ready.
+HARMLESS = {
+    web_runtime.SCRIPT: b"globalThis.foreign = true;",
+    web_runtime.WASM: b"\x00\x02\x01x",  # a section of its own, called x
+    MODEL: b"\x32\x01x",  # doc_string: "x"
+}
+
+
+def outcome(tab: Any) -> tuple[str, bool]:
+    """How the page started, and whether the changed script ran."""
+    tab.wait_for_selector("body:not([data-state=loading])")
+    state = tab.evaluate("document.body.dataset.state")
+    assert tab.locator("#trouble").is_visible() == (state == "failed")
+    return state, tab.evaluate("'foreign' in globalThis")
+
+
+@pytest.mark.parametrize("changed", ["", web_runtime.SCRIPT, web_runtime.WASM])
 def test_the_runtime_from_its_cdn_is_checked(
-    assets: Path, tmp_path: Path, visit: Callable[..., Any], browser: Any
+    changed: str, assets: Path, tmp_path: Path, browser: Any
 ) -> None:
     folder = write_unproven(photo_classifier(), tmp_path / "page")
-    damaged = ""
 
     def cdn(route: Any) -> None:
         name = route.request.url.rsplit("/", 1)[1]
-        body = (assets / name).read_bytes()
-        if name == damaged:
-            body = body[:-1] + b" "
+        body = (assets / name).read_bytes() + (HARMLESS[name] if name == changed else b"")
         kind = "application/wasm" if name.endswith(".wasm") else "text/javascript"
         headers = {"Access-Control-Allow-Origin": "*", "Content-Type": kind}
         route.fulfill(body=body, headers=headers)
 
     with server_of(folder) as (address, _):
-        for damaged in ("", web_runtime.SCRIPT, web_runtime.WASM):
-            context = browser.new_context(service_workers="block")
-            context.route(f"{web_runtime.CDN}/**", cdn)
-            tab = context.new_page()
-            tab.goto(address)
-            tab.wait_for_selector("body:not([data-state=loading])")
-            state = tab.evaluate("document.body.dataset.state")
-            assert state == ("failed" if damaged else "ready")
-            assert tab.locator("#trouble").is_visible() == bool(damaged)
-            context.close()
+        context = browser.new_context(service_workers="block")
+        context.route(f"{web_runtime.CDN}/**", cdn)
+        tab = context.new_page()
+        tab.goto(address)
+        assert outcome(tab) == ("failed" if changed else "ready", False)
+        assert changed in tab.locator("#trouble").text_content()
+        context.close()
+
+
+@pytest.mark.parametrize("changed", HARMLESS)
+def test_files_from_a_server_are_checked(
+    changed: str, assets: Path, tmp_path: Path, browser: Any
+) -> None:
+    folder = write_unproven(photo_classifier(), tmp_path / "page", assets=assets)
+    (file,) = folder.rglob(changed)
+    file.write_bytes(file.read_bytes() + HARMLESS[changed])
+    with server_of(folder) as (address, _):
+        context = browser.new_context(service_workers="block")
+        tab = context.new_page()
+        tab.goto(address)
+        assert outcome(tab) == ("failed", False)
+        assert changed in tab.locator("#trouble").text_content()
+        # With the digest of the changed file, it is as good as the right one.
+        about = folder / "page.json"
+        facts = json.loads(about.read_text())
+        for part in (facts["model"], facts["runtime"]["script"], facts["runtime"]["wasm"]):
+            if part["file"].endswith(changed):
+                part["integrity"] = web_runtime.integrity(file)
+        about.write_text(json.dumps(facts))
+        tab.reload()
+        assert outcome(tab) == ("ready", changed == web_runtime.SCRIPT)
+        context.close()
+
+
+@pytest.mark.parametrize("changed", HARMLESS)
+def test_kept_files_are_checked(changed: str, assets: Path, tmp_path: Path, browser: Any) -> None:
+    folder = write_unproven(photo_classifier(), tmp_path / "page", assets=assets)
+    with server_of(folder) as (address, _):
+        context = browser.new_context()
+        tab = context.new_page()
+        tab.goto(address)
+        tab.evaluate("navigator.serviceWorker.ready.then(() => true)")
+        tab.evaluate(
+            """async ([name, more]) => {
+                const cache = await caches.open((await caches.keys())[0]);
+                const request = (await cache.keys()).find(({url}) => url.endsWith(`/${name}`));
+                const kept = await cache.match(request);
+                const body = new Blob([await kept.arrayBuffer(), new Uint8Array(more)]);
+                await cache.put(request, new Response(body, {headers: kept.headers}));
+            }""",
+            [changed, list(HARMLESS[changed])],
+        )
+        tab.reload()
+        assert tab.evaluate("navigator.serviceWorker.controller !== null")
+        assert outcome(tab) == ("failed", False)
+        assert changed in tab.locator("#trouble").text_content()
+        context.close()
 
 
 def test_chinese_and_dark(digits_page: Path, visit: Callable[..., Any]) -> None:

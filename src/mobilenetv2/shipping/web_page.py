@@ -89,8 +89,6 @@ def write_page(page: Page, folder: Path) -> None:
         "name": html.escape(page.name),
         "policy": html.escape(policy(runtime)),
         "release": release,
-        "runtime": html.escape(runtime.script),
-        "integrity": web_runtime.DIGESTS[web_runtime.SCRIPT],
     }
     (folder / "index.html").write_bytes(_filled("index.html", filled))
     kept = json.dumps(_kept(runtime, names), indent=2)
@@ -116,12 +114,14 @@ def strangers(folder: Path) -> list[str]:
 
 
 def policy(runtime: WebRuntime) -> str:
-    """The Content-Security-Policy: nothing but the page's own files and the runtime."""
-    places = "'self'" if runtime.local else f"'self' {runtime.base}"
+    """The Content-Security-Policy: nothing but the page's own files and the runtime.
+
+    The CDN gives bytes, never scripts: the page checks them and makes a module of them (``blob:``).
+    """
     rules = {
         "default-src": "'none'",
-        "script-src": f"{places} 'wasm-unsafe-eval'",
-        "connect-src": places,
+        "script-src": "'self' blob: 'wasm-unsafe-eval'",
+        "connect-src": "'self'" if runtime.local else f"'self' {runtime.base}",
         "style-src": "'self'",
         "img-src": "'self'",
         "manifest-src": "'self'",
@@ -162,8 +162,8 @@ def _about(page: Page, runtime: WebRuntime, folder: Path, names: list[str]) -> d
         },
         "runtime": {
             "version": web_runtime.VERSION,
-            "wasm": runtime.wasm,
-            "integrity": web_runtime.DIGESTS[web_runtime.WASM],
+            "script": runtime.file(web_runtime.SCRIPT),
+            "wasm": runtime.file(web_runtime.WASM),
             "bytes": web_runtime.BYTES,
         },
         "files": sorted(names),
@@ -193,10 +193,8 @@ def _manifest(page: Page) -> dict[str, Any]:
 
 def _kept(runtime: WebRuntime, names: list[str]) -> list[dict[str, str]]:
     """What the service worker keeps: all that there is, except itself."""
-    pinned = {
-        f"{runtime.base}{name}": {"integrity": digest}
-        for name, digest in web_runtime.DIGESTS.items()
-    }
+    files = map(runtime.file, web_runtime.DIGESTS)
+    pinned = {one["file"]: {"integrity": one["integrity"]} for one in files}
     own = [name for name in sorted(names) if name != WORKER]
     return [{"url": url} | pinned.get(url, {}) for url in dict.fromkeys([*own, *pinned])]
 

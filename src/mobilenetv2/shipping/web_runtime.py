@@ -43,15 +43,9 @@ class WebRuntime:
         """Whether it lies beside the page."""
         return not self.base.startswith("https:")
 
-    @property
-    def script(self) -> str:
-        """Address of the JavaScript module."""
-        return self.base + SCRIPT
-
-    @property
-    def wasm(self) -> str:
-        """Address of the compiled part."""
-        return self.base + WASM
+    def file(self, name: str) -> dict[str, str]:
+        """Address and digest of one of its files."""
+        return {"file": self.base + name, "integrity": DIGESTS[name]}
 
 
 ON_CDN = WebRuntime(f"{CDN}/npm/onnxruntime-web@{VERSION}/dist/")

@@ -1,12 +1,11 @@
 // ONNX Runtime Web around the exported file, which takes uint8 RGB pictures and gives probabilities.
 
-/** Loads runtime and model, both checked against the digests that the page came with. */
+/** Loads runtime and model, all checked against the digests that the page came with. */
 export async function load(about) {
-  const [runtime, wasm, model] = await Promise.all([
-    import(document.getElementById("runtime").src),
-    download(about.runtime.wasm, about.runtime.integrity),
-    download(about.model.file, about.model.integrity),
-  ]);
+  const [script, wasm, model] = await Promise.all(
+    [about.runtime.script, about.runtime.wasm, about.model].map(checked),
+  );
+  const runtime = await imported(script);
   runtime.env.wasm.numThreads = 1; // threads need headers that plain web servers do not send
   runtime.env.wasm.wasmBinary = wasm;
   const session = await runtime.InferenceSession.create(model, { executionProviders: ["wasm"] });
@@ -24,8 +23,21 @@ export async function load(about) {
   return probabilities;
 }
 
-async function download(url, integrity) {
-  const response = await fetch(url, { integrity });
-  if (!response.ok) throw new Error(`${url}: ${response.status} ${response.statusText}`);
+/** The bytes of a file, wherever they come from; the browser refuses those with another digest. */
+async function checked({ file, integrity }) {
+  const response = await fetch(file, { integrity }).catch((error) => {
+    throw new Error(`${file}: ${error.message}`, { cause: error });
+  });
+  if (!response.ok) throw new Error(`${file}: ${response.status} ${response.statusText}`);
   return response.arrayBuffer();
+}
+
+/** A module from bytes. Its address would be fetched again, and import() does not check digests. */
+async function imported(script) {
+  const url = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
+  try {
+    return await import(url);
+  } finally {
+    URL.revokeObjectURL(url);
+  }
 }
