@@ -13,10 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from mobilenetv2.classifier import LONGEST_DESCRIPTION, METADATA_KEY, Classifier
+from mobilenetv2.classifier import LONGEST_DESCRIPTION, METADATA_KEY, MOST_TENSORS, Classifier
 from mobilenetv2.errors import ModelFileError, UserError, WorkFailed
+from mobilenetv2.seals import seal_safetensors
+
+
+def save_file(
+    weights: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """As :meth:`Classifier.save` writes it, whatever it is."""
+    data = bytearray(save(weights, metadata or {"format": "pt"}))
+    seal_safetensors(data)
+    path.write_bytes(data)
 
 
 def pictures(count: int = 5) -> torch.Tensor:
@@ -33,6 +43,14 @@ def test_saved_and_loaded_it_answers_the_same(small_classifier: Classifier, tmp_
     assert loaded.preprocessing == small_classifier.preprocessing
     assert loaded.config == small_classifier.config
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_same_classifier_is_the_same_file(small_classifier: Classifier, tmp_path: Path) -> None:
+    files = set()
+    for number in range(20):
+        small_classifier.save(tmp_path / str(number))
+        files.add((tmp_path / str(number)).read_bytes())
+    assert len(files) == 1
 
 
 def test_anyone_can_read_the_metadata(small_classifier: Classifier, tmp_path: Path) -> None:
@@ -198,7 +216,9 @@ def test_weights_of_another_precision_predict(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint8]
+)
 def test_weights_that_are_no_real_numbers_are_refused(
     small_classifier: Classifier, tmp_path: Path, dtype: torch.dtype
 ) -> None:
@@ -226,6 +246,56 @@ def test_numbers_without_end_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, path, {METADATA_KEY: '{"a": ' + "1" * 5000 + "}"})
     with pytest.raises(ModelFileError, match="not JSON"):
         Classifier.load(path)
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"labels": [1] * 300_000}, "labels|description is damaged"),
+        ({"labels": ["a"] * 200_000}, "a label appears twice"),
+        ({"network": {str(number): 1 for number in range(50_000)}}, "network: too long"),
+        ({"network": {"width": [0] * 300_000}}, "network: too long"),
+        ({"preprocessing": {"mean": [""] * 200_000}}, "preprocessing: too long"),
+        ({"training": [[]] * 200_000}, "training: not a mapping"),
+    ],
+)
+def test_endless_descriptions_are_refused_shortly(
+    small_classifier: Classifier, tmp_path: Path, about: dict[str, object], words: str
+) -> None:
+    path = tmp_path / "x.safetensors"
+    text = json.dumps(small_classifier.metadata() | about)
+    save_file({"a": torch.zeros(2)}, path, {METADATA_KEY: text})
+    with pytest.raises(ModelFileError, match=words) as refused:
+        Classifier.load(path)
+    assert len(str(refused.value)) < 1000
+
+
+def test_endless_headers_are_refused(small_classifier: Classifier, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    about = {METADATA_KEY: json.dumps(small_classifier.metadata())}
+    save_file({str(number): torch.zeros(0) for number in range(MOST_TENSORS + 1)}, path, about)
+    with pytest.raises(ModelFileError, match="10,001 tensors are no classifier's"):
+        Classifier.load(path)
+    save_file({"a": torch.zeros(2)}, path, about | {"more": "x" * 8 * LONGEST_DESCRIPTION})
+    with pytest.raises(ModelFileError, match="not a whole model"):
+        Classifier.load(path)
+
+
+def test_shapes_that_no_tensor_has_are_refused(
+    small_classifier: Classifier, tmp_path: Path
+) -> None:
+    """No numbers in 2⁶³ rows: safetensors lets it through, and PyTorch cannot count so far."""
+    path = tmp_path / "x.safetensors"
+    about = {METADATA_KEY: json.dumps(small_classifier.metadata())}
+    data = save({"a": torch.zeros(0, 1)}, about)
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].replace(b"[0,1]", b"[0,9223372036854775808]")
+    changed = bytearray(len(header).to_bytes(8, "little") + header + data[8 + size :])
+    seal_safetensors(changed)
+    path.write_bytes(changed)
+    with pytest.raises(ModelFileError, match="not a readable safetensors file") as refused:
+        Classifier.load(path)
+    assert "\n" not in str(refused.value)
 
 
 def test_labels_in_a_broken_encoding_survive(small_classifier: Classifier, tmp_path: Path) -> None:

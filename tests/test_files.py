@@ -23,6 +23,26 @@ def test_writes_and_replaces(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]  # noqa: PTH208
 
 
+def test_somebody_elses_file_stays_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the root user goes on with a user's run."""
+    path = tmp_path / "file"
+    write_text(path, "old")
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("files can be given away by the root user alone")
+    os.chown(path, 12345, 54321)
+    path.chmod(0o640)
+    write_text(path, "new")
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (12345, 54321, 0o640)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)  # anybody else gets a file of their own
+    write_text(path, "newer")
+    assert (path.read_text(), path.stat().st_uid) == ("newer", os.geteuid())
+
+
 def test_new_files_follow_the_umask(tmp_path: Path) -> None:
     previous = os.umask(0o027)
     try:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydantic import Field, TypeAdapter
+from pydantic import FailFast, Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors_bytes
 from torch import Tensor, nn
@@ -25,16 +25,20 @@ from mobilenetv2.errors import ConfigError, ModelFileError, UserError
 from mobilenetv2.files import written_whole
 from mobilenetv2.network.build import build_network
 from mobilenetv2.network.folding import fold_norms
-from mobilenetv2.seals import BLANK, DIGEST_KEY, safetensors_is_whole, seal_safetensors
+from mobilenetv2.seals import safetensors_is_whole, seal_safetensors
 
 METADATA_KEY = "mobilenetv2"
 """Where the safetensors file keeps the JSON that describes the classifier."""
 
-LONGEST_DESCRIPTION = 2 << 20  # characters; nested lists of more keep the parser busy for seconds
+LONGEST_DESCRIPTION = 1 << 20  # characters; nested lists of more keep the parser busy for seconds
+LONGEST_HEADER = 4 * LONGEST_DESCRIPTION  # bytes, where quotes and backslashes are written as two
+LONGEST_SECTION = 10_000  # characters of one part of the description that is no list of labels
+MOST_TENSORS = 10_000
+PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PREDICT_BATCH = 32
 
 Item = TypeVar("Item")
-Labels = Annotated[tuple[str, ...], Field(min_length=1)]
+Labels = Annotated[tuple[str, ...], Field(min_length=1), FailFast()]
 PictureLike = str | Path | Image.Image | np.ndarray[Any, Any]
 
 
@@ -202,8 +206,7 @@ class Classifier:
         text = json.dumps(self.metadata(), indent=1)
         if len(text) > LONGEST_DESCRIPTION:
             raise ModelFileError(f"{path}: labels and settings take {len(text):,} characters")
-        metadata = {METADATA_KEY: text, DIGEST_KEY: BLANK}
-        contents = bytearray(to_safetensors_bytes(weights, metadata))
+        contents = bytearray(to_safetensors_bytes(weights, {METADATA_KEY: text}))
         seal_safetensors(contents)
         with written_whole(Path(path)) as file:
             file.write(contents)
@@ -217,28 +220,21 @@ class Classifier:
         """
         try:
             with Path(path).open("rb") as bytes_:
-                if not safetensors_is_whole(bytes_):
+                header_size = int.from_bytes(bytes_.read(8), "little")
+                if header_size > LONGEST_HEADER or not safetensors_is_whole(bytes_):
                     raise ModelFileError(
-                        f"{path}: the file is damaged (its SHA-256 does not match)"
+                        f"{path}: not a whole model of this program: its SHA-256 is missing or "
+                        "does not match, so it was cut off, damaged or written by another"
                     )
             with safe_open(str(path), framework="pt") as file:
-                metadata = (file.metadata() or {}).get(METADATA_KEY)
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ModelFileError(f"{path}: not a readable safetensors file ({error})") from error
-        if metadata is None:
-            raise ModelFileError(
-                f"{path}: holds weights but no classifier (no {METADATA_KEY!r} metadata: labels "
-                "and preprocessing are missing)"
-            )
-        if len(metadata) > LONGEST_DESCRIPTION:
-            raise ModelFileError(
-                f"{path}: its description is damaged: {len(metadata):,} characters"
-            )
-        try:
-            description = json.loads(metadata)
-        except (ValueError, RecursionError) as error:
-            raise ModelFileError(f"{path}: its metadata is not JSON ({error})") from error
+                description = _described(file.metadata() or {}, str(path))
+                names = file.keys()
+                if len(names) > MOST_TENSORS:
+                    raise ModelFileError(f"{path}: {len(names):,} tensors are no classifier's")
+                weights = {name: _as_float32(file.get_tensor(name), str(path)) for name in names}
+        except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]  # PyTorch's own, of a shape, go on for pages
+            raise ModelFileError(f"{path}: not a readable safetensors file ({reason})") from error
         return cls.from_parts(description, weights, str(path))
 
     @classmethod
@@ -251,20 +247,25 @@ class Classifier:
             ModelFileError: they are incomplete, out of range, or do not fit each other.
         """
         try:
-            config = NetworkConfig(**metadata["network"])
-            preprocessing = Preprocessing(**metadata["preprocessing"])
+            config = NetworkConfig(**_section(metadata, "network"))
+            preprocessing = Preprocessing(**_section(metadata, "preprocessing"))
             labels = TypeAdapter(Labels).validate_python(metadata["labels"])
             if len(set(labels)) < len(labels):
                 raise ValueError("a label appears twice")
-            training = TypeAdapter(dict[str, Any]).validate_python(metadata.get("training", {}))
-        except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
-            raise ModelFileError(f"{origin}: its description is damaged: {error}") from error
+            training = metadata.get("training", {})
+            if not isinstance(training, dict):
+                raise ValueError("training: not a mapping")
+        except (
+            KeyError, TypeError, AttributeError, ValueError, RecursionError, ConfigError,
+        ) as error:  # fmt: skip
+            reason = "; ".join(str(error).splitlines()[:3])  # of as many as it has labels
+            raise ModelFileError(f"{origin}: its description is damaged: {reason}") from error
         try:
             # No memory is taken for weights that the file does not hold.
             with torch.device("meta"):
                 network = build_network(config, len(labels), preprocessing.channels)
-            _require_stored(weights)
-            floats = {name: _as_float32(tensor) for name, tensor in weights.items()}
+            require_stored(weights)
+            floats = {name: _as_float32(tensor, origin) for name, tensor in weights.items()}
             network.load_state_dict(floats, assign=True)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
@@ -273,6 +274,26 @@ class Classifier:
             ) from error
         network.requires_grad_().to(memory_format=torch.channels_last)
         return cls(network, config, preprocessing, labels, training)
+
+
+def _described(metadata: Mapping[str, str], origin: str) -> Any:
+    """What a file says of the classifier in it, as JSON values of any kind.
+
+    Raises:
+        ModelFileError: nothing, or nothing that can be read.
+    """
+    text = metadata.get(METADATA_KEY)
+    if text is None:
+        raise ModelFileError(
+            f"{origin}: holds weights but no classifier (no {METADATA_KEY!r} metadata: labels "
+            "and preprocessing are missing)"
+        )
+    if len(text) > LONGEST_DESCRIPTION:
+        raise ModelFileError(f"{origin}: its description is damaged: {len(text):,} characters")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{origin}: its metadata is not JSON ({error})") from error
 
 
 def check_top(top: int) -> None:
@@ -300,8 +321,20 @@ def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _require_stored(weights: Mapping[str, Tensor]) -> None:
-    """Make sure that the numbers are all there: a view can claim a thousand times what it shows."""
+def _section(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A part of the description; each of a million odd values would be complained of."""
+    section: dict[str, Any] = metadata[name]
+    if len(json.dumps(section)) > LONGEST_SECTION:
+        raise ValueError(f"{name}: too long")
+    return section
+
+
+def require_stored(weights: Mapping[str, Tensor]) -> None:
+    """Make sure that the numbers are all there: a view can claim a thousand times what it shows.
+
+    Raises:
+        ValueError: they are not.
+    """
     for name, tensor in weights.items():
         if tensor.layout is not torch.strided or tensor.device.type == "meta":
             raise ValueError(f"{name} is not stored as plain numbers")
@@ -313,11 +346,16 @@ def _require_stored(weights: Mapping[str, Tensor]) -> None:
         raise ValueError("fewer numbers are stored than the weights have")
 
 
-def _as_float32(weight: Tensor) -> Tensor:
+def _as_float32(weight: Tensor, origin: str) -> Tensor:
     """Weights of another precision in the one that networks predict in; counters as they are."""
-    if weight.is_complex():
-        raise ValueError("weights are real numbers, these are complex")
-    return weight.float() if weight.is_floating_point() else weight
+    if weight.dtype == torch.int64:
+        return weight
+    if weight.dtype not in PRECISIONS:
+        raise ModelFileError(
+            f"{origin}: the weights do not fit the network that the file describes: they are "
+            f"{weight.dtype}, not real numbers of 16 bits or more"
+        )
+    return weight.float()
 
 
 def _to_image(array: np.ndarray[Any, Any]) -> Image.Image:

@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes
         with os.fdopen(descriptor, "w+b") as file:
             yield file
             flush_to_disk(file)
+        _give_owner(Path(neighbour), path)
         Path(neighbour).chmod(_permissions(path))
         if previous is not None:
             with suppress(FileNotFoundError):  # nothing was there before
@@ -45,8 +47,7 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes
             _flush_folder(path.parent)
     except OSError as error:
         raise WorkFailed(
-            f"{path}: cannot be written ({error.strerror or error}); what was there before is "
-            f"{'still there' if path.exists() or previous is None else f'in {previous}'}"
+            f"{path}: cannot be written ({error.strerror or error}){_what_is_left(path, previous)}"
         ) from error
     finally:
         if neighbour is not None:
@@ -90,6 +91,24 @@ def remove_leftovers(path: Path) -> None:
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         leftover.unlink(missing_ok=True)
+
+
+def _what_is_left(path: Path, previous: Path | None) -> str:
+    if path.exists():
+        return "; what was there before is still there"
+    if previous is not None and previous.exists():
+        return f"; what was there before is in {previous}"
+    return ""
+
+
+def _give_owner(new: Path, old: Path) -> None:
+    """Somebody else's file stays theirs, where we may give it to them: as the root user, mostly."""
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):
+        before, now = old.stat(), new.stat()
+        if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
+            os.chown(new, before.st_uid, before.st_gid)
 
 
 def _permissions(path: Path) -> int:

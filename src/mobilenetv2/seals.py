@@ -2,13 +2,12 @@
 
 Sealed files stay what they are for every other program. A zip archive, which a checkpoint is,
 carries the digest of its bytes as the archive's comment. A safetensors file carries it as an entry
-of its metadata, taken while that entry was all zeros. Either way no bit of the file can flip, and
+of its metadata, taken while its digits were all zeros. Either way no bit of the file can flip, and
 no part of it can be missing, without being noticed; that somebody changed it on purpose cannot be.
 """
 
 import hashlib
-import json
-from typing import IO, Any
+from typing import IO
 
 HEX_DIGITS = 64
 MARK = b"sha256:"
@@ -16,11 +15,11 @@ COMMENT_SIZE = len(MARK) + HEX_DIGITS
 END_OF_DIRECTORY = b"PK\5\6"  # the last record of a zip archive, 22 bytes without a comment
 CHUNK = 1 << 20
 
+METADATA = b'{"__metadata__":{'  # how a safetensors header with metadata begins
+BLANK = "0" * HEX_DIGITS
+
 DIGEST_KEY = "sha256"
 """Name of the digest in a safetensors file's metadata."""
-
-BLANK = "0" * HEX_DIGITS
-"""What is written for the digest at first."""
 
 
 def seal_zip(archive: bytearray) -> None:
@@ -50,55 +49,60 @@ def zip_is_whole(file: IO[bytes]) -> bool:
         return False
     file.seek(size - COMMENT_SIZE)
     comment = file.read(COMMENT_SIZE)
-    return comment == MARK + _digest(file, 0, size - HEX_DIGITS).encode()
+    digest = hashlib.sha256()
+    _add(digest, file, 0, size - HEX_DIGITS)
+    return comment == MARK + digest.hexdigest().encode()
 
 
 def seal_safetensors(data: bytearray) -> None:
-    """Put the digest into the metadata, where ``DIGEST_KEY`` holds ``BLANK`` so far (in place)."""
-    place = _digest_place(data)
-    if data[place : place + HEX_DIGITS] != BLANK.encode():
-        raise ValueError("the metadata have no blank for the digest")
+    """Put the digest into the metadata of a safetensors file, as their first entry (in place).
+
+    The library writes several entries in an order that changes from call to call; with one of its
+    own and this one, the same contents always become the same file.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header = bytes(data[8 : 8 + size]).rstrip()
+    rest = header.removeprefix(METADATA)
+    if rest == header or rest.startswith(b"}") or _entry("")[:-1] in rest:
+        raise ValueError("not a safetensors file with metadata and without a digest")
+    header = METADATA + _entry(BLANK) + b"," + rest
+    header += b" " * (-len(header) % 8)  # so that the numbers lie where processors like them
+    data[: 8 + size] = len(header).to_bytes(8, "little") + header
+    place = _digest_place(header) + 8
     data[place : place + HEX_DIGITS] = hashlib.sha256(data).hexdigest().encode()
 
 
 def safetensors_is_whole(file: IO[bytes]) -> bool:
-    """Whether a safetensors file is what :func:`seal_safetensors` made, or was never sealed."""
+    """Whether a safetensors file is exactly what :func:`seal_safetensors` made."""
     file.seek(0)
     header_size = int.from_bytes(file.read(8), "little")
     end = file.seek(0, 2)
     if header_size > end - 8:
         return False
     file.seek(0)
-    header = file.read(8 + header_size)
-    stored = _stored_digest(header)
-    if stored is None:
-        return True
-    place = _digest_place(header)
-    if header[place : place + HEX_DIGITS] != stored.encode():
-        return False
-    unsealed = header[:place] + BLANK.encode() + header[place + HEX_DIGITS :]
-    return _digest(file, len(header), end, before=unsealed) == stored
+    place = _digest_place(file.read(8 + header_size))
+    file.seek(place)
+    stored = file.read(HEX_DIGITS)
+    digest = hashlib.sha256()
+    _add(digest, file, 0, place)
+    digest.update(BLANK.encode())
+    _add(digest, file, place + HEX_DIGITS, end)
+    return stored == digest.hexdigest().encode()
 
 
-def _stored_digest(header: bytes) -> str | None:
-    """The digest in the metadata; None where nobody wrote one."""
-    try:
-        metadata: Any = json.loads(header[8:]).get("__metadata__", {})
-        stored = metadata.get(DIGEST_KEY)
-    except (ValueError, RecursionError, AttributeError):
-        return None  # whoever reads the file says what is wrong with it
-    return stored if isinstance(stored, str) and len(stored) == HEX_DIGITS else None
+def _entry(digest: str) -> bytes:
+    """The digest's entry in the metadata. Inside of other values, quotes are escaped."""
+    return f'"{DIGEST_KEY}":"{digest}"'.encode()
 
 
 def _digest_place(data: bytes | bytearray) -> int:
     """Where the digits of the digest begin."""
-    key = f'"{DIGEST_KEY}":"'.encode()
-    return data.find(key) + len(key)
+    start = _entry("")[:-1]
+    return data.find(start) + len(start)
 
 
-def _digest(file: IO[bytes], start: int, end: int, before: bytes = b"") -> str:
-    """Of ``before``, and of what follows it in the file."""
-    digest = hashlib.sha256(before)
+def _add(digest: "hashlib._Hash", file: IO[bytes], start: int, end: int) -> None:
+    """A part of a file into a digest."""
     file.seek(start)
     while start < end:
         part = file.read(min(CHUNK, end - start))
@@ -106,4 +110,3 @@ def _digest(file: IO[bytes], start: int, end: int, before: bytes = b"") -> str:
             break  # the file became shorter while it was read
         digest.update(part)
         start += len(part)
-    return digest.hexdigest()

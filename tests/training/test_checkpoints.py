@@ -103,6 +103,31 @@ def test_a_run_goes_on_only_as_it_was_begun(
     assert not (unfinished / ".lock").exists()
 
 
+def test_settings_that_are_younger_than_the_run_have_their_defaults(unfinished: Path) -> None:
+    for name in ("last", "previous"):
+        path = unfinished / f"{name}.pth.tar"
+        contents = torch.load(path, weights_only=True)
+        del contents["settings"]["sync_norm"]
+        del contents["settings"]["augment"]["mixup"]
+        path.write_bytes(to_archive(contents))
+    text = (unfinished / "config.yaml").read_text()
+    older = "".join(line for line in text.splitlines(True) if "sync_norm" not in line)
+    assert older != text
+    write_text(unfinished / "config.yaml", older)
+    config = RunFolder.open(unfinished).read_config()
+    with pytest.raises(ConfigError, match=r"but sync_norm was True and is False\. Leave"):
+        mobilenetv2.resume(unfinished, config=config.model_copy(update={"sync_norm": False}))
+    last = unfinished / "last.pth.tar"
+    contents = torch.load(last, weights_only=True)
+    contents["settings"]["turbo"] = 11
+    (unfinished / "previous.pth.tar").write_bytes(last.read_bytes())
+    last.write_bytes(to_archive(contents))
+    with pytest.raises(ConfigError, match="turbo was 11 and is no setting of this version"):
+        mobilenetv2.resume(unfinished)
+    (unfinished / "previous.pth.tar").replace(last)
+    assert mobilenetv2.resume(unfinished)["steps"] == 6
+
+
 def test_other_flags_are_refused_by_name(unfinished: Path, run_cli: Run) -> None:
     code, _, error = run_cli(
         "train", "--resume", unfinished, "--epochs", 50, "--lr", 0.05, "--ema", 0

@@ -188,7 +188,7 @@ def test_evaluation_is_the_same_to_the_last_digit(quick: Quick, tmp_path: Path) 
     config = quick("run", **RICH)
     mobilenetv2.train(config)
     reports = []
-    for count in (1, 3):
+    for count in (1, 7):  # more than there are batches: some have nothing to do
         report = tmp_path / f"report {count}"
         done = torchrun(tmp_path, count, "evaluate", config.out, "--report", report)
         assert done.returncode == 0, done.stderr

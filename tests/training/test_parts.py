@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from mobilenetv2.config import (
 )
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import Batches, LabelledPictures
+from mobilenetv2.distributed import Processes
 from mobilenetv2.errors import ConfigError, Interrupted, NonFiniteLoss, WorkFailed
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
@@ -34,7 +34,7 @@ from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.optimizers import build_optimizer
 from mobilenetv2.training.reporter import Reporter, StepOutcome
 from mobilenetv2.training.schedules import build_schedule, schedule_factor
-from mobilenetv2.training.signals import StopRequest
+from mobilenetv2.training.signals import StopRequest, stopped_at_once
 
 CPU = choose_device(MachineConfig(device="cpu", precision="fp32", fast_ops="off"))
 
@@ -307,7 +307,7 @@ def _usual_interrupts() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_usual_interrupts")
 def test_the_first_signal_asks_the_second_ends() -> None:
-    with StopRequest(Path("run")) as stop:
+    with StopRequest("Go on") as stop:
         assert stop.received is None
         stop.check()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -322,26 +322,33 @@ def test_the_first_signal_asks_the_second_ends() -> None:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 130)]
 )
 def test_work_is_left_between_steps_or_at_once(number: signal.Signals, code: int) -> None:
-    words = f"by {number.name} .*--resume a/run"
-    with pytest.raises(Interrupted, match=words) as raised, StopRequest(Path("a/run")) as stop:
+    words = f"stopped by {number.name} before the first step. Go on so$"
+    with pytest.raises(Interrupted, match=words) as raised, StopRequest("Go on so") as stop:
         os.kill(os.getpid(), number)
         stop.check()
     assert raised.value.exit_code == code
     got_on = False
-    with pytest.raises(Interrupted), StopRequest(Path("a/run")) as stop, stop.at_once():
+    with pytest.raises(Interrupted), StopRequest("Go on so") as stop, stop.at_once():
         os.kill(os.getpid(), number)
         time.sleep(5)
         got_on = True
     assert not got_on
-    with pytest.raises(Interrupted), StopRequest(Path("a/run")) as stop:
+    with pytest.raises(Interrupted), StopRequest("Go on so") as stop:
         os.kill(os.getpid(), number)
         with stop.at_once():  # it came before
             got_on = True
     assert not got_on
-    with StopRequest(Path("a/run")) as stop:
+    with StopRequest("Go on so") as stop:
         with stop.at_once():
             pass
         os.kill(os.getpid(), number)  # too late: the work is done
+    with pytest.raises(Interrupted, match=words), stopped_at_once("Go on so"):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    with stopped_at_once("Go on so"):
+        pass
+    with stopped_at_once("Go on so", Processes(0, 2)):  # of several, each ends as programs do
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # ---------------------------------------------------------------- checkpoint intervals

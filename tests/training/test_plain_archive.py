@@ -12,7 +12,7 @@ import torch
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import MachineConfig
 from mobilenetv2.errors import ModelFileError
-from mobilenetv2.seals import seal_zip
+from mobilenetv2.seals import COMMENT_SIZE, seal_zip
 from mobilenetv2.training.checkpoints import Checkpoint, to_archive
 from mobilenetv2.training.device import strictly
 from mobilenetv2.training.plain_archive import NotPlain, require_plain
@@ -36,7 +36,13 @@ def packed(change: Callable[[str, bytes], bytes], method: int = zipfile.ZIP_STOR
     ):
         for name in source.namelist():
             target.writestr(name, change(name, source.read(name)))
-    return output
+    return sealed(output)
+
+
+def sealed(archive: io.BytesIO) -> io.BytesIO:
+    data = bytearray(archive.getvalue())
+    seal_zip(data)
+    return io.BytesIO(data)
 
 
 def as_it_is(_: str, data: bytes) -> bytes:
@@ -74,7 +80,7 @@ def test_what_is_more_than_a_checkpoint() -> None:
     with pytest.raises(NotPlain, match=r"no data\.pkl"):
         empty = io.BytesIO()
         zipfile.ZipFile(empty, "w").close()
-        require_plain(empty)
+        require_plain(sealed(empty))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +103,8 @@ def test_objects_of_other_kinds_are_refused_by_name(tmp_path: Path, value: Any, 
 
 def test_a_directory_that_lies(tmp_path: Path) -> None:
     """Two entries for the same bytes: the records add up to more than the file."""
-    data = packed(as_it_is).getvalue()
+    data = packed(as_it_is).getvalue()[:-COMMENT_SIZE]
+    data = data[:-2] + b"\0\0"  # not sealed yet
     start = data.find(b"PK\1\2")
     end = data.rfind(b"PK\5\6")
     many = bytearray(data[:start] + data[start:end] * 2 + data[end:])
@@ -112,6 +119,56 @@ def test_a_directory_that_lies(tmp_path: Path) -> None:
     path.write_bytes(many)
     with pytest.raises(ModelFileError, match="packed or doubled"):
         Checkpoint.load(path)
+
+
+def test_very_many_records_are_refused_unread() -> None:
+    """In the directory's size as 32 bits and, which `zipfile` believes first, as 64 bits."""
+    output = io.BytesIO()
+    with zipfile.ZipFile(output, "w") as archive:
+        for number in range(50_000):
+            archive.writestr(f"a/{number}", b"")
+    with pytest.raises(NotPlain, match="too many records"):
+        require_plain(sealed(output))
+    data = bytearray(to_archive({"a": 1}))[:-COMMENT_SIZE]
+    data[-2:] = b"\0\0"
+    assert data[-42:-38] == b"PK\6\7"
+    data[-58:-50] = (1 << 40).to_bytes(8, "little")
+    with pytest.raises(NotPlain, match="too many records"):
+        require_plain(sealed(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("part", [b"N0", b"]q\1h\1", b"K\1", b"("])
+def test_very_long_pickles_are_refused(part: bytes) -> None:
+    def endless(name: str, data: bytes) -> bytes:
+        return b"\x80\2" + part * 400_000 + b"." if name.endswith("data.pkl") else data
+
+    with pytest.raises(NotPlain, match="too long to look through"):
+        require_plain(packed(endless))
+
+
+@pytest.mark.parametrize("place", ["settings", "history", "classifier", "schedule", "surprise"])
+def test_few_values_that_become_many_are_refused(
+    unfinished: Path, place: str, tmp_path: Path
+) -> None:
+    many: Any = "x"
+    for _ in range(30):
+        many = [many] * 10
+    contents = torch.load(unfinished / "last.pth.tar", weights_only=True)
+    path = tmp_path / "x.pth.tar"
+    path.write_bytes(to_archive({**contents, place: {"a": many}}))
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(ModelFileError, match="too many values"):
+        Checkpoint.load(path)
+
+
+def test_numbers_that_are_not_there_are_refused_everywhere(unfinished: Path) -> None:
+    """A momentum of a thousand times the file would be made real by the first step."""
+    last = unfinished / "last.pth.tar"
+    contents = torch.load(last, weights_only=True)
+    contents["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(1).expand(1 << 30)
+    last.write_bytes(to_archive(contents))
+    with pytest.raises(ModelFileError, match="fewer numbers are stored"):
+        Checkpoint.load(last)
 
 
 def test_weights_that_are_not_there(small_classifier: Classifier) -> None:

@@ -18,7 +18,7 @@ from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.files import read_back, written_whole
 from mobilenetv2.seals import seal_zip, zip_is_whole
-from mobilenetv2.training.plain_archive import NotPlain, require_plain
+from mobilenetv2.training.plain_archive import NotPlain, require_modest, require_plain
 
 FORMAT, VERSION = "mobilenetv2 checkpoint", 2
 
@@ -100,6 +100,7 @@ class Checkpoint:
                 file.seek(0)
                 warnings.simplefilter("ignore")  # about pickles that are refused right after
                 contents = torch.load(file, map_location="cpu", weights_only=True)
+                require_modest(contents)
         except ModelFileError:
             raise
         except FileNotFoundError as error:
@@ -163,11 +164,12 @@ def require_same_settings(config: TrainConfig, begun_with: dict[str, Any], origi
         ConfigError: names the settings that differ.
     """
     now = _flat(config.model_dump(mode="json"))
-    then = _flat(begun_with)
+    # What did not exist yet when the run was begun was as it is by default.
+    then = _flat(TrainConfig().model_dump(mode="json")) | _flat(begun_with)
     changed = [
-        f"{name} was {then.get(name)} and is {now.get(name)}"
-        for name in sorted(now.keys() | then.keys())
-        if now.get(name) != then.get(name)
+        f"{name} was {then[name]} and is {now.get(name, 'no setting of this version')}"
+        for name in sorted(then.keys())
+        if name not in now or now[name] != then[name]
     ]
     if changed:
         raise ConfigError(

@@ -8,6 +8,9 @@ from mobilenetv2.errors import ModelFileError
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.run_folder import RunFolder
 
+EXPORTED = {".onnx", ".xml", ".bin", ".pt2", ".tflite", ".pte", ".html"}
+"""Files that :func:`mobilenetv2.shipping.export.export` writes and nothing here reads."""
+
 
 def load(model: str | Path) -> Classifier:
     """The classifier in a run folder, a ``.safetensors`` file or a ``.pth.tar`` checkpoint.
@@ -15,7 +18,8 @@ def load(model: str | Path) -> Classifier:
     A run that is not finished gives its best epoch so far.
 
     Raises:
-        ModelFileError: there is nothing there, or no classifier in it. No code in it ever runs.
+        ModelFileError: there is nothing there, or no classifier in it. No code in it ever runs,
+            and no other file is opened because it says so.
     """
     path = Path(model)
     if path.is_dir():
@@ -24,6 +28,11 @@ def load(model: str | Path) -> Classifier:
         raise ModelFileError(f"{path}: there is no such run folder or model file")
     if path.suffix == ".safetensors":
         return Classifier.load(path)
+    if path.suffix in EXPORTED:
+        raise ModelFileError(
+            f"{path}: an exported file is for other programs; name the run folder or its "
+            "model.safetensors"
+        )
     return Checkpoint.load(path).build_classifier(str(path))
 
 

@@ -10,6 +10,11 @@ import zipfile
 from collections.abc import Iterator
 from typing import IO, Any
 
+from torch import Tensor
+
+from mobilenetv2.classifier import require_stored
+from mobilenetv2.seals import COMMENT_SIZE
+
 STORAGES = {
     "torch BoolStorage": 1, "torch ByteStorage": 1, "torch CharStorage": 1,
     "torch ShortStorage": 2, "torch HalfStorage": 2, "torch BFloat16Storage": 2,
@@ -20,6 +25,9 @@ STORAGES = {
 
 OTHERS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"}
 
+LONGEST_DIRECTORY = 2 << 20  # bytes; a checkpoint's has a hundred for each of a thousand tensors
+MOST_OPERATIONS = 300_000  # of a pickle; a checkpoint has ten thousand, and two for each label
+MOST_VALUES = 100_000  # that come of them: a list of one list ten times, and so on, is soon endless
 PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 GETS = {"GET", "BINGET", "LONG_BINGET"}
 MARK, TUPLE = object(), object()
@@ -31,13 +39,15 @@ class NotPlain(Exception):  # noqa: N818
 
 
 def require_plain(file: IO[bytes]) -> None:
-    """Make sure that a zip archive holds tensors and plain values, of the sizes that it says.
+    """Make sure that a sealed archive holds tensors and plain values, of the sizes that it says.
 
     Raises:
         NotPlain: it does not; says why.
         ValueError, zipfile.BadZipFile: it is no archive or no pickle.
     """
     size = file.seek(0, 2)
+    if _directory_size(file) > LONGEST_DIRECTORY:
+        raise NotPlain("it has too many records")
     with zipfile.ZipFile(file) as archive:
         records: dict[str, int] = {}
         for record in archive.infolist():
@@ -55,6 +65,36 @@ def require_plain(file: IO[bytes]) -> None:
                 raise NotPlain(f"storage {key!r} has another size than it says")
 
 
+def require_modest(contents: Any) -> None:
+    """Make sure that what was unpickled is no more than it seemed: values, numbers of tensors.
+
+    Raises:
+        NotPlain: it is.
+        ValueError: a tensor claims more than is stored.
+    """
+    values, tensors = [contents], {}
+    for done, value in enumerate(values):  # which grows on the way
+        if isinstance(value, dict):
+            values += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            values += value
+        elif isinstance(value, Tensor):
+            tensors[str(done)] = value
+        if len(values) > MOST_VALUES:
+            raise NotPlain("it has too many values")
+    require_stored(tensors)
+
+
+def _directory_size(file: IO[bytes]) -> int:
+    """Bytes of the list of records, as the end of a sealed archive says: in 64 bits or in 32."""
+    end = COMMENT_SIZE + 22  # of the last record and the comment; before it, 20 point to a longer
+    file.seek(-min(file.seek(0, 2), end + 36), 2)
+    tail = file.read()
+    if tail[-end - 20 : -end - 16] == b"PK\6\7":
+        return int.from_bytes(tail[-end - 36 : -end - 28], "little")
+    return int.from_bytes(tail[12 - end : 16 - end], "little")
+
+
 def _storages(pickled: bytes) -> Iterator[tuple[str, int]]:
     """Key and bytes of every storage that a pickle refers to.
 
@@ -63,7 +103,9 @@ def _storages(pickled: bytes) -> Iterator[tuple[str, int]]:
     """
     memo: dict[Any, Any] = {}
     recent: list[Any] = []  # what the last operations put on the stack, as far as known
-    for operation, argument, _ in pickletools.genops(pickled):
+    for done, (operation, argument, _) in enumerate(pickletools.genops(pickled)):
+        if done == MOST_OPERATIONS:
+            raise NotPlain("it is too long to look through")
         name = operation.name
         if name in PUTS:
             memo[len(memo) if name == "MEMOIZE" else argument] = recent[-1] if recent else UNKNOWN

@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -28,14 +27,14 @@ class StopRequest:
     the block becomes an :class:`Interrupted` that says how to go on.
 
     Args:
-        run: the folder to go on with.
+        go_on: what the user can do afterwards, in a sentence.
         processes: those that work together; a signal to one of them stops all at the same step.
     """
 
-    def __init__(self, run: Path, processes: Processes = ALONE) -> None:
+    def __init__(self, go_on: str, processes: Processes = ALONE) -> None:
         self.received: signal.Signals | None = None
         self._processes = processes
-        self._run = run
+        self._go_on = go_on
         self._at_once = False
         self._previous: dict[int, Any] = {}
 
@@ -87,8 +86,7 @@ class StopRequest:
         if isinstance(error, Stopped) and self.received:
             words = str(error) or "before the first step"
             raise Interrupted(
-                f"stopped by {self.received.name} {words}. Go on with: mobilenetv2 train "
-                f"--resume {self._run}",
+                f"stopped by {self.received.name} {words}. {self._go_on}",
                 exit_code=143 if self.received == signal.SIGTERM else 130,  # as a shell gives
             ) from None
 
@@ -103,3 +101,19 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+@contextmanager
+def stopped_at_once(go_on: str, processes: Processes = ALONE) -> Iterator[None]:
+    """While entered, a signal ends work that leaves nothing behind.
+
+    Several processes end as they do without this: ``torchrun`` sees one die and ends the others.
+
+    Raises:
+        Interrupted: a signal came; says ``go_on``.
+    """
+    if processes.count > 1:
+        yield
+        return
+    with StopRequest(go_on) as stop, stop.at_once():
+        yield

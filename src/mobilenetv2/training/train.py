@@ -34,7 +34,7 @@ from mobilenetv2.training.pick_up import claim_new, claim_old, ended_before, pic
 from mobilenetv2.training.progress import TensorBoard
 from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
 from mobilenetv2.training.run_folder import RunFolder
-from mobilenetv2.training.signals import Stopped, StopRequest
+from mobilenetv2.training.signals import Stopped, StopRequest, stopped_at_once
 from mobilenetv2.training.start import Start, start
 from mobilenetv2.training.state import RunState
 from mobilenetv2.training.transfer import set_train_mode
@@ -61,14 +61,15 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     if config.tensorboard:
         TensorBoard.require()
     with joined() as processes:
-        begun = start(config)
+        with stopped_at_once("Nothing was written; begin again with the same command", processes):
+            begun = start(config)
         if begun_before := restarted_run(begun.config, processes):
             config = begun.config.model_copy(update={"overwrite": False})
             result = ended_before(begun_before, config, processes)
             return result or resume(begun_before, console, config)
         with (
             claim_new(begun.config, processes) as folder,
-            StopRequest(folder.path, processes) as stop,
+            StopRequest(_resume_command(folder.path), processes) as stop,
             strictly(begun.config.machine.deterministic),
         ):
             return Training(begun, folder, console, stop, processes).run()
@@ -96,9 +97,10 @@ def resume(
     with (
         joined() as processes,
         claim_old(path, processes) as folder,
-        StopRequest(path, processes) as stop,
+        StopRequest(_resume_command(path), processes) as stop,
     ):
-        begun, checkpoint = pick_up(folder, config, processes)
+        with stop.at_once():
+            begun, checkpoint = pick_up(folder, config, processes)
         with strictly(begun.config.machine.deterministic):
             return Training(begun, folder, console, stop, processes, checkpoint).run()
 
@@ -109,9 +111,11 @@ def run_range_test(config: TrainConfig) -> RangeTest:
     Raises:
         UserError: the settings or the data cannot be used.
         WorkFailed: the loss never fell.
+        Interrupted: a signal came.
     """
-    begun = start(config)
-    return find_lr(begun.classifier, _batches(begun), begun.config, begun.device, begun.tuning)
+    with stopped_at_once("Nothing was written; search again with the same command"):
+        begun = start(config)
+        return find_lr(begun.classifier, _batches(begun), begun.config, begun.device, begun.tuning)
 
 
 class Training(RunState):
@@ -129,7 +133,7 @@ class Training(RunState):
         self.folder = folder
         self.processes = processes
         self.console = console if console and processes.is_first else Console(quiet=True)
-        self.stop = stop or StopRequest(folder.path)
+        self.stop = stop or StopRequest(_resume_command(folder.path))
         self.batches = _batches(begun, processes)
         self.features: FrozenFeatures | None = None
         if begun.tuning.head_only:
@@ -335,6 +339,10 @@ class Training(RunState):
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _resume_command(run: Path) -> str:
+    return f"Go on with: mobilenetv2 train --resume {run}"
 
 
 def _batches(begun: Start, processes: Processes = ALONE) -> Batches:
