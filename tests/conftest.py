@@ -48,9 +48,9 @@ def heard_interrupts() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def runtime_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What this machine's fastest runtime is must not decide about tests."""
-    path = tmp_path / "notes" / "runtimes.json"
-    monkeypatch.setattr("mobilenetv2.runtimes.memory.notes_path", lambda: path)
-    return path
+    folder = tmp_path / "notes"
+    monkeypatch.setattr("mobilenetv2.runtimes.copies.folder", lambda: folder)
+    return folder / "runtimes.json"
 
 
 @pytest.fixture

@@ -355,3 +355,18 @@ def test_labels_in_a_broken_encoding(
         table = tmp_path / f"table{flag}"
         assert run_cli("predict", tmp_path / "run", folder, flag, table)[0] == 0
         assert table.read_bytes().count(b"\n") == 24 + (flag == "--csv")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+@pytest.mark.parametrize("inside", ["", "photos"])
+def test_a_folder_without_permission(run_cli: Run, tmp_path: Path, inside: str) -> None:
+    locked = tmp_path / "locked"
+    (locked / "photos").mkdir(parents=True)
+    locked.chmod(0)
+    try:
+        for command in (["inspect"], ["train"], ["predict", tmp_path / "run"]):
+            code, _, err = run_cli(*command, locked / inside)
+            assert code == 2
+            assert "Traceback" not in err
+    finally:
+        locked.chmod(0o755)

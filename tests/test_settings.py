@@ -128,7 +128,7 @@ def test_pretrained_weights_bring_their_own_pace() -> None:
     plain, gentle = configure("cifar10"), configure("cifar10", weights="imagenet")
     assert gentle.optimizer.lr < plain.optimizer.lr / 10
     assert gentle.augment.mixup > 0
-    assert gentle.augment.model_copy(update={"mixup": 0.0}) == plain.augment
+    assert gentle.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0}) == plain.augment
     assert configure("cifar10", transfer={"weights": "imagenet"}).optimizer == gentle.optimizer
     section = TransferConfig(weights="x.pth")
     assert configure("cifar10", transfer=section).optimizer == gentle.optimizer

@@ -21,15 +21,19 @@ from mobilenetv2.config import (
     unset,
 )
 
-RuntimeName = Literal["torch", "onnxruntime", "openvino", "openvino-bf16"]
+RuntimeName = Literal[
+    "torch", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16", "openvino-int8",
+    "litert",
+]  # fmt: skip
 
 
 class RuntimeConfig(DeviceConfig):
     """Where a finished network runs, and what runs it."""
 
     runtime: Literal["auto"] | RuntimeName = "auto"
-    """The library that runs the network on a CPU; auto: the fastest that `mobilenetv2 benchmark`
-    found for this model, for 64 pictures or more, else PyTorch."""
+    """The library that runs the network on a CPU, in float32 unless its name says another
+    precision; auto: the fastest that `mobilenetv2 benchmark` found in agreement for this model, for
+    64 pictures or more, else PyTorch. int8 and litert run copies that `benchmark` makes."""
 
 
 class EvaluateConfig(OutputConfig):

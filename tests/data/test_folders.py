@@ -194,3 +194,17 @@ def test_list_pictures(make):
         list_pictures([root / "c"])
     with pytest.raises(DataError, match="No pictures"):
         list_pictures([])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
+@pytest.mark.parametrize("where", [".", "cat"])
+def test_a_folder_without_permission_is_told_apart_from_an_empty_one(make, where):
+    root = make("cat/1.jpg", "dog/1.jpg")
+    (root / where).chmod(0)
+    try:
+        with pytest.raises(DataError, match="No permission to list"):
+            scan_folder(root)
+        with pytest.raises(DataError, match="No permission to list"):
+            list_pictures([root / where])
+    finally:
+        (root / where).chmod(0o755)

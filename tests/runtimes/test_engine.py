@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from PIL import Image
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.errors import ModelFileError, UserError
-from mobilenetv2.runtimes import memory
+from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import Engine, with_runtime
 from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.onnx_network import network_model
 from mobilenetv2.runtimes.sessions import onnxruntime_session
+from mobilenetv2.shipping.network_copies import make_copy
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -75,16 +77,16 @@ def test_threads_do_not_mix_their_pictures(
 
 
 def test_the_fastest_is_remembered(small_classifier: Classifier, runtime_notes: Path) -> None:
-    assert memory.recall(small_classifier) is None
+    assert memory.recall(small_classifier) == []
     assert memory.fastest(small_classifier, 1000).engine is None
     memory.remember(small_classifier, "openvino-bf16", "onnxruntime")
-    assert memory.recall(small_classifier) == "openvino-bf16"
+    assert memory.recall(small_classifier) == ["openvino-bf16", "onnxruntime"]
     # Another network of the same shape: nobody knows what less than float32 does to it.
     torch.manual_seed(9)
     other = Classifier.create(
         small_classifier.config, small_classifier.preprocessing, small_classifier.labels
     )
-    assert memory.recall(other) == "onnxruntime"
+    assert memory.recall(other) == ["onnxruntime"]
     notes = json.loads(runtime_notes.read_text())
     assert list(notes) == [memory.machine()]
 
@@ -105,26 +107,81 @@ def test_damaged_notes_are_no_notes(
 ) -> None:
     runtime_notes.parent.mkdir(parents=True)
     if "%s" in text:
-        text = text % (memory.machine(), memory.shape(small_classifier))
+        text = text % (memory.machine(), copies.shape(small_classifier))
     runtime_notes.write_text(text, encoding="latin-1")
-    assert memory.recall(small_classifier) is None
+    assert memory.recall(small_classifier) == []
 
 
 def test_a_library_that_is_gone_is_not_chosen(
     small_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory.remember(small_classifier, "openvino", "openvino")
-    monkeypatch.setattr(memory, "available", lambda _: False)
+    monkeypatch.setattr(memory, "available", lambda *_: False)
     assert memory.fastest(small_classifier, 1000).engine is None
 
 
 def test_the_fingerprint_sees_every_weight(small_classifier: Classifier) -> None:
-    before = memory.fingerprint(small_classifier)
+    before = copies.fingerprint(small_classifier)
     small_classifier.network.to(memory_format=torch.channels_last)  # as a file is loaded
-    assert memory.fingerprint(small_classifier) == before
+    assert copies.fingerprint(small_classifier) == before
     with torch.no_grad():
         next(iter(small_classifier.network.parameters())).view(-1)[0] += 1e-3
-    assert memory.fingerprint(small_classifier) != before
+    assert copies.fingerprint(small_classifier) != before
+
+
+def test_the_fingerprint_sees_the_normalisation(small_classifier: Classifier) -> None:
+    """It is part of a copy, so a copy must not serve a classifier with another one."""
+    wanted = small_classifier.preprocessing.model_copy(update={"mean": (0.41,)})
+    other = replace(small_classifier, preprocessing=wanted)
+    assert copies.fingerprint(other) != copies.fingerprint(small_classifier)
+
+
+@pytest.mark.parametrize("runtime", sorted(copies.SUFFIXES))
+def test_without_a_copy_a_message(runtime: str, small_classifier: Classifier) -> None:
+    with pytest.raises(UserError, match="mobilenetv2 benchmark MODEL"):
+        Engine(small_classifier, runtime)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime-int8", "openvino-int8"])
+def test_the_copy_is_what_runs(runtime: str, small_classifier: Classifier) -> None:
+    for library in ("onnx", "onnxruntime", runtime.partition("-")[0]):
+        pytest.importorskip(library)
+    pictures = noise(small_classifier, 64)
+    make_copy(small_classifier, runtime, pictures)
+    memory.remember(small_classifier, runtime, "onnxruntime")
+    fast = memory.fastest(small_classifier, 1000)
+    assert isinstance(fast.engine, Engine)
+    assert fast.engine.runtime == runtime
+    difference = (fast.logits(pictures) - small_classifier.logits(pictures)).abs().max()
+    assert 1e-4 < difference < 0.5 * small_classifier.logits(pictures).std()
+    copies.copy_of(small_classifier, runtime).unlink()
+    fast = memory.fastest(small_classifier, 1000)
+    assert isinstance(fast.engine, Engine)
+    assert fast.engine.runtime == "onnxruntime", "the fastest that is left"
+
+
+def test_a_damaged_copy_is_a_message(small_classifier: Classifier) -> None:
+    pytest.importorskip("onnxruntime")
+    path = copies.copy_of(small_classifier, "onnxruntime-int8")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no network")
+    with pytest.raises(ModelFileError, match=path.name):
+        Engine(small_classifier, "onnxruntime-int8")
+
+
+@pytest.mark.filterwarnings("ignore")  # the converter's own
+def test_litert_takes_batches_of_any_size(small_classifier: Classifier) -> None:
+    pytest.importorskip("litert_torch")
+    pytest.importorskip("ai_edge_litert")
+    make_copy(small_classifier, "litert", noise(small_classifier))
+    for workers in (1, 2):
+        fast = with_runtime(small_classifier, "litert", workers)
+        with ThreadPoolExecutor(workers) as pool:
+            for count in (1, 5, 3):
+                pictures = noise(small_classifier, count)
+                expected = small_classifier.logits(pictures)
+                for logits in pool.map(fast.logits, [pictures] * 2):
+                    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_predict_and_evaluate_with_another_runtime(

@@ -1,7 +1,10 @@
 """Measuring side by side: what is chosen and remembered, and that measurements measure."""
 
 import json
-from collections.abc import Callable
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,10 @@ import pytest
 import torch
 
 import mobilenetv2
+from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import BenchmarkConfig
 from mobilenetv2.runtimes import memory
+from mobilenetv2.runtimes.engine import LIBRARIES
 from mobilenetv2.shipping import benchmark
 from mobilenetv2.shipping.benchmark import Measurement, Report, Timing, choose, measure
 
@@ -30,34 +35,84 @@ def measured(
 def test_the_fastest_that_agrees_is_chosen() -> None:
     all_of_them = [
         measured("torch", 10),
+        measured("torch-folded", 8),
+        measured("torch-compiled", 0.4),  # no choice of predict's
         measured("onnxruntime", 3, difference=1e-5),
         measured("openvino", 2, difference=0.1),  # in float32, so this is a fault
         measured("openvino-bf16", 1, agreement=0.995, difference=0.2),
-        measured("openvino-int8", 0.5, agreement=1.0),  # no choice of predict's
+        measured("openvino-int8", 0.5, agreement=0.99, difference=0.3),
     ]
-    assert choose(all_of_them, benchmark.REMEMBERED) == "openvino-bf16"
-    assert choose(all_of_them, benchmark.FLOAT32) == "onnxruntime"
-    all_of_them[3] = measured("openvino-bf16", 1, agreement=0.9)
-    assert choose(all_of_them, benchmark.REMEMBERED) == "onnxruntime"
-    all_of_them[1] = measured("onnxruntime", 3, difference=float("nan"))
-    assert choose(all_of_them, benchmark.REMEMBERED) == "torch"
+    assert choose(all_of_them) == "openvino-int8"
+    assert choose([one for one in all_of_them if one.is_float32]) == "onnxruntime"
+    all_of_them[6] = measured("openvino-int8", 0.5, agreement=0.98)
+    assert choose(all_of_them) == "openvino-bf16"
+    all_of_them[5] = measured("openvino-bf16", 1, agreement=0.9)
+    assert choose(all_of_them) == "onnxruntime"
+    all_of_them[3] = measured("onnxruntime", 3, difference=float("nan"))
+    assert choose(all_of_them) == "torch-folded"
+    assert choose([measured("torch-folded", 1, difference=1.0)]) == "torch-folded"
+
+
+def report_of(rows: Sequence[Measurement], winner: str) -> Report:
+    missing = {"litert": "ai_edge_litert not installed"}
+    return Report("a processor", "runs/x", "digits", tuple(rows), missing, winner, "notes")
+
+
+def test_the_share_of_the_best_says_what_the_choice_gives_away() -> None:
+    rows = [
+        measured("torch", 10),
+        measured("torch-compiled", 1),
+        measured("onnxruntime", 2),
+        measured("openvino-int8", 0.1, agreement=0.5),  # does not agree, so it does not count
+    ]
+    assert report_of(rows, "onnxruntime").shares == {1: 0.5, 32: 0.5}
+    assert report_of(rows[:1] + rows[2:], "onnxruntime").shares == {1: 1.0, 32: 1.0}
 
 
 def test_table_and_picture() -> None:
     rows = (measured("torch", 10), measured("onnxruntime", 2.5))
-    report = Report("a processor", "runs/x", "noise", rows, ("openvino",), "onnxruntime", "notes")
+    report = report_of(rows, "onnxruntime")
     table = benchmark.table(report)
     assert table.row_count == 2
     assert list(table.columns[0].cells) == ["torch", "onnxruntime ←"]
     assert list(table.columns[5].cells) == ["1.0", "4.0"]
     figure = benchmark.figure(report)
-    assert [axes.get_title() for axes in figure.axes] == ["batch 1", "batch 32"]
+    assert [axes.get_title() for axes in figure.axes] == ["batch 1", "batch 32", "memory"]
     assert json.loads(report.to_json())["measurements"][1]["timings"][1]["batch"] == 32
+
+
+def test_memory_is_what_was_taken_and_not_what_was_there() -> None:
+    """200 MB that were given back before do not count and do not hide; 100 MB after do."""
+    script = (
+        "import numpy as np; from mobilenetv2.shipping.resident import Resident;"
+        "gone = np.ones(25_000_000); del gone; taken = Resident(); few = taken.most();"
+        "more = np.ones(12_500_000); del more; print(few, taken.most())"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    few, most = map(float, printed.split())
+    assert few < 10
+    if sys.platform == "linux":
+        assert 95 < most < 110
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime-int8", "litert"])
+def test_what_is_not_measured_is_told(
+    runtime: str, small_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "installed", lambda *_: False)
+    assert re.search(
+        r'not installed \(pip install "mobilenetv2\[', benchmark._absent(runtime, small_classifier)
+    )
+    assert benchmark._absent("torch", small_classifier) == ""
+    monkeypatch.setattr(benchmark, "installed", lambda *_: True)
+    assert benchmark._absent(runtime, small_classifier) == ""
 
 
 @pytest.mark.parametrize("runtime", ["torch", "torch-folded", "onnxruntime", "openvino"])
 def test_measuring(runtime: str, digits_model: Path) -> None:
-    for library in benchmark._NEEDS.get(runtime, ()):
+    for library in LIBRARIES.get(runtime, ()):
         pytest.importorskip(library)
     pictures = np.random.default_rng(0).integers(0, 256, (10, 1, 8, 8), dtype=np.uint8)
     timings, start, megabytes, logits = measure(runtime, digits_model, pictures, (1, 16), 0.02)
@@ -74,11 +129,11 @@ def test_measuring(runtime: str, digits_model: Path) -> None:
 def test_without_data_there_is_noise(digits_model: Path) -> None:
     classifier = mobilenetv2.load(digits_model)
     pictures, name = benchmark._pictures(BenchmarkConfig(model=digits_model), classifier)
-    assert (name, pictures.shape, pictures.dtype) == ("noise", (256, 1, 8, 8), torch.uint8)
+    assert (name, pictures.shape, pictures.dtype) == ("noise", (512, 1, 8, 8), torch.uint8)
     found, name = benchmark._pictures(
         BenchmarkConfig(model=digits_model, verify="digits"), classifier
     )
-    assert (name, len(found)) == ("digits, test set", 256)
+    assert (name, len(found)) == ("digits, test set", 359)
 
 
 @pytest.mark.slow
@@ -92,4 +147,9 @@ def test_the_command(digits_model: Path, tmp_path: Path, run_cli: RunCli) -> Non
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
     assert f"fastest: {report['winner']}" in printed
     assert report["measurements"][0]["runtime"] == "torch"
-    assert memory.recall(mobilenetv2.load(digits_model)) == report["winner"]
+    noted = benchmark.PREDICTED[report["winner"]]
+    classifier = mobilenetv2.load(digits_model)
+    assert memory.recall(classifier)[0] == noted
+    assert report["shares"]["32"] == 1, "without torch-compiled, every row can be chosen"
+    fast = memory.fastest(classifier, 1000)
+    assert getattr(fast.engine, "runtime", "torch") == noted

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import RepeatedStratifiedKFold
 from torch import Tensor
 
 import mobilenetv2
@@ -74,6 +75,33 @@ def test_the_strength_is_the_best_of_cross_validation() -> None:
     assert chance < 0.65
     assert accuracy is not None
     assert accuracy > 0.9
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_strength_is_the_strictest_within_a_standard_error(balanced: bool) -> None:
+    """By scikit-learn's folds and solver, which are others, the same place of the grid or next."""
+    labels = torch.arange(160) % 2
+    x = torch.randn(160, 40, generator=torch.Generator().manual_seed(0)) + 0.2 * labels[:, None]
+    keep = (labels == 0) | (torch.arange(160) % (4 if balanced else 1) == 1)
+    x, labels = x[keep].double(), labels[keep]
+    weights = class_weights(labels, 2) if balanced else torch.ones(2)
+    weight = weights.double()[labels].numpy()
+    folds = RepeatedStratifiedKFold(n_splits=4, n_repeats=5, random_state=3)
+    curve = []
+    for strength in head.STRENGTHS:
+        loss = np.zeros(len(labels))
+        for fitted, out in folds.split(x, labels):
+            model = LogisticRegression(C=strength, max_iter=5000)
+            model.fit(x[fitted], labels[fitted], weight[fitted])
+            truth = model.predict_proba(x[out])[np.arange(len(out)), labels[out]]
+            loss[out] -= np.log(truth) / 5
+        curve.append(loss * weight / weight.mean())
+    means = np.mean(curve, axis=1)
+    limit = means.min() + curve[means.argmin()].std() / np.sqrt(len(labels))
+    expected = int(np.flatnonzero(means <= limit)[0])
+    strength, _ = head._choose_strength(x, labels, weights)
+    assert abs(head.STRENGTHS.index(strength) - expected) <= 1
+    assert strength < head.STRENGTHS[means.argmin()]
 
 
 def test_a_class_with_one_picture_is_solved_all_the_same(small_classifier: Classifier) -> None:

@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         complain("interrupted")
         code = 130
+    except PermissionError as error:  # such as a folder above the one that was named
+        complain(f"{error.filename}: no permission. Change its permissions, or name another place.")
+        code = 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -17,13 +17,20 @@ def inspect_command(arguments: list[str]) -> int:
     path = Path(config.thing)
     if config.thing in get_args(NetworkName) and not path.exists():
         _inspect_network(config)
-    elif path.is_dir() and not (path / "config.yaml").is_file():
+    elif path.is_dir() and not _is_run(path):
         return _inspect_folder(config, path)
     else:
         from mobilenetv2.training.load import load
 
         print_classifier(load(path))
     return 0
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return (folder / "config.yaml").is_file()
+    except PermissionError:  # told in words where its pictures are looked for
+        return False
 
 
 def _inspect_network(config: InspectConfig) -> None:

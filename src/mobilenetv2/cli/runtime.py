@@ -12,7 +12,7 @@ def in_runtime(
     classifier: "Classifier", runtime: str, pictures: int, quiet: bool, workers: int = 1
 ) -> "Classifier":
     """The classifier run by the library that was asked for, or that is the fastest here."""
-    from mobilenetv2.runtimes.engine import Engine, with_runtime
+    from mobilenetv2.runtimes.engine import Engine, precision, with_runtime
     from mobilenetv2.runtimes.memory import fastest
 
     if runtime != "auto":
@@ -20,7 +20,8 @@ def in_runtime(
     chosen = fastest(classifier, pictures, workers)
     if isinstance(chosen.engine, Engine):
         Console(stderr=True, quiet=quiet).print(
-            f"run by {chosen.engine.runtime}, the fastest here (--runtime torch for PyTorch)",
+            f"run by {chosen.engine.runtime} in {precision(chosen.engine.runtime)}, the fastest "
+            "that agrees here (--runtime torch for PyTorch in float32)",
             style="dim",
         )
     return chosen

@@ -54,6 +54,10 @@ def benchmark_command(arguments: list[str]) -> int:
 
     report = benchmark.run(config, load(config.model), Console(stderr=True, quiet=config.quiet))
     Console(width=None if sys.stdout.isatty() else 180).print(benchmark.table(report))
+    for name, why in report.missing.items():
+        print(f"not measured: {name}: {why}")
+    shares = ", ".join(f"{share:.2f} at batch {batch}" for batch, share in report.shares.items())
+    print(f"speed of {report.winner} as a share of the best that agrees: {shares}")
     print(f"fastest: {report.winner}; noted in {report.noted_in}")
     if config.report:
         made("--report", config.report)

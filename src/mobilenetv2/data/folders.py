@@ -120,6 +120,7 @@ def list_pictures(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
+            _check_folder(path)
             found.update(dict.fromkeys(sorted(_walk(path, set(), []), key=lambda path: path.parts)))
         elif path.exists():
             found[path] = None
@@ -193,6 +194,7 @@ def _classes_of(
     for entry in _entries(folder):
         path = Path(entry.path)
         if _is_visible_folder(entry):
+            _check_folder(path)
             # macOS writes é as e and an accent; elsewhere it is one character.
             name = unicodedata.normalize("NFC", entry.name)
             classes.setdefault(name, []).extend(_walk(path, set(above), passed_over))

@@ -41,10 +41,11 @@ def read_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ModelFileError: the file is damaged, dangerous, or not a MobileNetV2.
     """
     try:
-        if path.stat().st_size == 0:
-            raise ModelFileError(f"{path} is empty. Fetch or save it again.")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise ModelFileError(f"{path} is empty. Fetch or save it again.")
     except OSError as error:
-        raise ModelFileError(f"Could not read {path}: {error}") from error
+        raise ModelFileError(f"{path} cannot be read ({error.strerror or error}).") from error
     metadata: dict[str, str] = {}
     match path.suffix.lower():
         case ".h5" | ".hdf5":

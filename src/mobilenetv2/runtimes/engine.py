@@ -11,22 +11,45 @@ from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.errors import ConfigError
+from mobilenetv2.runtimes import copies
 from mobilenetv2.runtimes.installed import installed
 from mobilenetv2.runtimes.onnx_network import LOGITS, network_model
-from mobilenetv2.runtimes.sessions import Session, onnxruntime_session, openvino_session
+from mobilenetv2.runtimes.sessions import (
+    Session,
+    litert_session,
+    onnxruntime_session,
+    openvino_session,
+)
 
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "torch": (),
     "onnxruntime": ("onnx", "onnxruntime"),
+    "onnxruntime-int8": ("onnxruntime",),
     "openvino": ("onnx", "openvino"),
     "openvino-bf16": ("onnx", "openvino"),
+    "openvino-int8": ("openvino",),
+    "litert": ("ai_edge_litert",),
 }
 """What each runtime needs."""
+PRECISIONS = {"openvino-bf16": "bfloat16", "onnxruntime-int8": "8 bits", "openvino-int8": "8 bits"}
+"""Of the arithmetic; float32 elsewhere."""
+
+
+def _onnxruntime(model: bytes | Path, workers: int) -> Session:
+    return onnxruntime_session(model, (LOGITS,), workers)
+
+
+def _openvino(model: bytes | Path, workers: int) -> Session:
+    return openvino_session(model, "f32", (LOGITS,), workers)
+
 
 _SESSIONS: dict[str, Callable[[bytes | Path, int], Session]] = {
-    "onnxruntime": lambda model, workers: onnxruntime_session(model, (LOGITS,), workers),
-    "openvino": lambda model, workers: openvino_session(model, "f32", (LOGITS,), workers),
+    "onnxruntime": _onnxruntime,
+    "onnxruntime-int8": _onnxruntime,
+    "openvino": _openvino,
     "openvino-bf16": lambda model, workers: openvino_session(model, "bf16", (LOGITS,), workers),
+    "openvino-int8": _openvino,
+    "litert": lambda model, workers: litert_session(model, LOGITS, workers),
 }
 
 
@@ -36,25 +59,25 @@ class Engine:
     Args:
         classifier: gives network and normalisation; its weights are copied.
         runtime: which library, and in which precision.
-        model: an ONNX file with the same input and outputs in place of the network, such as a
-            quantised one.
         workers: threads that will call at the same time.
 
     Raises:
         ConfigError: the classifier does not lie on the CPU.
-        UserError: the library is not installed.
+        UserError: the library is not installed, or the copy that it needs is not there.
     """
 
     def __init__(
         self,
         classifier: Classifier,
         runtime: str,
-        model: bytes | Path | None = None,
         workers: int = 1,
     ) -> None:
         if classifier.device.type != "cpu":
             raise ConfigError(f"--runtime {runtime}: runs on the CPU, not on {classifier.device}")
-        if model is None:
+        model: bytes | Path
+        if runtime in copies.SUFFIXES:
+            model = copies.require_copy(classifier, runtime)
+        else:
             model = network_model(classifier, normalise=True).SerializeToString()
         self.runtime = runtime
         self._logits = _SESSIONS[runtime](model, workers)
@@ -64,13 +87,18 @@ class Engine:
         return torch.from_numpy(self._logits(pictures.cpu().contiguous().numpy())[LOGITS])
 
 
-def available(runtime: str) -> bool:
-    """Whether its libraries are installed."""
-    return installed(*LIBRARIES[runtime])
+def available(runtime: str, classifier: Classifier) -> bool:
+    """Whether its libraries are installed, and the copy is there where it needs one."""
+    return installed(*LIBRARIES[runtime]) and copies.has_copy(classifier, runtime)
+
+
+def precision(runtime: str) -> str:
+    """The arithmetic of a runtime, in words."""
+    return PRECISIONS.get(runtime, "float32")
 
 
 def with_runtime(classifier: Classifier, runtime: str, workers: int = 1) -> Classifier:
     """The classifier, run by that library from now on, for so many threads at the same time."""
     if runtime == "torch":
         return classifier
-    return classifier.with_engine(Engine(classifier, runtime, workers=workers))
+    return classifier.with_engine(Engine(classifier, runtime, workers))

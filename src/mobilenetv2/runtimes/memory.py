@@ -6,7 +6,6 @@ models of the same shape, the fastest float32 runtime is known too: rounding apa
 the same answers whatever the weights are.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -16,10 +15,14 @@ from typing import Any
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.files import write_text
+from mobilenetv2.runtimes import copies
+from mobilenetv2.runtimes.copies import fingerprint, shape
 from mobilenetv2.runtimes.engine import LIBRARIES, available, with_runtime
 
 WORTH = 64
 """Pictures from which on another runtime repays its start."""
+MEASURED = ("torch", "onnxruntime", "openvino", "ai-edge-litert")
+"""The packages whose versions the speed depends on."""
 
 
 def fastest(classifier: Classifier, pictures: int, workers: int = 1) -> Classifier:
@@ -32,19 +35,23 @@ def fastest(classifier: Classifier, pictures: int, workers: int = 1) -> Classifi
     """
     if pictures < WORTH or classifier.device.type != "cpu" or classifier.engine is not None:
         return classifier
-    runtime = recall(classifier)
-    if runtime is None or not available(runtime):
-        return classifier
-    return with_runtime(classifier, runtime, workers)
+    for runtime in recall(classifier):
+        if available(runtime, classifier):
+            return with_runtime(classifier, runtime, workers)
+    return classifier
 
 
-def recall(classifier: Classifier) -> str | None:
-    """The fastest runtime known for this classifier on this machine."""
+def recall(classifier: Classifier) -> list[str]:
+    """The fastest runtimes known for this classifier on this machine, the best first.
+
+    That is the one that was measured with these weights, and the fastest float32 one for a network
+    of this shape, which serves where the first cannot start.
+    """
     known = _read().get(machine(), {})
-    runtime = known.get(shape(classifier))
-    if known:
-        runtime = known.get(fingerprint(classifier), runtime)
-    return runtime if runtime in LIBRARIES else None
+    if not known:
+        return []
+    noted = [known.get(key) for key in (fingerprint(classifier), shape(classifier))]
+    return [runtime for runtime in noted if runtime in LIBRARIES]
 
 
 def remember(classifier: Classifier, runtime: str, float32_runtime: str) -> Path:
@@ -65,30 +72,13 @@ def remember(classifier: Classifier, runtime: str, float32_runtime: str) -> Path
 
 def machine() -> str:
     """The processor and the versions that the speed depends on."""
-    versions = [f"{name} {_version(name)}" for name in ("torch", "onnxruntime", "openvino")]
+    versions = [f"{name} {_version(name)}" for name in MEASURED]
     return f"{_processor()}, {os.cpu_count()} cores, {', '.join(versions)}"
-
-
-def shape(classifier: Classifier) -> str:
-    """What the speed of a network depends on."""
-    wanted, config = classifier.preprocessing, classifier.config
-    strides = "".join(map(str, config.strides or ()))
-    size = f"{wanted.channels}×{wanted.height}×{wanted.width}"
-    return f"{config.network} {config.width} {strides} {config.padding} {size}"
-
-
-def fingerprint(classifier: Classifier) -> str:
-    """A digest of the weights."""
-    digest = hashlib.sha256(shape(classifier).encode())
-    for name, tensor in classifier.network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def notes_path() -> Path:
     """The file that remembers."""
-    return Path.home() / ".cache" / "mobilenetv2" / "runtimes.json"
+    return copies.folder() / "runtimes.json"
 
 
 def _read() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilenetv2.cores import available_cores
 from mobilenetv2.errors import ModelFileError
 from mobilenetv2.runtimes.installed import require
 
@@ -97,6 +98,51 @@ def openvino_session(
         request = own.request
         request.infer([inputs], share_inputs=True)
         return {name: request.get_tensor(name).data.copy() for name in names}
+
+    return run
+
+
+def litert_session(model: bytes | Path, output: str, workers: int = 1) -> Session:
+    """A LiteRT file with one output, on the CPU; batches of any size, resized as they come.
+
+    Args:
+        model: the file, or its contents.
+        output: what its output is called here.
+        workers: threads that will call at the same time, as for ONNX Runtime.
+
+    Raises:
+        UserError: LiteRT is not installed.
+        ModelFileError: the model cannot be read.
+    """
+    require("ai_edge_litert")
+    from ai_edge_litert.interpreter import Interpreter
+
+    source = {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
+    threads = 1 if workers > 1 else available_cores()
+
+    def start() -> Any:
+        try:
+            interpreter = Interpreter(**source, num_threads=threads)
+            interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            name = "the model" if isinstance(model, bytes) else str(model)
+            raise ModelFileError(f"{name}: LiteRT cannot read it ({_short(error)})") from error
+        return interpreter
+
+    own = threading.local()  # an interpreter serves one thread at a time
+    own.interpreter = start()
+
+    def run(inputs: Array) -> dict[str, Array]:
+        if not hasattr(own, "interpreter"):
+            own.interpreter = start()
+        interpreter = own.interpreter
+        entry = interpreter.get_input_details()[0]
+        if tuple(entry["shape"]) != inputs.shape:
+            interpreter.resize_tensor_input(entry["index"], inputs.shape)
+            interpreter.allocate_tensors()
+        interpreter.set_tensor(entry["index"], inputs)
+        interpreter.invoke()
+        return {output: interpreter.get_tensor(interpreter.get_output_details()[0]["index"])}
 
     return run
 

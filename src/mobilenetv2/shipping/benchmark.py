@@ -1,13 +1,11 @@
 """What runs a classifier fastest here: measured side by side, in agreement, and remembered.
 
 Each runtime is measured in a process of its own, so that their threads do not get in each other's
-way and the memory is theirs alone.
+way and the memory is theirs alone. Copies in 8 bits or in LiteRT's format are made before that.
 """
 
 import json
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,26 +23,29 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import BenchmarkConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.evaluation.metrics import Array
-from mobilenetv2.runtimes import memory
-from mobilenetv2.runtimes.engine import Engine
-from mobilenetv2.runtimes.installed import installed
+from mobilenetv2.runtimes import copies, memory
+from mobilenetv2.runtimes.engine import LIBRARIES, Engine, precision
+from mobilenetv2.runtimes.installed import EXTRAS, installed
 from mobilenetv2.shipping.held_out import held_out
+from mobilenetv2.shipping.int8 import training_pictures
+from mobilenetv2.shipping.network_copies import MAKERS, make_copy
+from mobilenetv2.shipping.resident import Resident
 from mobilenetv2.training.load import load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BASELINE = "torch"
-FLOAT32 = ("torch", "torch-folded", "torch-compiled", "onnxruntime", "openvino")
-REMEMBERED = ("torch", "onnxruntime", "openvino", "openvino-bf16")
-"""What `predict` can choose; the others are measured for comparison."""
+PREDICTED = {"torch-folded": "torch"} | {name: name for name in LIBRARIES if name != "torch"}
+"""What `predict` runs, by the name of its row; the others are measured for comparison."""
 
-COMPARED = 256
+COMPARED = 512
 AGREEMENT = 0.99
 """Share of labels that a runtime in less than float32 must share with PyTorch to be chosen."""
 DIFFERENCE = 1e-3
 """Largest |Δlogit| of a runtime in float32 that may be chosen."""
 FEWEST = 5
+NOISE = "noise"
+"""What answers are compared on where there are no pictures."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Measurement:
         runtime: its name.
         timings: one per batch size.
         start: seconds until it was ready, compiling included.
-        memory: most megabytes that it took beyond what was there before.
+        memory: most resident megabytes while it started and worked, beyond Python, PyTorch and the
+            loaded classifier.
         agreement: share of labels shared with PyTorch.
         difference: largest |Δlogit| against PyTorch.
     """
@@ -85,9 +87,14 @@ class Measurement:
     difference: float
 
     @property
+    def is_float32(self) -> bool:
+        """Whether it computes in float32."""
+        return precision(self.runtime) == "float32"
+
+    @property
     def agrees(self) -> bool:
         """Whether its answers may stand for PyTorch's."""
-        if self.runtime in FLOAT32:
+        if self.is_float32:
             return self.difference <= DIFFERENCE
         return self.agreement >= AGREEMENT
 
@@ -101,8 +108,9 @@ class Report:
         model: what was run.
         data: what the answers were compared on.
         measurements: one per runtime, the baseline first.
-        missing: runtimes that are not installed.
-        winner: the fastest that agrees, at the last batch size.
+        missing: why a runtime was not measured, by its name.
+        winner: the row of the fastest that agrees, at the last batch size, among those that
+            `predict` can run.
         noted_in: the file that remembers it.
     """
 
@@ -110,13 +118,24 @@ class Report:
     model: str
     data: str
     measurements: tuple[Measurement, ...]
-    missing: tuple[str, ...]
+    missing: dict[str, str]
     winner: str
     noted_in: str
 
+    @property
+    def shares(self) -> dict[int, float]:
+        """The winner's speed as a share of the best of all that agree, by batch size."""
+        won = next(one for one in self.measurements if one.runtime == self.winner)
+        return {
+            timing.batch: min(one.timings[place].median for one in self.measurements if one.agrees)
+            / timing.median
+            for place, timing in enumerate(won.timings)
+        }
+
     def to_json(self) -> str:
         """Everything."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        document = asdict(self) | {"shares": self.shares}
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Report:
@@ -124,13 +143,19 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
 
     Raises:
         UserError: the data cannot be used.
+        WorkFailed: a copy or the note cannot be written.
     """
     pictures, data = _pictures(config, classifier)
+    is_real = data != NOISE
     reference = classifier.for_inference().logits(pictures).numpy()
     names = [name for name in RUNTIMES if config.compiled or name != "torch-compiled"]
-    present = [name for name in names if installed(*_NEEDS.get(name, ()))]
+    console.print("copies …", style="dim")
+    _make_copies(config, classifier, pictures, names)
+    missing = {name: why for name in names if (why := _absent(name, classifier))}
     measurements = []
-    for name in present:
+    for name in names:
+        if name in missing:
+            continue
         console.print(f"{name} …", style="dim")
         # A process for each: tasks start in a fresh one.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -147,20 +172,48 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
                 float(np.abs(logits - reference).max()),
             )
         )
-    winner = choose(measurements, REMEMBERED)
-    plain = choose(measurements, [name for name in REMEMBERED if name in FLOAT32])
-    noted_in = memory.remember(classifier, winner, plain)
-    missing = tuple(name for name in names if name not in present)
+    plain = choose([one for one in measurements if one.is_float32])
+    winner = choose(measurements) if is_real else plain  # noise says nothing about real pictures
+    noted_in = memory.remember(classifier, PREDICTED[winner], PREDICTED[plain])
     return Report(
         memory.machine(), str(config.model), data, tuple(measurements), missing, winner,
         str(noted_in),
     )  # fmt: skip
 
 
-def choose(measurements: Sequence[Measurement], among: Sequence[str]) -> str:
-    """The fastest of these runtimes at the last batch size that agrees with PyTorch."""
-    eligible = [one for one in measurements if one.runtime in among and one.agrees]
-    return min(eligible, key=lambda one: one.timings[-1].median, default=measurements[0]).runtime
+def choose(measurements: Sequence[Measurement]) -> str:
+    """The fastest that agrees at the last batch size, of the rows that `predict` can run."""
+    eligible = [one for one in measurements if one.runtime in PREDICTED and one.agrees]
+    if not eligible:
+        return "torch-folded"
+    return min(eligible, key=lambda one: one.timings[-1].median).runtime
+
+
+def _make_copies(
+    config: BenchmarkConfig, classifier: Classifier, pictures: Tensor, names: Sequence[str]
+) -> None:
+    """Make the copies that these runtimes need, where that is possible.
+
+    Networks in 8 bits are calibrated on what the run learned from; where no run is known, on the
+    pictures that the answers are compared on.
+    """
+    learned = training_pictures(config.model, config.source.data_dir, classifier)
+    made: set[Path] = set()
+    for name in names:
+        path = copies.copy_of(classifier, name) if name in MAKERS else None
+        if path is not None and path not in made and installed(*MAKERS[name]):
+            made.add(make_copy(classifier, name, pictures if learned is None else learned))
+
+
+def _absent(name: str, classifier: Classifier) -> str:
+    """Why a runtime cannot be measured; nothing if it can."""
+    needs = [*LIBRARIES.get(name, ())]
+    if not copies.has_copy(classifier, name):
+        needs += MAKERS[name]
+    absent = [library for library in dict.fromkeys(needs) if not installed(library)]
+    if not absent:
+        return ""
+    return f'{", ".join(absent)} not installed (pip install "mobilenetv2[{EXTRAS[absent[0]]}]")'
 
 
 def measure(
@@ -171,16 +224,16 @@ def measure(
     For a process of its own; ``pictures`` are prepared, uint8 N×C×H×W.
     """
     classifier = load(model)
-    before = _peak_megabytes()
+    taken = Resident()
     begun = time.perf_counter()
-    work = RUNTIMES[name](classifier, pictures)
+    work = RUNTIMES[name](classifier)
     prepared = torch.from_numpy(pictures)
     repeated = prepared.repeat(-(-max(batch_sizes) // len(prepared)), 1, 1, 1)
     work(repeated[: batch_sizes[0]])
     start = time.perf_counter() - begun
     timings = tuple(_timing(work, repeated[:size], seconds) for size in batch_sizes)
     logits = torch.cat([work(few) for few in prepared.split(batch_sizes[-1])]).numpy()
-    return timings, start, _peak_megabytes() - before, logits
+    return timings, start, taken.most(), logits
 
 
 def _timing(work: Callable[[Tensor], Tensor], pictures: Tensor, seconds: float) -> Timing:
@@ -196,48 +249,24 @@ def _timing(work: Callable[[Tensor], Tensor], pictures: Tensor, seconds: float) 
     return Timing(len(pictures), median, p90, p99, 1000 * len(pictures) / median)
 
 
-def _compiled(classifier: Classifier, _: Array) -> Callable[[Tensor], Tensor]:
+def _compiled(classifier: Classifier) -> Callable[[Tensor], Tensor]:
     folded = classifier.for_inference()
     return folded.with_network(torch.compile(folded.network)).logits  # type: ignore[arg-type]
 
 
-def _int8(runtime: str) -> Callable[[Classifier, Array], Callable[[Tensor], Tensor]]:
-    def start(classifier: Classifier, pictures: Array) -> Callable[[Tensor], Tensor]:
-        from mobilenetv2.shipping.quantize import quick_int8
-
-        return Engine(classifier, runtime, quick_int8(classifier, pictures))
-
-    return start
+Start = Callable[[Classifier], Callable[[Tensor], Tensor]]
 
 
-def _library(runtime: str) -> Callable[[Classifier, Array], Callable[[Tensor], Tensor]]:
-    return lambda classifier, _: Engine(classifier, runtime)
+def _engine(runtime: str) -> Start:
+    return lambda classifier: Engine(classifier, runtime)
 
 
-RUNTIMES: dict[str, Callable[[Classifier, Array], Callable[[Tensor], Tensor]]] = {
-    "torch": lambda classifier, _: classifier.logits,
-    "torch-folded": lambda classifier, _: classifier.for_inference().logits,
+RUNTIMES: dict[str, Start] = {
+    "torch": lambda classifier: classifier.logits,
+    "torch-folded": lambda classifier: classifier.for_inference().logits,
     "torch-compiled": _compiled,
-    "onnxruntime": _library("onnxruntime"),
-    "onnxruntime-int8": _int8("onnxruntime"),
-    "openvino": _library("openvino"),
-    "openvino-bf16": _library("openvino-bf16"),
-    "openvino-int8": _int8("openvino"),
-}
-"""Each runtime: from a classifier and pictures to calibrate on, to prepared pictures → logits."""
-
-_NEEDS = {
-    "onnxruntime": ("onnx", "onnxruntime"),
-    "onnxruntime-int8": ("onnx", "onnxruntime"),
-    "openvino": ("onnx", "openvino"),
-    "openvino-bf16": ("onnx", "openvino"),
-    "openvino-int8": ("onnx", "onnxruntime", "openvino"),
-}
-
-
-def _peak_megabytes() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+} | {name: _engine(name) for name in LIBRARIES if name != "torch"}
+"""Each row, the baseline first: from a classifier to a function, prepared pictures → logits."""
 
 
 def _pictures(config: BenchmarkConfig, classifier: Classifier) -> tuple[Tensor, str]:
@@ -248,8 +277,9 @@ def _pictures(config: BenchmarkConfig, classifier: Classifier) -> tuple[Tensor, 
         wanted = classifier.preprocessing
         size = (COMPARED, wanted.channels, wanted.height, wanted.width)
         generator = torch.Generator().manual_seed(0)
-        return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator), "noise"
-    return found.first(COMPARED).prepared.pictures, found.name
+        return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator), NOISE
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+    return found.prepared.pictures[order[:COMPARED]], found.name
 
 
 def table(report: Report) -> Table:
@@ -275,21 +305,29 @@ def table(report: Report) -> Table:
 
 
 def figure(report: Report) -> "Figure":
-    """Pictures per second of each runtime, by batch size."""
+    """Pictures per second of each runtime, by batch size, and the memory it takes."""
     from matplotlib.figure import Figure
 
-    batches = [timing.batch for timing in report.measurements[0].timings]
-    names = [one.runtime for one in report.measurements][::-1]
-    drawn = Figure(figsize=(9, 0.8 + 0.5 * len(names)), layout="constrained")
-    plots = np.atleast_1d(drawn.subplots(1, len(batches), sharey=True))
-    for place, (axes, batch) in enumerate(zip(plots, batches, strict=True)):
-        speeds = [one.timings[place].throughput for one in report.measurements][::-1]
-        colours = ["#2a9d6f" if name == report.winner else "#1f6fb4" for name in names]
-        bars = axes.barh(names, speeds, color=colours)
-        axes.bar_label(bars, [f"{speed:,.0f}" for speed in speeds], padding=3, fontsize=8)
-        axes.set_xlim(right=1.15 * max(speeds))
-        axes.set_title(f"batch {batch}", fontsize=10)
-        axes.set_xlabel("pictures per second")
+    rows = report.measurements[::-1]
+    names = [one.runtime for one in rows]
+    colours = ["#2a9d6f" if name == report.winner else "#1f6fb4" for name in names]
+    columns = [
+        (
+            f"batch {timing.batch}",
+            "pictures per second",
+            [one.timings[at].throughput for one in rows],
+        )
+        for at, timing in enumerate(rows[0].timings)
+    ]
+    columns.append(("memory", "MB beyond PyTorch and the classifier", [one.memory for one in rows]))
+    drawn = Figure(figsize=(4 * len(columns), 1 + 0.45 * len(names)), layout="constrained")
+    plots = drawn.subplots(1, len(columns), sharey=True)
+    for axes, (title, unit, values) in zip(plots, columns, strict=True):
+        bars = axes.barh(names, values, color=colours)
+        axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3, fontsize=8)
+        axes.set_xlim(right=1.2 * max(*values, 1.0))
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(unit, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-    drawn.suptitle(f"{report.machine}", fontsize=8)
+    drawn.suptitle(report.machine, fontsize=8)
     return drawn

@@ -53,7 +53,7 @@ def export_int8(
         choosing, proving = pictures.select(order[::2]), pictures.select(order[1::2])
     else:
         notes.append("the pictures that prove the file also chose how it was quantised")
-    learned = _training_pictures(config, classifier)
+    learned = training_pictures(config.model, config.source.data_dir, classifier)
     if learned is None:
         learned = choosing.prepared.pictures
         notes.append("calibrated on pictures that chose how it was quantised: no run is known")
@@ -86,10 +86,16 @@ def export_int8(
     )
 
 
-def _training_pictures(config: ExportConfig, classifier: Classifier) -> Tensor | None:
-    """Prepared pictures that the run learned from, where the run is known."""
+def training_pictures(model: Path, data_dir: Path | None, classifier: Classifier) -> Tensor | None:
+    """Prepared pictures that a run learned from, uint8 N×C×H×W; None where no run is known.
+
+    Args:
+        model: the run, or a file in it.
+        data_dir: where named sets lie.
+        classifier: prepares them.
+    """
     try:
-        data = own_data(config.model, config.source.data_dir)
+        data = own_data(model, data_dir)
     except ModelFileError:
         return None
     wanted = classifier.preprocessing

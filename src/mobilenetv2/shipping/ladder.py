@@ -1,10 +1,13 @@
 """From float32 down to 8 bits, one measured rung after the other, until the floor holds.
 
-Each rung is a way to quantise that costs more time or size than the one before. The first rungs are
-always tried, and the best of them is taken if it keeps the floor; otherwise the climb goes on.
+Each rung is a way to quantise that costs more time or size than the one before. The climb ends
+where a rung keeps the floor and half of what it may lose besides: among a few hundred pictures, one
+that just keeps it would perhaps not keep it on others. If none does, all that keep the floor are
+left to choose from. Of these the one whose logits are closest to the float32 network's is taken,
+since how many labels agree is, among so few, mostly a matter of luck.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -39,6 +42,8 @@ KEPT = (2, 4, 8)
 """How many of the most sensitive layers stay in float32, one rung after the other."""
 MEASURED = 2
 """Batches on which the layers are compared."""
+MARGIN = 0.5
+"""Share of what may be lost that the climb ends with."""
 LARGEST = 0.30
 """Share of the float32 size that a quantised file may have."""
 
@@ -64,6 +69,15 @@ class Rung:
     def holds(self, floor: Threshold) -> bool:
         """Whether it keeps the floor, in accuracy and in size."""
         return not self.comparison.failures(floor) and self.share <= LARGEST
+
+    def worth(self, floor: Threshold) -> tuple[bool, bool, float]:
+        """What makes it better than another: margin, floor, nearness of its logits."""
+        half = Threshold(
+            None,
+            1 - MARGIN * (1 - floor.agreement),
+            None if floor.drop is None else MARGIN * floor.drop,
+        )
+        return self.holds(half), self.holds(floor), -self.comparison.mean_difference
 
 
 def climb(
@@ -103,42 +117,40 @@ def climb(
     for attempt in _attempts(classifier, batches):
         for name, core in attempt:
             judge(name, core)
-        best = max(tried, key=lambda rung: _worth(rung, floor))
-        if best.holds(floor):
+        best = max(tried, key=lambda rung: rung.worth(floor))
+        if best.worth(floor)[0]:
             break
     return [*(rung for rung in tried if rung is not best), best]
 
 
-def _worth(rung: Rung, floor: Threshold) -> tuple[bool, int, float]:
-    """What makes one rung better than another."""
-    compared = rung.comparison
-    return rung.holds(floor), compared.hits, compared.agreement
-
-
 Attempt = Iterator[tuple[str, "onnx.ModelProto"]]
+Quantiser = Callable[["onnx.ModelProto", Sequence[Array], Sequence[str]], "onnx.ModelProto"]
 
 
 def _attempts(classifier: Classifier, batches: Sequence[Array]) -> Iterator[Attempt]:
     """Ways to quantise in the order in which they are tried; each gives one network or more."""
-    tools = {"ONNX Runtime": with_onnxruntime} | ({"NNCF": with_nncf} if installed("nncf") else {})
+    tools = quantisers()
 
-    def plain(name: str, prepared: Classifier) -> Attempt:
+    def with_each(name: str, prepared: Classifier, keep: Sequence[str] = ()) -> Attempt:
         core = float_core(prepared)
         for tool, quantise in tools.items():
-            yield f"{name}{tool}", quantise(core, batches)
+            yield f"{name}, {tool}", quantise(core, batches, keep)
 
-    yield plain("per channel, ", classifier)
+    yield with_each("per channel", classifier)
     even = equalised(classifier, batches)
-    yield plain("equalised, ", even)
-    core = float_core(even)
-    sensitive = sensitive_layers(even, np.concatenate(batches[:MEASURED]))
+    yield with_each("equalised", even)
+    sensitive = sensitive_layers(even, batches)
     for count in KEPT:
-        kept = with_onnxruntime(core, batches, sensitive[:count])
-        yield iter([(f"equalised, {count} layers in float32", kept)])
-    yield plain("trained with rounding, ", rounded(classifier, batches))
+        yield with_each(f"equalised, {count} layers in float32", even, sensitive[:count])
+    yield with_each("trained with rounding", rounded(classifier, batches))
 
 
-def sensitive_layers(classifier: Classifier, inputs: Array) -> list[str]:
+def quantisers() -> Mapping[str, Quantiser]:
+    """The tools that are installed."""
+    return {"ONNX Runtime": with_onnxruntime} | ({"NNCF": with_nncf} if installed("nncf") else {})
+
+
+def sensitive_layers(classifier: Classifier, batches: Sequence[Array]) -> list[str]:
     """Convolutions by what their rounding costs for each weight, the most sensitive first.
 
     The cost is the mean square of what changes in the logits when the weights of this layer alone
@@ -147,10 +159,10 @@ def sensitive_layers(classifier: Classifier, inputs: Array) -> list[str]:
 
     Args:
         classifier: is not changed.
-        inputs: normalised pictures, float32 N×C×H×W.
+        batches: normalised pictures, float32 N×C×H×W; the first ones are enough.
     """
     network = classifier.for_inference().network
-    pictures = torch.from_numpy(inputs)
+    pictures = torch.from_numpy(np.concatenate(batches[:MEASURED]))
     costs = {}
     with torch.inference_mode():
         exact = network(pictures)

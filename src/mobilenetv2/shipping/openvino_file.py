@@ -9,6 +9,7 @@ from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.sessions import Array, Session, openvino_session
 from mobilenetv2.shipping.formats import Content
 from mobilenetv2.shipping.onnx_file import onnx_model
+from mobilenetv2.shipping.openvino_graph import in_own_terms, shorten
 
 
 class OpenVinoFormat:
@@ -34,14 +35,19 @@ class OpenVinoFormat:
             )
         require("openvino")
         import openvino
+        from openvino._offline_transformations import apply_moc_transformations
 
         half = content.precision == "fp16"
         proto = onnx_model(replace(content, precision="fp32") if half else content)
-        model = openvino.Core().read_model(proto.SerializeToString())
-        for entry in proto.metadata_props:
+        entries = list(proto.metadata_props)
+        model = openvino.Core().read_model(in_own_terms(proto).SerializeToString())
+        # What `openvino.convert_model` does too, without its messages to the makers.
+        apply_moc_transformations(model, False)
+        for entry in entries:
             model.set_rt_info(entry.value, [entry.key])
         path = folder / f"{stem}{self.suffix}"
         openvino.save_model(model, str(path), compress_to_fp16=half)
+        shorten(path)
         return path
 
     def open(self, path: Path) -> Session:

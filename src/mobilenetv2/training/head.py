@@ -18,6 +18,7 @@ STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(-10, 1))
 """Inverse regularisation strengths that cross-validation chooses from, the strictest first."""
 
 FOLDS = 4
+MOST_REPEATS = 5  # of the cross-validation, each with other folds
 MOST_FOR_CHOICE = 2000  # pictures: more would make the choice slower but hardly different
 MOST_STEPS = 200
 
@@ -77,7 +78,8 @@ def fit_head(
 ) -> str:
     """Solve for the head on frozen features (in place): multinomial logistic regression.
 
-    The regularisation is chosen by cross-validation on these pictures alone.
+    The regularisation is chosen by cross-validation on these pictures alone: the strictest that is
+    as good as the best.
 
     Args:
         classifier: its head is overwritten.
@@ -119,7 +121,11 @@ def _rotated(features: Tensor) -> tuple[Tensor, Tensor]:
 def _choose_strength(
     features: Tensor, labels: Tensor, class_weight: Tensor
 ) -> tuple[float, float | None]:
-    """The strength of the lowest cross-validated loss, and the accuracy that it had."""
+    """The strictest strength that is as good as the best, and its cross-validated accuracy.
+
+    As good is a loss within one standard error of the lowest (Breiman et al. 1984, "Classification
+    and Regression Trees", section 3.4.3): few pictures cannot tell such strengths apart.
+    """
     classes = len(class_weight)
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     chosen = chosen[:MOST_FOR_CHOICE]
@@ -128,22 +134,41 @@ def _choose_strength(
     folds = min(FOLDS, int(counts.min()))
     if folds < 2:
         return STRENGTHS[len(STRENGTHS) // 2], None
-    # As the order is random already, a class's pictures can take turns.
-    turns = F.one_hot(labels, classes).cumsum(0)[torch.arange(len(labels)), labels] % folds
-    heads = [_zero(classes, features)] * folds
-    best, least, accuracy = STRENGTHS[0], float("inf"), 0.0
+    turns = _turns(labels, classes, folds)
+    heads = [[_zero(classes, features)] * folds for _ in turns]
+    losses, accuracies = [], []
+    weight = class_weight.double()[labels]
     for strength in STRENGTHS:
-        logits = torch.empty(len(labels), classes, dtype=torch.float64)
-        for fold in range(folds):
-            out = turns == fold
-            heads[fold] = _solve(features[~out], labels[~out], strength, class_weight, heads[fold])
-            logits[out] = F.linear(features[out], *heads[fold])
-        loss = float(F.cross_entropy(logits, labels, class_weight.double()))
-        if loss > least:
+        logits = torch.empty(len(turns), len(labels), classes, dtype=torch.float64)
+        for repeat, turn in enumerate(turns):
+            for fold in range(folds):
+                out = turn == fold
+                start = heads[repeat][fold]
+                head = _solve(features[~out], labels[~out], strength, class_weight, start)
+                heads[repeat][fold], logits[repeat, out] = head, F.linear(features[out], *head)
+        truth = labels.expand(len(turns), -1)
+        every = F.cross_entropy(logits.transpose(1, 2), truth, reduction="none").mean(0)
+        losses.append(every * weight / weight.mean())
+        accuracies.append(float((logits.argmax(2) == truth).double().mean()))
+        if len(losses) > 1 and losses[-1].mean() > losses[-2].mean():
             break  # laxer ones only overfit more
-        best, least = strength, loss
-        accuracy = float((logits.argmax(1) == labels).double().mean())
-    return best, accuracy
+    means = torch.stack([loss.mean() for loss in losses])
+    lowest = int(means.argmin())
+    error = float(losses[lowest].std()) / len(labels) ** 0.5
+    strictest = int((means <= means[lowest] + error).nonzero()[0])
+    return STRENGTHS[strictest], accuracies[strictest]
+
+
+def _turns(labels: Tensor, classes: int, folds: int) -> list[Tensor]:
+    """The fold of each picture, stratified; divided anew as often as few pictures need it."""
+    turns = []
+    for repeat in range(max(1, min(MOST_REPEATS, MOST_FOR_CHOICE // len(labels)))):
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(repeat))
+        # In a random order, a class's pictures can take turns.
+        shuffled = labels[order]
+        turn = F.one_hot(shuffled, classes).cumsum(0)[torch.arange(len(order)), shuffled] % folds
+        turns.append(torch.empty_like(turn).index_put_((order,), turn))
+    return turns
 
 
 def _zero(classes: int, features: Tensor) -> Head:
