@@ -82,7 +82,7 @@ def test_the_strength_is_the_strictest_within_a_standard_error(balanced: bool) -
     """By scikit-learn's folds and solver, which are others, the same place of the grid or next."""
     labels = torch.arange(160) % 2
     x = torch.randn(160, 40, generator=torch.Generator().manual_seed(0)) + 0.2 * labels[:, None]
-    keep = (labels == 0) | (torch.arange(160) % (4 if balanced else 1) == 1)
+    keep = (labels == 0) | (torch.arange(160) % (4 if balanced else 2) == 1)
     x, labels = x[keep].double(), labels[keep]
     weights = class_weights(labels, 2) if balanced else torch.ones(2)
     weight = weights.double()[labels].numpy()

@@ -155,8 +155,9 @@ class RunFolder:
         Raises:
             ConfigError: they cannot be read.
         """
+        settings = read_settings(self.config)
         try:
-            return validate(read_settings(self.config), str(self.config))
+            return validate(settings, str(self.config))
         except ConfigError as error:
             raise ConfigError(
                 f"{error}. Was the run begun by another version of this program?"
