@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import os
 import subprocess
 import sys
@@ -272,7 +273,13 @@ def test_predict_into_a_file_goes_on_where_it_stopped(
     code, out, _ = run_cli("predict", run_folder, album, f"--{kind}", target, "--top", "2")
     assert code == 0
     assert "from an earlier call" in out
-    assert target.read_text() == whole
+    # Other pictures share a batch now, and runtimes sum in another order then: the last digits differ.
+    number = re.compile(r"\d+\.\d+(?:e-?\d+)?")
+    again = target.read_text()
+    assert number.sub("#", again) == number.sub("#", whole)
+    assert [*map(float, number.findall(again))] == pytest.approx(
+        [*map(float, number.findall(whole))], rel=1e-5, abs=1e-6
+    )
     if kind == "csv":
         rows = list(csv.DictReader(whole.splitlines()))
         assert [row["path"] for row in rows] == sorted(str(path) for path in album.iterdir())
