@@ -2,8 +2,8 @@
 
 import csv
 import json
-import re
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -273,7 +273,7 @@ def test_predict_into_a_file_goes_on_where_it_stopped(
     code, out, _ = run_cli("predict", run_folder, album, f"--{kind}", target, "--top", "2")
     assert code == 0
     assert "from an earlier call" in out
-    # Other pictures share a batch now, and runtimes sum in another order then: the last digits differ.
+    # Other pictures share a batch now, and are summed in another order: the last digits differ.
     number = re.compile(r"\d+\.\d+(?:e-?\d+)?")
     again = target.read_text()
     assert number.sub("#", again) == number.sub("#", whole)
