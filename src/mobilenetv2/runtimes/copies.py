@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.errors import UserError
+from mobilenetv2.network.native import cache_folder
 
 SUFFIXES = {
     "onnxruntime-int8": ".int8.onnx",
@@ -20,8 +21,8 @@ SUFFIXES = {
 
 
 def folder() -> Path:
-    """Where copies and notes lie."""
-    return Path.home() / ".cache" / "mobilenetv2"
+    """Where copies and notes lie: ``$MOBILENETV2_CACHE``, else the user's cache folder."""
+    return cache_folder()
 
 
 def copy_of(classifier: Classifier, runtime: str) -> Path:
