@@ -298,7 +298,7 @@ def test_predict_into_a_file_goes_on_where_it_stopped(
     )
     assert code == 2
     assert "holds predictions of another classifier" in error
-    assert target.read_text() == whole
+    assert target.read_text() == again
     target.write_text("something else\n")
     code, *_ = run_cli("predict", run_folder, album, f"--{kind}", target, "--top", "2")
     assert code == 2
