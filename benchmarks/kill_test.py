@@ -140,6 +140,8 @@ def ask_to_stop(child: int, run: Path) -> float:
         return took  # it had not begun with the run yet, or was done with it
     if os.waitstatus_to_exitcode(status) != 143:
         raise RuntimeError(f"SIGTERM ended a run with status {status}")
+    if not (run / "metrics.jsonl").exists():
+        return took  # stopped while it loaded pictures, in words, before it had a folder
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     told = max((event["step"] for event in events if event["event"] == "step"), default=0)
     last = run / "last.pth.tar"
