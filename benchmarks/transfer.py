@@ -2,9 +2,10 @@
 
 Whole commands are timed, from the start of Python to its end, in turns: `train --tune head`, our
 own `predict` of the same photos into a CSV, and the way that everybody writes first (Pillow,
-torchvision's transforms, the same network in eager mode, see predict.py). Then `train --tune auto`.
+torchvision's transforms, the same network in eager mode, see predict.py), and, if ``--keras`` names
+a Python that has TensorFlow, the usual Keras recipe (keras_transfer.py). Then `train --tune auto`.
 
-    python benchmarks/transfer.py photos/ --weights weights.h5 --width 0.35 --seeds 5
+    python benchmarks/transfer.py photos/ --weights weights.h5 --width 0.35 --seeds 5 --keras python
 """
 
 import argparse
@@ -30,13 +31,14 @@ plain(mobilenetv2.load(sys.argv[1]), paths, Path(sys.argv[3]), workers=0)
 """
 
 
-def seconds(*command: object) -> float:
+def seconds(*command: object, python: str = sys.executable) -> float:
     """The wall time of a Python process."""
     started = time.perf_counter()
     subprocess.run(
-        [sys.executable, *map(str, command)],
+        [python, *map(str, command)],
         check=True,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL if python != sys.executable else None,
         cwd=Path(__file__).parent,
     )
     return time.perf_counter() - started
@@ -50,6 +52,13 @@ def train(arguments: argparse.Namespace, tune: str, seed: int, out: Path) -> dic
     command = seconds("-m", "mobilenetv2", "train", arguments.photos, *options)
     result: dict[str, Any] = json.loads((out / "result.json").read_text())
     return result | {"command_seconds": command}
+
+
+def keras(arguments: argparse.Namespace, seed: int) -> float:
+    """The wall time of the Keras recipe on the same photos."""
+    options = ["--weights", arguments.weights, "--width", arguments.width or 1.0, "--seed", seed]
+    program = Path(__file__).with_name("keras_transfer.py")
+    return seconds(program, arguments.photos, *options, python=arguments.keras)
 
 
 def report(name: str, results: list[dict[str, Any]]) -> None:
@@ -73,12 +82,15 @@ def main() -> None:
     parser.add_argument("--width", type=float)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tune", nargs="+", default=["head", "auto"])
+    parser.add_argument("--keras", metavar="PYTHON", help="a Python that has TensorFlow")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     if Path(arguments.weights).is_file():
         arguments.weights = Path(arguments.weights).resolve()
     print(headline(), flush=True)
     times: dict[str, list[float]] = {"predict": [], "plain": []}
+    if arguments.keras:
+        times["Keras"] = []
     runs: dict[str, list[dict[str, Any]]] = {tune: [] for tune in arguments.tune}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -93,12 +105,14 @@ def main() -> None:
                 times["predict"].append(seconds(*predict))
                 plain = seconds("-c", PLAIN, run, arguments.photos, folder / "plain.csv")
                 times["plain"].append(plain)
+                if arguments.keras:
+                    times["Keras"].append(keras(arguments, seed))
             report(tune, results)
     if "head" in runs:
         head = statistics.median(result["command_seconds"] for result in runs["head"])
         for side, values in times.items():
             whole = statistics.median(values)
-            print(f"--tune head takes {head / whole:.2f} times the {side} pass ({whole:.1f} s)")
+            print(f"--tune head takes {head / whole:.2f} times as long as {side} ({whole:.1f} s)")
     if arguments.json:
         figures = {"machine": describe(), "passes": times, "runs": runs}
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
