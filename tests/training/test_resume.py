@@ -263,6 +263,21 @@ def test_a_cut_around_the_end_of_a_solved_head_doubles_nothing(
     assert_same(out_of(quick("whole")), out_of(config))
 
 
+@pytest.mark.parametrize(("name", "call"), [("_train_epoch", 1), ("_train_step", 2)])
+def test_a_cut_in_fine_tuning_changes_nothing(
+    quick: Quick, weights_file: Path, name: str, call: int
+) -> None:
+    """The average begins with the pretrained weights, also where no step was done yet."""
+    settings = {"weights": str(weights_file), "tune": "all", "image_size": 32, "ema": 0.8}
+    mobilenetv2.train(quick("whole", **settings))
+    config = quick("cut", **settings)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        cut_at(patch, Training, name, call, after=False)
+        mobilenetv2.train(config)
+    mobilenetv2.resume(out_of(config))
+    assert_same(out_of(quick("whole")), out_of(config))
+
+
 def test_checkpoints_within_an_epoch(quick: Quick, whole: Path) -> None:
     config = quick(**RICH, checkpoint_every="1steps")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):

@@ -18,6 +18,7 @@ from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.sources import load_data
 from mobilenetv2.errors import NonFiniteLoss
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
+from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training import finish, parallel
 from mobilenetv2.training import train as module
 from mobilenetv2.training.checkpoints import Checkpoint
@@ -262,3 +263,35 @@ def test_balance_reaches_the_steps(
         assert float(weights[0][0]) * dark == pytest.approx(float(weights[0][1]) * light)
     else:
         assert weights[0] is None
+
+
+def test_the_average_keeps_pretrained_weights(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After T steps, decay to the power of T of the weights with their solved head is left."""
+    torch.manual_seed(1)
+    torch.save(MobileNetV2(num_classes=1000, width=0.05).state_dict(), tmp_path / "trunk.pth")
+    passed: list[dict[str, Tensor]] = []
+    for name in ("_solve_head", "_train_step"):
+        original = getattr(Training, name)
+
+        def noted(self: Training, *arguments: Any, original: Any = original) -> Any:
+            outcome = original(self, *arguments)
+            passed.append({key: now.clone() for key, now in self.network.state_dict().items()})
+            return outcome
+
+        monkeypatch.setattr(Training, name, noted)
+    config = quick(
+        ema=0.8, weights=str(tmp_path / "trunk.pth"), tune="all", image_size=32, lr=0.01,
+        layer_decay=1.0,
+    )  # fmt: skip
+    mobilenetv2.train(config)
+    stored = Checkpoint.load(out_of(config) / "last.pth.tar").averaged
+    assert stored is not None
+    steps = len(passed) - 1
+    assert steps == 6
+    shares = [0.8**steps] + [0.2 * 0.8 ** (steps - step) for step in range(1, steps + 1)]
+    for name in ("classifier.1.weight", "features.18.0.weight", "features.0.0.weight"):
+        parts = [share * weights[name] for share, weights in zip(shares, passed, strict=True)]
+        torch.testing.assert_close(stored[name], torch.stack(parts).sum(0))
+        assert not torch.equal(passed[0][name], passed[-1][name])

@@ -50,7 +50,9 @@ class RunState:
         self.schedule = build_schedule(
             self.optimizer, self.config.schedule, self.config.epochs, steps_per_epoch
         )
-        self.average = moving_average(self.network, self.config.ema) if self.config.ema else None
+        self.average = None
+        if self.config.ema:
+            self.average = moving_average(self.network, self.config.ema, self.tuning.pretrained)
         self.epoch = 0
         self.step = 0
         self.history = History()
@@ -97,8 +99,8 @@ class RunState:
             self.history = History(**checkpoint.history)
             if self.average is not None and checkpoint.averaged is not None:
                 self.average.module.load_state_dict(checkpoint.averaged)
-                # The first step of all copies the weights, every later one averages.
-                self.average.n_averaged.fill_(self.history.steps)
+                # Without weights that count, the first step of all copies; every later one averages.
+                self.average.n_averaged.fill_(self.history.steps + self.tuning.pretrained)
             torch.set_rng_state(checkpoint.random_state)
             if checkpoint.cuda_random_state is not None and self.device.device.type == "cuda":
                 torch.cuda.set_rng_state(checkpoint.cuda_random_state, self.device.device)
@@ -106,20 +108,35 @@ class RunState:
             raise ModelFileError(f"{origin}: the checkpoint is damaged ({error})") from error
 
 
-def moving_average(network: torch.nn.Module, decay: float) -> AveragedModel:
-    """The decay grows towards ``decay`` so that a short run forgets its first weights too.
+def moving_average(
+    network: torch.nn.Module, decay: float, from_first_weights: bool = False
+) -> AveragedModel:
+    """The exponential moving average of weights and running statistics.
 
-    The ramp is that of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``.
+    First weights that are random should be forgotten soon, in a short run too: the decay grows
+    towards ``decay`` as that of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``.
+
+    Args:
+        network: what is averaged, after each step.
+        decay: share of the old average that stays.
+        from_first_weights: the average begins with the weights that the network starts from, and
+            the decay is the same from the first step on. For pretrained weights: after T steps
+            ``decay`` to the power of T of them is left. Weights between the pretrained and the
+            fine-tuned ones are often better than both (Wortsman et al. 2022, "Robust fine-tuning of
+            zero-shot models").
     """
 
     def average(averaged: Sequence[Tensor], current: Sequence[Tensor], done: Tensor | int) -> None:
         updates = torch.as_tensor(done, dtype=torch.float32)
-        share = 1 - ((1 + updates) / (10 + updates)).clamp(max=decay)  # of the current weights
+        ramp = (1 + updates) / (10 + updates)
+        kept = torch.full_like(ramp, decay) if from_first_weights else ramp.clamp(max=decay)
         for old, new in zip(averaged, current, strict=True):
             if old.is_floating_point():
-                old.lerp_(new, share.to(old.dtype))
+                old.lerp_(new, (1 - kept).to(old.dtype))
             else:
                 old.copy_(new)
 
     averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    if from_first_weights:
+        averaged.n_averaged.fill_(1)  # else the first step is copied
     return averaged.requires_grad_(False)
