@@ -8,8 +8,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, threads of each would s
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import signal
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -35,6 +39,19 @@ def _few_threads() -> Iterator[None]:
     torch.set_num_threads(min(2, threads))  # more would only make small pictures slower
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this computer answers: no test may depend on what lies elsewhere, or wait for it."""
+    opened = urllib.request.urlopen
+
+    def here_only(url: str, *arguments: Any, **options: Any) -> Any:
+        if urlsplit(url).hostname not in ("127.0.0.1", "localhost", None):
+            raise URLError("no network")
+        return opened(url, *arguments, **options)
+
+    monkeypatch.setattr(urllib.request, "urlopen", here_only)
 
 
 @pytest.fixture

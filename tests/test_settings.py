@@ -1,6 +1,7 @@
 """Settings: validation, YAML, precedence, and words for what is wrong."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from mobilenetv2.config import (
 )
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.settings import merge, nest, parse_settings, read_settings, to_yaml, validate
-from mobilenetv2.training.recipes import configure, recipe_settings
+from mobilenetv2.training.recipes import configure, from_nothing, recipe_settings
 
 
 def test_a_number_in_yaml_is_a_number_however_it_is_written() -> None:
@@ -135,6 +136,20 @@ def test_pretrained_weights_bring_their_own_pace() -> None:
     assert configure("cifar10", weights="none").optimizer == plain.optimizer
     with pytest.raises(ConfigError):
         configure("cifar10", transfer=3)
+
+
+def test_photos_start_from_weights_where_they_can(picture_folder: Callable[..., Path]) -> None:
+    photos = str(picture_folder(size=(120, 100), count=3))
+    config = configure(photos)
+    assert config.transfer.weights == "auto"
+    assert config.optimizer == configure(photos, weights="x.pth").optimizer
+    plain = configure(photos, weights="none")
+    assert config.optimizer != plain.optimizer
+    assert from_nothing(config) == plain
+    given = {"lr": 0.07, "epochs": 6, "flip": False, "seed": 3, "tune": 2}
+    assert from_nothing(configure(photos, **given)) == configure(photos, weights="none", **given)
+    small = configure(str(picture_folder(name="small")))
+    assert small.transfer.weights == "none"
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Whole runs: the run folder, the result, stopping and going on."""
 
+import io
 import json
 import math
 import os
@@ -334,6 +335,30 @@ def test_all_kinds_of_pictures_and_settings(
     assert result["test_accuracy"] is None
     assert result["test_loss"] is None
     assert 0 <= result["val_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"width": 0.35}, "Could not download"), ({"network": "first-version"}, "there are none for")],
+)
+def test_photos_without_weights_start_from_nothing(
+    picture_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    reason: str,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    photos = str(picture_folder(size=(100, 120), count=4))
+    told = io.StringIO()
+    options = {**settings, "epochs": 1, "image_size": 32, "out": tmp_path / "run"}
+    result = mobilenetv2.train(mobilenetv2.configure(photos, **options), Console(file=told))
+    assert result["weights"] == "none"
+    assert f"no pretrained weights: {reason}" in " ".join(told.getvalue().split())
+    config = RunFolder.open(tmp_path / "run").read_config()
+    wanted = mobilenetv2.configure(photos, weights="none", **options)
+    assert config.optimizer == wanted.optimizer
+    assert config.augment == wanted.augment
 
 
 def test_a_loss_that_leaves_the_numbers_stops_the_run(tmp_path: Path) -> None:

@@ -54,22 +54,56 @@ def recipe_settings(data: str, epochs: object = None, weights: object = None) ->
         data: a name or a folder.
         epochs: what was asked for instead of the recipe's number; a shorter run gets its share of
             the warm-up.
-        weights: where first weights come from; what suits pretrained ones is laid over the recipe.
+        weights: where first weights come from; the recipe's own choice if left out. What suits
+            pretrained ones is laid over the recipe.
 
     >>> whole, half = recipe_settings("mnist"), recipe_settings("mnist", epochs=10)
     >>> whole["epochs"], whole["schedule"], half["schedule"]
     (20, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
     """
-    recipes = resources.files("mobilenetv2") / "recipes"
     name = data if data in NAMES else _kind_of_folder(Path(data))
-    settings: dict[str, Any] = {}
-    for layer in [name] if weights in (None, "none") else [name, "pretrained"]:
-        recipe = recipes / f"{layer}.yaml"
-        text = recipe.read_text(encoding="utf-8")
-        settings = merge(settings, parse_settings(text, recipe.name))
+    settings = _read(name)
+    if weights is None:
+        weights = asked_weights(settings)
+    if weights not in (None, "none"):
+        settings = merge(settings, _read("pretrained"))
     if isinstance(epochs, int) and epochs < settings["epochs"]:
         settings["schedule"]["warmup_epochs"] *= epochs / settings["epochs"]
     return settings
+
+
+def from_nothing(config: TrainConfig) -> TrainConfig:
+    """The same run without pretrained weights, because ``--weights auto`` found none.
+
+    What was left to the recipe becomes what it says without such weights; what the user asked for
+    stays.
+
+    >>> from_nothing(configure("cifar10", weights="auto", seed=1)) == configure("cifar10", seed=1)
+    True
+    """
+    data, epochs = config.data.data, None
+    with_weights = validate(recipe_settings(data, weights="auto"), "recipe")
+    if config.epochs != with_weights.epochs:
+        epochs = config.epochs
+        with_weights = validate(recipe_settings(data, epochs, "auto"), "recipe")
+    without = validate(recipe_settings(data, epochs, "none"), "recipe")
+    settings = _reset(*(c.model_dump() for c in (config, with_weights, without)))
+    settings["transfer"]["weights"] = "none"
+    return validate(settings, "settings")
+
+
+def _reset(now: dict[str, Any], default: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """``now``, with the ``other`` value wherever it has the ``default`` one; nested alike."""
+    return {
+        name: _reset(value, default[name], other[name]) if isinstance(value, dict)
+        else other[name] if value == default[name] else value
+        for name, value in now.items()
+    }  # fmt: skip
+
+
+def _read(layer: str) -> dict[str, Any]:
+    recipe = resources.files("mobilenetv2") / "recipes" / f"{layer}.yaml"
+    return parse_settings(recipe.read_text(encoding="utf-8"), recipe.name)
 
 
 def _kind_of_folder(folder: Path) -> str:

@@ -15,6 +15,7 @@ from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.network.pretrained import find_weights, load_weights
 from mobilenetv2.network.weights import Weights, to_grey
 from mobilenetv2.training.device import Device, choose_device, compile_network, find_device
+from mobilenetv2.training.recipes import from_nothing
 from mobilenetv2.training.transfer import Tuning, choose_tuning, freeze
 
 
@@ -49,9 +50,7 @@ def start(config: TrainConfig) -> Start:
     weights, notes = _find_weights(config)
     data = load_data(config.data)
     if weights is None:
-        transfer = config.transfer.model_copy(update={"weights": "none"})
-        config = config.model_copy(update={"transfer": transfer})
-        return _assemble(config, data, notes)
+        return _assemble(from_nothing(config) if notes else config, data, notes)
 
     if data.preprocessing.colour == "grey":
         weights = to_grey(weights)
@@ -114,7 +113,10 @@ def _find_weights(config: TrainConfig) -> tuple[Weights | None, tuple[str, ...]]
     if wanted == "none":
         return None, ()
     if config.network.network != "mobilenetv2":
-        raise ConfigError(f"--weights {wanted}: there are none for {config.network.network}")
+        reason = f"there are none for {config.network.network}"
+        if wanted != "auto":
+            raise ConfigError(f"--weights {wanted}: {reason}")
+        return None, (f"no pretrained weights: {reason}",)
     size = config.data.image_size or 224
     try:
         weights = find_weights(
@@ -128,7 +130,7 @@ def _find_weights(config: TrainConfig) -> tuple[Weights | None, tuple[str, ...]]
             raise
         return None, (
             f"no pretrained weights: {error}",
-            "training from scratch, which needs far more pictures, and other settings than these: "
-            "--weights none brings them. If you have a weights file, name it with --weights",
+            "training from scratch, which needs far more pictures. If you have a file of weights, "
+            "name it with --weights; --weights none looks for none",
         )
     return weights, ()

@@ -99,7 +99,7 @@ class RunState:
             self.history = History(**checkpoint.history)
             if self.average is not None and checkpoint.averaged is not None:
                 self.average.module.load_state_dict(checkpoint.averaged)
-                # Without weights that count, the first step of all copies; every later one averages.
+                # The first step of all copies random weights; every other one averages.
                 self.average.n_averaged.fill_(self.history.steps + self.tuning.pretrained)
             torch.set_rng_state(checkpoint.random_state)
             if checkpoint.cuda_random_state is not None and self.device.device.type == "cuda":
