@@ -1,5 +1,7 @@
 """The solved head: the solution is scikit-learn's, and features are computed once."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -236,3 +238,21 @@ def test_nothing_is_compiled_for_a_head(
     assert "without steps" in begun.device.fast_ops.reason
     off = config.machine.model_copy(update={"fast_ops": "off"})
     assert start(config.model_copy(update={"machine": off})).device.fast_ops.kind == "off"
+
+
+def test_a_head_needs_no_compiler(
+    weights_file: Path, picture_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Importing PyTorch's takes longer than the solving; many parts of PyTorch do so by the way."""
+    folder = picture_folder(size=(100, 120), count=6)
+    code = (
+        "import sys; from mobilenetv2.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print('torch._dynamo' in sys.modules, 'sympy' in sys.modules)"
+    )
+    arguments = ["train", str(folder), "--weights", str(weights_file), "--tune", "head"]
+    arguments += ["--image-size", "64", "--out", str(tmp_path / "run"), "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False False"
