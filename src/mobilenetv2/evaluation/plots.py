@@ -183,7 +183,8 @@ def mistakes(
     )
     if not rows:
         return figure
-    grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    without_ticks = {"xticks": [], "yticks": []}  # hidden ones are made and measured all the same
+    grid = np.atleast_1d(figure.subplots(rows, columns, subplot_kw=without_ticks)).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, index in zip(grid, wrong, strict=False):
