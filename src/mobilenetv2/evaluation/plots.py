@@ -183,7 +183,8 @@ def mistakes(
     )
     if not rows:
         return figure
-    without_ticks = {"xticks": [], "yticks": []}  # hidden ones are made and measured all the same
+    # Ticks that are hidden are made and measured all the same.
+    without_ticks: dict[str, Any] = {"xticks": [], "yticks": []}
     grid = np.atleast_1d(figure.subplots(rows, columns, subplot_kw=without_ticks)).ravel()
     for axes in grid:
         axes.set_axis_off()

@@ -7,6 +7,7 @@ them see the same features, so one matrix product serves them all.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mobilenetv2.training.minimise import minimise
@@ -29,8 +30,8 @@ class Heads(NamedTuple):
 
     def logits(self, features: Tensor) -> Tensor:
         """Of pictures, N×F to B×N×K."""
-        flat = features @ self.weights.flatten(0, 1).T + self.biases.flatten()
-        return flat.unflatten(1, self.biases.shape).transpose(0, 1)
+        flat = F.linear(features, self.weights.flatten(0, 1), self.biases.flatten())
+        return flat.view(len(features), *self.biases.shape).transpose(0, 1)
 
 
 def solve(features: Tensor, labels: Tensor, counts: Tensor, strength: float, start: Heads) -> Heads:
