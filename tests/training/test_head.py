@@ -1,5 +1,7 @@
 """The solved head: the solution is scikit-learn's, and features are computed once."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.evaluation.evaluate import evaluate
 from mobilenetv2.training import head
 from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
+from mobilenetv2.training.logistic import Heads, solve
 from mobilenetv2.training.start import start
 
 
@@ -29,12 +32,21 @@ def separable(count: int, features: int, classes: int) -> tuple[Tensor, Tensor]:
     return centres[labels] + 1.5 * torch.randn(count, features), labels
 
 
+def solved(
+    x: Tensor, labels: Tensor, strength: float, counts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weights and biases for three classes."""
+    counts = torch.ones(len(labels)).double() if counts is None else counts
+    heads = solve(x, labels, counts[None], strength, Heads.zero(1, 3, x.shape[1]))
+    return heads.weights[0], heads.biases[0]
+
+
 @pytest.mark.parametrize(("count", "features"), [(90, 12), (40, 100)])
 @pytest.mark.parametrize("strength", [1e-4, 1e-2, 1.0])
 def test_the_solution_is_that_of_scikit_learn(count: int, features: int, strength: float) -> None:
     x, labels = separable(count, features, 3)
     x = x.double()
-    weight, bias = head._solve(x, labels, strength, torch.ones(3), head._zero(3, x))
+    weight, bias = solved(x, labels, strength)
     reference = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(x, labels)
     np.testing.assert_allclose(weight, reference.coef_, atol=2e-3 * np.abs(reference.coef_).max())
     ours = (x @ weight.T + bias).softmax(1)
@@ -46,10 +58,26 @@ def test_a_balanced_solution_is_that_of_scikit_learn() -> None:
     few = torch.cat([(labels != 0).nonzero().flatten(), (labels == 0).nonzero().flatten()[:4]])
     x, labels = x[few].double(), labels[few]
     weights = class_weights(labels, 3)
-    weight, _ = head._solve(x, labels, 0.1, weights, head._zero(3, x))
+    weight, _ = solved(x, labels, 0.1, weights.double()[labels])
     reference = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-8, max_iter=5000)
     reference.fit(x, labels)
     np.testing.assert_allclose(weight, reference.coef_, atol=2e-3 * np.abs(reference.coef_).max())
+
+
+def test_problems_side_by_side_are_those_one_by_one() -> None:
+    x, labels = separable(90, 12, 3)
+    x = x.double()
+    counts = torch.stack([(torch.arange(90) % 4 != fold).double() for fold in range(4)])
+    counts[3] *= 10
+    counts[2] *= class_weights(labels, 3).double()[labels]
+    heads = solve(x, labels, counts, 0.1, Heads.zero(4, 3, 12))
+    for fold, alone in enumerate(counts):
+        kept = alone > 0
+        weight, bias = solved(x[kept], labels[kept], 0.1, alone[kept])
+        torch.testing.assert_close(heads.weights[fold], weight, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(heads.biases[fold], bias, rtol=1e-4, atol=1e-4)
+        logits = heads.logits(x)[fold]
+        torch.testing.assert_close(logits, x @ weight.T + bias, rtol=1e-3, atol=1e-3)
 
 
 def test_the_span_of_the_pictures_is_enough() -> None:
@@ -57,8 +85,8 @@ def test_the_span_of_the_pictures_is_enough() -> None:
     x = x.double()
     rotated, basis = head._rotated(x)
     assert rotated.shape == (30, 30)
-    weight, bias = head._solve(rotated, labels, 0.1, torch.ones(3), head._zero(3, rotated))
-    whole, whole_bias = head._solve(x, labels, 0.1, torch.ones(3), head._zero(3, x))
+    weight, bias = solved(rotated, labels, 0.1)
+    whole, whole_bias = solved(x, labels, 0.1)
     torch.testing.assert_close(weight @ basis.T, whole, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(bias, whole_bias, rtol=1e-3, atol=1e-4)
 
@@ -210,3 +238,21 @@ def test_nothing_is_compiled_for_a_head(
     assert "without steps" in begun.device.fast_ops.reason
     off = config.machine.model_copy(update={"fast_ops": "off"})
     assert start(config.model_copy(update={"machine": off})).device.fast_ops.kind == "off"
+
+
+def test_a_head_needs_no_compiler(
+    weights_file: Path, picture_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Importing PyTorch's takes longer than the solving; many parts of PyTorch do so by the way."""
+    folder = picture_folder(size=(100, 120), count=6)
+    code = (
+        "import sys; from mobilenetv2.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print('torch._dynamo' in sys.modules, 'sympy' in sys.modules)"
+    )
+    arguments = ["train", str(folder), "--weights", str(weights_file), "--tune", "head"]
+    arguments += ["--image-size", "64", "--out", str(tmp_path / "run"), "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False False"

@@ -183,7 +183,9 @@ def mistakes(
     )
     if not rows:
         return figure
-    grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    # Ticks that are hidden are made and measured all the same.
+    without_ticks: dict[str, Any] = {"xticks": [], "yticks": []}
+    grid = np.atleast_1d(figure.subplots(rows, columns, subplot_kw=without_ticks)).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, index in zip(grid, wrong, strict=False):

@@ -1,5 +1,7 @@
 """Parameters and multiply-adds, layer by layer, as the papers count them."""
 
+import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +30,10 @@ class LayerCost:
 def layer_costs(network: nn.Module, in_channels: int, height: int, width: int) -> list[LayerCost]:
     """The cost of every layer for one picture of ``height`` × ``width`` pixels.
 
-    Runs a copy of the network on PyTorch's meta device: shapes are computed, numbers are not.
+    Runs a copy of the network on no pictures at all: shapes are computed, numbers are not. (So they
+    are on PyTorch's meta device, but its first use imports the compiler, which takes seconds.)
     """
-    import copy
-
-    network = copy.deepcopy(network).to("meta").eval()
+    network = copy.deepcopy(network).to_empty(device="cpu").eval()
     costs: list[LayerCost] = []
 
     def record(name: str, module: nn.Module, output: Tensor) -> None:
@@ -47,7 +48,7 @@ def layer_costs(network: nn.Module, in_channels: int, height: int, width: int) -
         shape = tuple(output.shape[1:])
         weight = module.weight
         assert isinstance(weight, Tensor)
-        pixels = output[0, 0].numel() if output.ndim == 4 else 1
+        pixels = math.prod(shape[1:])
         costs.append(LayerCost(name, _kind(module), shape, params, weight.numel() * pixels))
 
     hooks = [
@@ -58,7 +59,7 @@ def layer_costs(network: nn.Module, in_channels: int, height: int, width: int) -
         if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d)
     ]
     with torch.no_grad():
-        network(torch.empty(1, in_channels, height, width, device="meta"))
+        network(torch.empty(0, in_channels, height, width))
     for hook in hooks:
         hook.remove()
     return costs

@@ -13,6 +13,7 @@ from mobilenetv2.data.balance import class_weights
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate, evaluate_logits, measuring_batch
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.training.logistic import Heads, solve
 
 STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(-10, 1))
 """Inverse regularisation strengths that cross-validation chooses from, the strictest first."""
@@ -20,10 +21,6 @@ STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(-10, 1))
 FOLDS = 4
 MOST_REPEATS = 5  # of the cross-validation, each with other folds
 MOST_FOR_CHOICE = 2000  # pictures: more would make the choice slower but hardly different
-MOST_STEPS = 200
-
-Head = tuple[Tensor, Tensor]
-"""Weights K×F and biases K, float64."""
 
 
 class FrozenFeatures:
@@ -96,8 +93,9 @@ def fit_head(
     classes = len(classifier.labels)
     counts_for = class_weights(labels, classes) if balanced else torch.ones(classes)
     strength, accuracy = _choose_strength(scaled, labels, counts_for)
-    weight, bias = _solve(scaled, labels, strength, counts_for, _zero(classes, scaled))
-    weight = weight @ basis.T / std
+    counts = counts_for.double()[labels][None]
+    heads = solve(scaled, labels, counts, strength, Heads.zero(1, classes, scaled.shape[1]))
+    weight, bias = heads.weights[0] @ basis.T / std, heads.biases[0]
     assert isinstance(classifier.network, MobileNetV2)
     linear = classifier.network.classifier[1]
     assert isinstance(linear, nn.Linear)
@@ -130,23 +128,20 @@ def _choose_strength(
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     chosen = chosen[:MOST_FOR_CHOICE]
     features, labels = features[chosen], labels[chosen]
-    counts = torch.bincount(labels, minlength=classes)
-    folds = min(FOLDS, int(counts.min()))
+    folds = min(FOLDS, int(torch.bincount(labels, minlength=classes).min()))
     if folds < 2:
         return STRENGTHS[len(STRENGTHS) // 2], None
     turns = _turns(labels, classes, folds)
-    heads = [[_zero(classes, features)] * folds for _ in turns]
-    losses, accuracies = [], []
+    repeats = len(turns)
     weight = class_weight.double()[labels]
+    fitted = turns[:, None] != torch.arange(folds)[:, None]  # in each repeat, without each fold
+    heads = Heads.zero(repeats * folds, classes, features.shape[1])
+    truth = labels.expand(repeats, -1)
+    losses, accuracies = [], []
     for strength in STRENGTHS:
-        logits = torch.empty(len(turns), len(labels), classes, dtype=torch.float64)
-        for repeat, turn in enumerate(turns):
-            for fold in range(folds):
-                out = turn == fold
-                start = heads[repeat][fold]
-                head = _solve(features[~out], labels[~out], strength, class_weight, start)
-                heads[repeat][fold], logits[repeat, out] = head, F.linear(features[out], *head)
-        truth = labels.expand(len(turns), -1)
+        heads = solve(features, labels, (fitted * weight).flatten(0, 1), strength, heads)
+        every_fold = heads.logits(features).unflatten(0, (repeats, folds))
+        logits = every_fold[torch.arange(repeats)[:, None], turns, torch.arange(len(labels))]
         every = F.cross_entropy(logits.transpose(1, 2), truth, reduction="none").mean(0)
         losses.append(every * weight / weight.mean())
         accuracies.append(float((logits.argmax(2) == truth).double().mean()))
@@ -159,8 +154,8 @@ def _choose_strength(
     return STRENGTHS[strictest], accuracies[strictest]
 
 
-def _turns(labels: Tensor, classes: int, folds: int) -> list[Tensor]:
-    """The fold of each picture, stratified; divided anew as often as few pictures need it."""
+def _turns(labels: Tensor, classes: int, folds: int) -> Tensor:
+    """The fold of each picture, stratified; divided anew as often as few pictures need it: R×N."""
     turns = []
     for repeat in range(max(1, min(MOST_REPEATS, MOST_FOR_CHOICE // len(labels)))):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(repeat))
@@ -168,49 +163,7 @@ def _turns(labels: Tensor, classes: int, folds: int) -> list[Tensor]:
         shuffled = labels[order]
         turn = F.one_hot(shuffled, classes).cumsum(0)[torch.arange(len(order)), shuffled] % folds
         turns.append(torch.empty_like(turn).index_put_((order,), turn))
-    return turns
-
-
-def _zero(classes: int, features: Tensor) -> Head:
-    zeros = torch.zeros(classes, features.shape[1] + 1, dtype=torch.float64)
-    return zeros[:, 1:], zeros[:, 0]
-
-
-def _solve(
-    features: Tensor, labels: Tensor, strength: float, class_weight: Tensor, start: Head
-) -> Head:
-    """The head that minimises strength × summed cross-entropy + half of the squared weights.
-
-    Args:
-        features: float64 N×F.
-        labels: int64 N.
-        strength: inverse of the regularisation, as scikit-learn's ``C``.
-        class_weight: what a picture of each class counts for, float32 K.
-        start: where to begin, such as the solution for a neighbouring strength.
-    """
-    # In units in which the penalty has curvature 1, a few dozen steps suffice for any strength.
-    unit = (strength * len(labels)) ** 0.5
-    weight = (start[0] / unit).requires_grad_()
-    bias = start[1].clone().requires_grad_()
-    class_weight = class_weight.double()
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=MOST_STEPS,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-11,
-        line_search_fn="strong_wolfe",
-    )
-
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        logits = F.linear(features, weight * unit, bias)
-        total = F.cross_entropy(logits, labels, class_weight, reduction="sum")
-        loss: Tensor = total / len(labels) + weight.square().sum() / 2
-        loss.backward()
-        return loss
-
-    optimizer.step(objective)
-    return weight.detach() * unit, bias.detach()
+    return torch.stack(turns)
 
 
 def _backbone(classifier: Classifier) -> dict[str, Tensor]:

@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from mobilenetv2.errors import ModelFileError
 from mobilenetv2.training.checkpoints import Checkpoint, labels_digest
+from mobilenetv2.training.no_steps import NoSteps
 from mobilenetv2.training.optimizers import build_optimizer
 from mobilenetv2.training.schedules import build_schedule
 from mobilenetv2.training.start import Start
@@ -44,12 +47,17 @@ class RunState:
         self.device = begun.device
         self.tuning = begun.tuning
         self.lr = lr
-        self.optimizer = build_optimizer(
-            self.network, self.config.optimizer, lr, self.tuning.layer_decay
-        )
-        self.schedule = build_schedule(
-            self.optimizer, self.config.schedule, self.config.epochs, steps_per_epoch
-        )
+        self.optimizer: Optimizer | NoSteps
+        self.schedule: LRScheduler | NoSteps
+        if self.tuning.head_only:
+            self.optimizer = self.schedule = NoSteps(lr)
+        else:
+            self.optimizer = build_optimizer(
+                self.network, self.config.optimizer, lr, self.tuning.layer_decay
+            )
+            self.schedule = build_schedule(
+                self.optimizer, self.config.schedule, self.config.epochs, steps_per_epoch
+            )
         self.average = None
         if self.config.ema:
             self.average = moving_average(self.network, self.config.ema, self.tuning.pretrained)
