@@ -153,5 +153,7 @@ def _strip(layer: ET.Element) -> None:
                 port.remove(dimension)
             if side == "input":
                 port.attrib.pop("precision", None)
-            if layer.get("type") == "Const" or UNREAD.match(port.get("names", "")):
-                port.attrib.pop("names", None)
+            names = port.attrib.pop("names", "").split(",")
+            read = [name for name in names if name and not UNREAD.match(name)]
+            if read and layer.get("type") != "Const":
+                port.set("names", ",".join(read))
