@@ -127,12 +127,3 @@ def test_uses_the_threads_of_pytorch(cache, source):
     answer(native.build(source))
     maps = Path("/proc/self/maps").read_text()
     assert str(native._openmp_runtime()) in maps
-
-
-def test_the_cache_folder_follows_the_environment(monkeypatch):
-    monkeypatch.delenv("MOBILENETV2_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert native.cache_folder() == Path("/somewhere/mobilenetv2")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert native.cache_folder() == Path("/home/someone/.cache/mobilenetv2")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import mobilenetv2
 from mobilenetv2.classifier import Classifier
@@ -17,7 +18,8 @@ from mobilenetv2.command_config import BenchmarkConfig
 from mobilenetv2.runtimes import memory
 from mobilenetv2.runtimes.engine import LIBRARIES
 from mobilenetv2.shipping import benchmark
-from mobilenetv2.shipping.benchmark import Measurement, Report, Timing, choose, measure
+from mobilenetv2.shipping.benchmark import choose, measure
+from mobilenetv2.shipping.benchmark_report import Measurement, Report, Timing, figure, table
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -72,13 +74,36 @@ def test_the_share_of_the_best_says_what_the_choice_gives_away() -> None:
 def test_table_and_picture() -> None:
     rows = (measured("torch", 10), measured("onnxruntime", 2.5))
     report = report_of(rows, "onnxruntime")
-    table = benchmark.table(report)
-    assert table.row_count == 2
-    assert list(table.columns[0].cells) == ["torch", "onnxruntime ←"]
-    assert list(table.columns[5].cells) == ["1.0", "4.0"]
-    figure = benchmark.figure(report)
-    assert [axes.get_title() for axes in figure.axes] == ["batch 1", "batch 32", "memory"]
+    shown = table(report)
+    assert shown.row_count == 2
+    assert list(shown.columns[0].cells) == ["torch", "onnxruntime ←"]
+    assert list(shown.columns[5].cells) == ["1.0", "4.0"]
+    drawn = figure(report)
+    assert [axes.get_title() for axes in drawn.axes] == ["batch 1", "batch 32", "memory"]
+    assert legend_of(drawn) == ["agrees with PyTorch", "chosen"]
     assert json.loads(report.to_json())["measurements"][1]["timings"][1]["batch"] == 32
+
+
+def test_the_picture_shows_why_the_fastest_was_not_chosen() -> None:
+    rows = [
+        measured("torch", 10),
+        measured("onnxruntime", 2),
+        measured("openvino-int8", 0.1, agreement=0.5),
+    ]
+    drawn = figure(report_of(rows, "onnxruntime"))
+    assert legend_of(drawn) == [
+        "agrees with PyTorch", "chosen", "answers differ too much to be chosen",
+    ]  # fmt: skip
+    for axes in drawn.axes:
+        differs, chosen, agrees = axes.patches
+        assert differs.get_hatch()
+        assert not chosen.get_hatch()
+        assert not agrees.get_hatch()
+        assert len({bar.get_facecolor() for bar in axes.patches}) == 3
+
+
+def legend_of(drawn: Figure) -> list[str]:
+    return [text.get_text() for text in drawn.legends[0].get_texts()]
 
 
 def test_memory_is_what_was_taken_and_not_what_was_there() -> None:

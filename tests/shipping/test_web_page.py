@@ -158,7 +158,6 @@ def test_eight_bits(
 ) -> None:
     pytest.importorskip("onnxruntime")
     # Random weights keep no floor; what is tested is where the files go.
-    monkeypatch.setattr("mobilenetv2.shipping.ladder.LARGEST", 1.0)
     monkeypatch.setattr("mobilenetv2.shipping.ladder.installed", lambda *_: False)
     monkeypatch.setattr("mobilenetv2.shipping.int8.threshold", lambda *_: Threshold(None, 0.0, 1.0))
     monkeypatch.setattr(

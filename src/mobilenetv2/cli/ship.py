@@ -49,11 +49,12 @@ def benchmark_command(arguments: list[str]) -> int:
     config = parse("benchmark", BenchmarkConfig, arguments)
     from mobilenetv2.evaluation import plots
     from mobilenetv2.files import write_text
-    from mobilenetv2.shipping import benchmark
+    from mobilenetv2.shipping.benchmark import run
+    from mobilenetv2.shipping.benchmark_report import figure, table
     from mobilenetv2.training.load import load
 
-    report = benchmark.run(config, load(config.model), Console(stderr=True, quiet=config.quiet))
-    Console(width=None if sys.stdout.isatty() else 180).print(benchmark.table(report))
+    report = run(config, load(config.model), Console(stderr=True, quiet=config.quiet))
+    Console(width=None if sys.stdout.isatty() else 180).print(table(report))
     for name, why in report.missing.items():
         print(f"not measured: {name}: {why}")
     shares = ", ".join(f"{share:.2f} at batch {batch}" for batch, share in report.shares.items())
@@ -62,5 +63,5 @@ def benchmark_command(arguments: list[str]) -> int:
     if config.report:
         made("--report", config.report)
         write_text(config.report / "benchmark.json", report.to_json())
-        plots.save(benchmark.figure(report), config.report / "benchmark.png")
+        plots.save(figure(report), config.report / "benchmark.png")
     return 0

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from mobilenetv2.files import cache_folder
+
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC")
 COMPILE_SECONDS = 600
 """A compiler that takes longer than this is given up."""
@@ -26,14 +28,6 @@ COMPILE_SECONDS = 600
 
 class BuildError(Exception):
     """The library cannot be built or loaded; the message says why."""
-
-
-def cache_folder() -> Path:
-    """Where compiled libraries are kept: ``$MOBILENETV2_CACHE``, else the user's cache folder."""
-    if chosen := os.environ.get("MOBILENETV2_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mobilenetv2"
 
 
 def build(source: Path) -> Path:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.errors import UserError
-from mobilenetv2.network.native import cache_folder
+from mobilenetv2.files import cache_folder
+from mobilenetv2.runtimes.processor import weight_bits
 
 SUFFIXES = {
     "onnxruntime-int8": ".int8.onnx",
@@ -20,14 +21,16 @@ SUFFIXES = {
 """The runtimes that need one, and how its file ends."""
 
 
-def folder() -> Path:
-    """Where copies and notes lie: ``$MOBILENETV2_CACHE``, else the user's cache folder."""
-    return cache_folder()
-
-
 def copy_of(classifier: Classifier, runtime: str) -> Path:
-    """Where the copy for this runtime lies, if there is one."""
-    return folder() / "copies" / f"{fingerprint(classifier)}{SUFFIXES[runtime]}"
+    """Where the copy for this runtime lies, if there is one.
+
+    Networks in 8 bits have a name of their own where weights use 7 of them, since machines of both
+    kinds may share a home folder.
+    """
+    suffix = SUFFIXES[runtime]
+    if suffix == ".int8.onnx" and weight_bits() < 8:
+        suffix = ".int7.onnx"
+    return cache_folder() / "copies" / f"{fingerprint(classifier)}{suffix}"
 
 
 def has_copy(classifier: Classifier, runtime: str) -> bool:

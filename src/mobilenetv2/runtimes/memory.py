@@ -8,14 +8,13 @@ the same answers whatever the weights are.
 
 import json
 import os
-import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.files import write_text
-from mobilenetv2.runtimes import copies
+from mobilenetv2.files import cache_folder, write_text
+from mobilenetv2.runtimes import processor
 from mobilenetv2.runtimes.copies import fingerprint, shape
 from mobilenetv2.runtimes.engine import LIBRARIES, available, with_runtime
 
@@ -73,12 +72,12 @@ def remember(classifier: Classifier, runtime: str, float32_runtime: str) -> Path
 def machine() -> str:
     """The processor and the versions that the speed depends on."""
     versions = [f"{name} {_version(name)}" for name in MEASURED]
-    return f"{_processor()}, {os.cpu_count()} cores, {', '.join(versions)}"
+    return f"{processor.name()}, {os.cpu_count()} cores, {', '.join(versions)}"
 
 
 def notes_path() -> Path:
     """The file that remembers."""
-    return copies.folder() / "runtimes.json"
+    return cache_folder() / "runtimes.json"
 
 
 def _read() -> dict[str, Any]:
@@ -96,13 +95,3 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "missing"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return f"{names[0] if names else platform.machine()}{' AMX' if 'amx_bf16' in flags else ''}"

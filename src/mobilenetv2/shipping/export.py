@@ -161,6 +161,7 @@ def prove(
     run = form.open(written)
     logits = file_logits(run, classifier, pictures, raw=content.raw)
     reference = reference_logits(classifier, pictures)
+    plain = replace(content, precision="fp32", core=None)
     return Certificate(
         file=written.name,
         format=f"{form.name}, {content.precision}{', network alone' if content.raw else ''}",
@@ -170,7 +171,7 @@ def prove(
         comparison=compare(reference, logits, pictures.labels),
         threshold=threshold(config, content),
         size=size_of(written),
-        reference_size=None if content.precision == "fp32" else _plain_size(form, content),
+        reference_size=None if content.precision == "fp32" else file_size(form, plain),
         latency=_latencies(form, run, content, pictures),
         notes=tuple(notes),
     )
@@ -211,11 +212,10 @@ def size_of(written: Path) -> int:
     return sum(file.stat().st_size for file in written.parent.glob(f"{written.stem}.*"))
 
 
-def _plain_size(form: Format, content: Content) -> int:
-    """Bytes of the same file in float32."""
+def file_size(form: Format, content: Content) -> int:
+    """Bytes that this content would take."""
     with tempfile.TemporaryDirectory() as folder:
-        plain = replace(content, precision="fp32", core=None)
-        return size_of(form.write(plain, Path(folder), "plain"))
+        return size_of(form.write(content, Path(folder), "sized"))
 
 
 def _latencies(form: Format, run: Session, content: Content, pictures: HeldOut) -> dict[str, float]:

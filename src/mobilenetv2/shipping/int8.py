@@ -1,6 +1,7 @@
 """An export in 8 bits: the ladder first, then the proof on pictures that chose nothing."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,10 +13,11 @@ from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.data.sources import load_data
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.runtimes.installed import require
+from mobilenetv2.runtimes.processor import weight_bits
 from mobilenetv2.runtimes.sessions import onnxruntime_session, openvino_session
 from mobilenetv2.shipping import ladder
 from mobilenetv2.shipping.certificate import Certificate
-from mobilenetv2.shipping.export import Unproven, export, threshold
+from mobilenetv2.shipping.export import FORMATS, Unproven, export, file_size, threshold
 from mobilenetv2.shipping.formats import Content
 from mobilenetv2.shipping.held_out import ENOUGH, HeldOut
 from mobilenetv2.shipping.quantize import calibration
@@ -59,21 +61,33 @@ def export_int8(
         notes.append("calibrated on pictures that chose how it was quantised: no run is known")
     content = Content(classifier, config.raw, "int8")
     floor = threshold(config, content)
+    form = FORMATS[config.format]
+    whole = file_size(form, replace(content, precision="fp32"))
     rungs = ladder.climb(
         classifier,
         choosing,
         calibration(classifier, learned),
         floor,
         openvino_session if config.format == "openvino" else onnxruntime_session,
+        lambda core: file_size(form, replace(content, core=core)) / whole,
         lambda rung: console.print(f"{rung.name}: {rung.comparison.accuracy:.2%}", style="dim"),
     )
     console.print(ladder.table(rungs, floor))
     taken = rungs[-1]
     if not taken.holds(floor):
-        reasons = taken.comparison.failures(floor) or [f"{taken.share:.2f} of the float32 size"]
+        reasons = "; ".join(taken.comparison.failures(floor))
         raise Unproven(
             f"{path}: not delivered: no way to quantise keeps the floor; the best, {taken.name}: "
-            f"{'; '.join(reasons)}. Allow more with --max-drop, or use --fp16"
+            f"{reasons}. Allow more with --max-drop, or use --fp16"
+        )
+    notes.append(f"quantised: {taken.name}")
+    if weight_bits() == 8:
+        notes.append("proven where 8 bits are summed exactly; x86 without VNNI answers differently")
+    else:
+        notes.append("weights in 7 of their 8 bits, as this processor needs")
+    if taken.share > ladder.LARGEST:
+        notes.append(
+            f"larger than {ladder.LARGEST:.2f} × float32: nothing smaller keeps the floor here"
         )
     return export(
         config,
@@ -81,7 +95,7 @@ def export_int8(
         proving,
         path,
         Content(classifier, config.raw, "int8", core=taken.core),
-        [*notes, f"quantised: {taken.name}"],
+        notes,
         {".ladder.png": ladder.figure(rungs, floor)},
     )
 

@@ -4,7 +4,8 @@ Each rung is a way to quantise that costs more time or size than the one before.
 where a rung keeps the floor and half of what it may lose besides: among a few hundred pictures, one
 that just keeps it would perhaps not keep it on others. If none does, all that keep the floor are
 left to choose from. Of these the one whose logits are closest to the float32 network's is taken,
-since how many labels agree is, among so few, mostly a matter of luck.
+since how many labels agree is, among so few, mostly a matter of luck. A file that is too large is
+taken only where no smaller one keeps the floor.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from torch import nn
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.runtimes.installed import installed
+from mobilenetv2.runtimes.processor import weight_bits
 from mobilenetv2.runtimes.sessions import Session
 from mobilenetv2.shipping.equalise import equalised
 from mobilenetv2.shipping.held_out import HeldOut
@@ -38,14 +40,14 @@ if TYPE_CHECKING:
     import onnx
     from matplotlib.figure import Figure
 
-KEPT = (2, 4, 8)
+KEPT = (2, 4, 8, 12)
 """How many of the most sensitive layers stay in float32, one rung after the other."""
 MEASURED = 2
 """Batches on which the layers are compared."""
 MARGIN = 0.5
 """Share of what may be lost that the climb ends with."""
 LARGEST = 0.30
-"""Share of the float32 size that a quantised file may have."""
+"""Share of the float32 file's bytes that a quantised file should not exceed."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ class Rung:
     Attributes:
         name: what was done.
         comparison: beside the classifier, on the pictures that the choice is made on.
-        share: of the float32 size.
+        share: bytes of the file, as a share of the float32 file's.
         milliseconds: for one picture.
         core: the network, from ``normalised`` to ``logits``.
+        fits: whether the file is small enough, or none could be.
     """
 
     name: str
@@ -65,19 +68,26 @@ class Rung:
     share: float
     milliseconds: float
     core: "onnx.ModelProto"
+    fits: bool = True
 
     def holds(self, floor: Threshold) -> bool:
-        """Whether it keeps the floor, in accuracy and in size."""
-        return not self.comparison.failures(floor) and self.share <= LARGEST
+        """Whether it keeps the floor."""
+        return not self.comparison.failures(floor)
 
-    def worth(self, floor: Threshold) -> tuple[bool, bool, float]:
-        """What makes it better than another: margin, floor, nearness of its logits."""
+    def worth(self, floor: Threshold) -> tuple[bool, bool, bool, float]:
+        """What makes it better than another: margin and size, floor and size, floor, nearness."""
         half = Threshold(
             None,
             1 - MARGIN * (1 - floor.agreement),
             None if floor.drop is None else MARGIN * floor.drop,
         )
-        return self.holds(half), self.holds(floor), -self.comparison.mean_difference
+        holds = self.holds(floor)
+        return (
+            self.holds(half) and self.fits,
+            holds and self.fits,
+            holds,
+            -self.comparison.mean_difference,
+        )
 
 
 def climb(
@@ -86,6 +96,7 @@ def climb(
     batches: Sequence[Array],
     floor: Threshold,
     open_core: Callable[[bytes], Session],
+    share: Callable[["onnx.ModelProto"], float],
     tell: Callable[[Rung], None] = lambda _: None,
 ) -> list[Rung]:
     """The rungs that were tried; the last is the float32 network's best copy that was found.
@@ -96,20 +107,22 @@ def climb(
         batches: normalised pictures to calibrate and to train on, float32 N×C×H×W.
         floor: what must be kept.
         open_core: runs a network in the runtime that it is for.
+        share: bytes of the file with a network, as a share of the float32 file's.
         tell: is called with each rung as it is measured.
     """
     reference = reference_logits(classifier, pictures)
-    whole = len(float_core(classifier).SerializeToString())
     tried: list[Rung] = []
 
     def judge(name: str, core: "onnx.ModelProto") -> Rung:
-        contents = core.SerializeToString()
-        run = open_core(contents)
+        run = open_core(core.SerializeToString())
         compared = compare(
             reference, file_logits(run, classifier, pictures, raw=True), pictures.labels
         )
         taken = milliseconds(partial(run, batches[0][:1]))
-        rung = Rung(name, compared, len(contents) / whole, taken, core)
+        size = share(core)
+        # The first rung leaves nothing in float32: where it is too large, all are.
+        fits = size <= LARGEST or not tried or tried[0].share > LARGEST
+        rung = Rung(name, compared, size, taken, core, fits)
         tried.append(rung)
         tell(rung)
         return rung
@@ -124,17 +137,17 @@ def climb(
 
 
 Attempt = Iterator[tuple[str, "onnx.ModelProto"]]
-Quantiser = Callable[["onnx.ModelProto", Sequence[Array], Sequence[str]], "onnx.ModelProto"]
+Quantiser = Callable[["onnx.ModelProto", Sequence[Array], Sequence[str], int], "onnx.ModelProto"]
 
 
 def _attempts(classifier: Classifier, batches: Sequence[Array]) -> Iterator[Attempt]:
     """Ways to quantise in the order in which they are tried; each gives one network or more."""
-    tools = quantisers()
+    tools, bits = quantisers(), weight_bits()
 
     def with_each(name: str, prepared: Classifier, keep: Sequence[str] = ()) -> Attempt:
         core = float_core(prepared)
         for tool, quantise in tools.items():
-            yield f"{name}, {tool}", quantise(core, batches, keep)
+            yield f"{name}, {tool}", quantise(core, batches, keep, bits)
 
     yield with_each("per channel", classifier)
     even = equalised(classifier, batches)
@@ -142,7 +155,7 @@ def _attempts(classifier: Classifier, batches: Sequence[Array]) -> Iterator[Atte
     sensitive = sensitive_layers(even, batches)
     for count in KEPT:
         yield with_each(f"equalised, {count} layers in float32", even, sensitive[:count])
-    yield with_each("trained with rounding", rounded(classifier, batches))
+    yield with_each("trained with rounding", rounded(classifier, batches, bits))
 
 
 def quantisers() -> Mapping[str, Quantiser]:
@@ -188,9 +201,10 @@ def table(rungs: Sequence[Rung], floor: Threshold) -> Table:
             f"{compared.accuracy:.2%}",
             f"{compared.drop:.2%}",
             f"{compared.agreement:.2%}",
-            f"{rung.share:.2f}",
+            f"{rung.share:.3f}",
             f"{rung.milliseconds:.2f}",
             ("holds" if rung.holds(floor) else "too low")
+            + ("" if rung.fits else ", too large")
             + (", taken" if rung is rungs[-1] and rung.holds(floor) else ""),
         )
     return shown
@@ -210,7 +224,7 @@ def figure(rungs: Sequence[Rung], floor: Threshold) -> "Figure":
         axes.plot(-100 * compared.drop, place, "o", color=colour)
     axes.set_yticks(
         range(len(rungs)),
-        [f"{rung.name}\n{rung.share:.2f} × size, {rung.milliseconds:.2f} ms" for rung in rungs],
+        [f"{rung.name}\n{rung.share:.3f} × size, {rung.milliseconds:.2f} ms" for rung in rungs],
         fontsize=8,
     )
     if floor.drop is not None:

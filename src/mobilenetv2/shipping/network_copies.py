@@ -13,6 +13,7 @@ from mobilenetv2.errors import WorkFailed
 from mobilenetv2.files import written_whole
 from mobilenetv2.runtimes.copies import copy_of
 from mobilenetv2.runtimes.onnx_network import network_model
+from mobilenetv2.runtimes.processor import weight_bits
 from mobilenetv2.shipping.equalise import equalised
 from mobilenetv2.shipping.ladder import KEPT, sensitive_layers
 from mobilenetv2.shipping.quantize import calibration, float_core, with_onnxruntime
@@ -53,7 +54,7 @@ def _int8(classifier: Classifier, pictures: Tensor) -> bytes:
     batches = calibration(classifier, pictures)
     even = equalised(classifier, batches)
     keep = sensitive_layers(even, batches)[: KEPT[0]]
-    core = with_onnxruntime(float_core(even), batches, keep)
+    core = with_onnxruntime(float_core(even), batches, keep, weight_bits())
     contents: bytes = network_model(classifier, normalise=True, core=core).SerializeToString()
     return contents
 

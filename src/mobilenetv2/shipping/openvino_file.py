@@ -9,6 +9,7 @@ from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.sessions import Array, Session, openvino_session
 from mobilenetv2.shipping.formats import Content
 from mobilenetv2.shipping.onnx_file import onnx_model
+from mobilenetv2.shipping.openvino_constants import join_constants
 from mobilenetv2.shipping.openvino_graph import in_own_terms, shorten
 
 
@@ -43,6 +44,8 @@ class OpenVinoFormat:
         model = openvino.Core().read_model(in_own_terms(proto).SerializeToString())
         # What `openvino.convert_model` does too, without its messages to the makers.
         apply_moc_transformations(model, False)
+        if content.precision == "int8":
+            join_constants(model)
         for entry in entries:
             model.set_rt_info(entry.value, [entry.key])
         path = folder / f"{stem}{self.suffix}"

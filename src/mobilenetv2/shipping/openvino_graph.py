@@ -5,6 +5,7 @@ anyway, spaces, the same number once for every use. For a small network that is 
 weights in 8 bits.
 """
 
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 
 DOMAIN = "org.openvinotoolkit"
 """Of the operations that OpenVINO adds to ONNX."""
+UNDERSTOOD = {
+    "auto_broadcast": ("numpy",),
+    "auto_pad": ("explicit",),
+    "dilations": ("1, 1",),
+    "pads_begin": ("0, 0",),
+    "pads_end": ("0, 0",),
+}
+"""What OpenVINO takes where an operation does not say."""
+UNREAD = re.compile(r"prepare\.|q\d+\b")
+"""Names of tensors that are no layer's of the network."""
 
 
 def in_own_terms(model: "onnx.ModelProto") -> "onnx.ModelProto":
@@ -118,14 +129,22 @@ def shorten(path: Path) -> None:
     for element in net.iter():
         element.tail = None
         element.text = (element.text or "").strip() or None
-    document.write(path)
+    path.write_bytes(ET.tostring(net).replace(b" />", b"/>"))
 
 
 def _strip(layer: ET.Element) -> None:
-    """Leave out shapes and precisions that follow from the inputs, and names that nobody reads."""
+    """Leave out what follows from the inputs or is understood, and names that nobody reads."""
     is_end = layer.get("type") in ("Parameter", "Result")
     if not is_end:
-        layer.set("name", layer.attrib["id"])
+        layer.set("name", "")
+    for data in layer.findall("data"):
+        for name, value in list(data.items()):
+            if value in UNDERSTOOD.get(name, ()):
+                del data.attrib[name]
+            else:
+                data.set(name, value.replace(", ", ","))
+        if not data.attrib:
+            layer.remove(data)
     for notes in layer.findall("rt_info"):
         layer.remove(notes)
     for side in ("input", "output"):
@@ -134,5 +153,7 @@ def _strip(layer: ET.Element) -> None:
                 port.remove(dimension)
             if side == "input":
                 port.attrib.pop("precision", None)
-            if layer.get("type") == "Const" or port.get("names", "").startswith("prepare."):
-                port.attrib.pop("names", None)
+            names = port.attrib.pop("names", "").split(",")
+            read = [name for name in names if name and not UNREAD.match(name)]
+            if read and layer.get("type") != "Const":
+                port.set("names", ",".join(read))

@@ -18,16 +18,17 @@ from mobilenetv2.network.mobilenetv2 import InvertedResidual
 
 RATE = 1e-4
 STEPS = 100
-LEVELS = 127
-"""Of an 8-bit weight, either side of zero."""
 
 
-def rounded(classifier: Classifier, batches: Sequence[Array], steps: int = STEPS) -> Classifier:
+def rounded(
+    classifier: Classifier, batches: Sequence[Array], bits: int = 8, steps: int = STEPS
+) -> Classifier:
     """The classifier, folded, with weights that lose less when they are quantised.
 
     Args:
         classifier: is not changed.
         batches: normalised pictures to learn on, float32 N×C×H×W; passed over again and again.
+        bits: that a weight uses.
         steps: batches to learn from.
     """
     teacher = classifier.for_inference().network
@@ -35,7 +36,7 @@ def rounded(classifier: Classifier, batches: Sequence[Array], steps: int = STEPS
     student.requires_grad_(True)
     layers = [m for m in student.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in layers:
-        parametrize.register_parametrization(layer, "weight", _RoundedWeight())
+        parametrize.register_parametrization(layer, "weight", _RoundedWeight(bits))
     _round_activations(student, teacher, batches)
     optimizer = torch.optim.Adam(student.parameters(), lr=RATE)
     for step in range(steps):
@@ -55,18 +56,23 @@ def rounded(classifier: Classifier, batches: Sequence[Array], steps: int = STEPS
     return classifier.with_network(plain)
 
 
-def round_weight(weight: Tensor) -> Tensor:
-    """The nearest weight, float32 O×…, with 8 bits per output channel."""
-    scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-8) / LEVELS
+def round_weight(weight: Tensor, bits: int = 8) -> Tensor:
+    """The nearest weight, float32 O×…, with so many bits and one scale per output channel."""
+    levels = 2 ** (bits - 1) - 1  # on either side of zero
+    scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-8) / levels
     zero = torch.zeros(len(scale), dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -LEVELS, LEVELS)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -levels, levels)
 
 
 class _RoundedWeight(nn.Module):
-    """Rounds a weight to 8 bits per output channel; its gradient passes straight through."""
+    """Rounds a weight, with one scale per output channel; its gradient passes straight through."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
 
     def forward(self, weight: Tensor) -> Tensor:
-        return round_weight(weight)
+        return round_weight(weight, self.bits)
 
 
 class _RoundedOutput(nn.Module):
