@@ -20,7 +20,7 @@ from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.data.draws import permutation
 from mobilenetv2.data.sources import DataSet
 from mobilenetv2.distributed import ALONE, Processes, joined
-from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
+from mobilenetv2.evaluation.evaluate import Evaluation, evaluate, measuring_batch
 from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint
@@ -38,9 +38,6 @@ from mobilenetv2.training.signals import Stopped, StopRequest, stopped_at_once
 from mobilenetv2.training.start import Start, start
 from mobilenetv2.training.state import RunState
 from mobilenetv2.training.transfer import set_train_mode
-
-MIN_TRAIN_SAMPLE = 500
-"""Training pictures, at least, that are measured like the validation set after each epoch."""
 
 
 def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
@@ -141,7 +138,7 @@ class Training(RunState):
             size = (begun.data.preprocessing.height, begun.data.preprocessing.width)
             self.train_sample = begun.data.train.centre(size)  # all, and not copied
         else:
-            self.train_sample = _sample(begun.data, max(len(begun.data.val), MIN_TRAIN_SAMPLE))
+            self.train_sample = _sample(begun.data)
         lr = self._peak_lr(begun) if checkpoint is None else checkpoint.lr
         super().__init__(begun, lr, self.batches.steps_per_epoch)
         self.parallel = ParallelTraining(
@@ -370,7 +367,11 @@ def _class_weight(begun: Start) -> torch.Tensor | None:
     return weights.to(begun.device.device)
 
 
-def _sample(data: DataSet, count: int) -> LabelledPictures:
-    """Training pictures as evaluation sees them: the same for every epoch, run and seed."""
+def _sample(data: DataSet) -> LabelledPictures:
+    """Training pictures as evaluation sees them: the same for every epoch, run and seed.
+
+    They are as many as the validation pictures, or as are measured in one go.
+    """
+    count = max(len(data.val), measuring_batch(data.val))
     sample = data.train.select(permutation(0, 0, len(data.train))[:count])
     return sample.centre((data.preprocessing.height, data.preprocessing.width))
