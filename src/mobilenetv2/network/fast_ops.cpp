@@ -55,6 +55,7 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
+constexpr bool k16Registers = kVectorBytes < 64;  // else 32
 
 template <class E, int lanes>
 struct VectorOf {
@@ -169,10 +170,11 @@ constexpr Index kTileRows = 32;  // 32 rows of 960 bf16 channels fill a quarter 
 // Calls body(thread, row, row_end) for every tile of rows.
 template <class Body>
 void for_tiles(Index rows, Index tile_rows, const Body& body) {
-  const Index tiles = (rows + tile_rows - 1) / tile_rows;
-  parallel(tiles, [&](Index thread, Index begin, Index end) {
-    for (Index tile = begin; tile < end; ++tile)
-      body(thread, tile * tile_rows, std::min(rows, (tile + 1) * tile_rows));
+  const Index unit = k16Registers ? 1 : tile_rows;  // that is not divided between threads
+  parallel((rows + unit - 1) / unit, [&](Index thread, Index begin, Index end) {
+    const Index last = std::min(rows, end * unit);
+    for (Index row = begin * unit; row < last; row += tile_rows)
+      body(thread, row, std::min(last, row + tile_rows));
   });
 }
 
@@ -309,6 +311,10 @@ struct Moments {
     sum += distance;
     square += distance * distance;
   }
+  void join(const Moments& other) {  // of the same pivot
+    sum += other.sum;
+    square += other.square;
+  }
   void add_to(double* total_sum, double* total_square, Index count) const {
     using D = Vector<double, lanes>;
     const D p = __builtin_convertvector(pivot, D), s = __builtin_convertvector(sum, D),
@@ -409,8 +415,7 @@ void add_moments(const T* y, Index rows, Index channels, double* sums) {
       odd.add(load<lanes>(from + channels));
     }
     if (row < rows) even.add(load<lanes>(from));
-    even.sum += odd.sum;
-    even.square += odd.square;
+    even.join(odd);
     even.add_to(sums + c, sums + channels + c, rows);
   });
 }
@@ -558,13 +563,9 @@ void norm_backward_apply(Gradient<T> g, const T* y, Index rows, Index channels,
 // A block of a product is summed up in registers: rows × vectors of columns. Blocks under one
 // another make a group, whose results lie in the first-level cache, and so does a slice of the right
 // side while the group's blocks go over it.
-#if defined(__AVX512F__)  // 32 registers
-constexpr int kBlockRows = 8, kBlockVectors = 3;
-constexpr Index kGroupRows = kBlockRows, kSliceSteps = std::numeric_limits<Index>::max();
-#else  // 16 registers
-constexpr int kBlockRows = 6, kBlockVectors = 2;
-constexpr Index kGroupRows = 48, kSliceSteps = 256;
-#endif
+constexpr int kBlockRows = k16Registers ? 6 : 8, kBlockVectors = k16Registers ? 2 : 3;
+constexpr Index kGroupRows = k16Registers ? 8 * kBlockRows : kBlockRows;
+constexpr Index kSliceSteps = k16Registers ? 256 : std::numeric_limits<Index>::max();
 
 template <class T>
 constexpr int kLanes = kVectorBytes / sizeof(Real<T>);
@@ -575,7 +576,7 @@ constexpr int kStep = sizeof(Real<T>) / sizeof(T);
 
 // Whether the rows of a product's left side have to be contiguous. Else they are read across.
 template <class T>
-constexpr bool kTransposes = kBlockRows == 8 || std::is_same_v<T, bf16>;
+constexpr bool kTransposes = !k16Registers || std::is_same_v<T, bf16>;
 
 // What rows are gathered in: as deep as a tile of the processor's, if it has them; else a group.
 constexpr Index kRowStep = std::max<Index>(32, kGroupRows);
@@ -1010,12 +1011,19 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
         auto gathered = block.row == 0 ? Moments<R, lanes>(block.template at<lanes>(0, c))
                                        : of_tile.template load<lanes>(channel);
         T* const next = y + (row + block.row + kRowStep) * out + channel * kRowStep;
-        for (Index r = 0; r < block.rows; ++r, to += out) {
+        auto put = [&](Index r, Moments<R, lanes>& moments) {
           __builtin_prefetch(next + r * lanes, 1);
           const auto value = block.template at<lanes>(r, c);
-          store<lanes>(to, value);
-          gathered.add(value);
+          store<lanes>(to + r * out, value);
+          moments.add(value);
+        };
+        Index r = 0;
+        if constexpr (kGroupRows > kBlockRows) {
+          Moments<R, lanes> odd(gathered.pivot);
+          for (; r + 1 < block.rows; r += 2) put(r, gathered), put(r + 1, odd);
+          gathered.join(odd);
         }
+        for (; r < block.rows; ++r) put(r, gathered);
         of_tile.template store<lanes>(channel, gathered);
       });
     });
@@ -1099,9 +1107,13 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
 
   // The weights' gradient is the product, over the rows, of one matrix (transposed) with the other
   // (in panels): with what the ReLU6 gave, where that is made on the way, else with gy.
+  // A tile's product is added to those before, so a tile is not too flat.
+  constexpr Index kLeastDepth = k16Registers ? 3 * kRowStep : 0;
   const Index left_channels = normalise ? out : in, right_channels = normalise ? in : out;
   const Index product_stride = round_up(right_channels, kLanes<T>);
-  const Index tile = tile_rows<T>(shape.rows, right_channels, kSecondLevelBytes);
+  const Index least_bytes = kLeastDepth * right_channels * sizeof(T);
+  const Index tile =
+      tile_rows<T>(shape.rows, right_channels, std::max(kSecondLevelBytes, least_bytes));
   const Scratch<T> panels(weight_gradient ? Panels<T>::memory(tile, right_channels) : 0);
   const Scratch<T> transposed(weight_gradient && kTransposes<T> ? left_channels * tile : 0);
   const Scratch<R> products(weight_gradient ? left_channels * product_stride : 0);
