@@ -311,10 +311,6 @@ struct Moments {
     sum += distance;
     square += distance * distance;
   }
-  void join(const Moments& other) {  // of the same pivot
-    sum += other.sum;
-    square += other.square;
-  }
   void add_to(double* total_sum, double* total_square, Index count) const {
     using D = Vector<double, lanes>;
     const D p = __builtin_convertvector(pivot, D), s = __builtin_convertvector(sum, D),
@@ -415,7 +411,8 @@ void add_moments(const T* y, Index rows, Index channels, double* sums) {
       odd.add(load<lanes>(from + channels));
     }
     if (row < rows) even.add(load<lanes>(from));
-    even.join(odd);
+    even.sum += odd.sum;
+    even.square += odd.square;
     even.add_to(sums + c, sums + channels + c, rows);
   });
 }
@@ -561,7 +558,7 @@ void norm_backward_apply(Gradient<T> g, const T* y, Index rows, Index channels,
 // ---------------------------------------------------------------------- matrix products
 
 // A block of a product is summed up in registers: rows × vectors of columns. Blocks under one
-// another make a group, whose results lie in the first-level cache, and so does a slice of the right
+// another make a group. Its results lie in the first-level cache, and so does a slice of the right
 // side while the group's blocks go over it.
 constexpr int kBlockRows = k16Registers ? 6 : 8, kBlockVectors = k16Registers ? 2 : 3;
 constexpr Index kGroupRows = k16Registers ? 8 * kBlockRows : kBlockRows;
@@ -797,7 +794,7 @@ inline void multiply_block(Left<T> a, Index depth, const T* b, Index panel_size,
       unrolled<vectors>([&](auto v) { body(sums[r][v], results + (r * vectors + v) * lanes); });
     });
   };
-  if (add) each([](auto& sum, Real<T>* at) { sum = load<lanes>(at); });
+  if (k16Registers && add) each([](auto& sum, Real<T>* at) { sum = load<lanes>(at); });
   auto step = [&](const T* a, Index stride, const T* b) {
     typename S::V right[vectors];
     unrolled<vectors>([&](auto v) { right[v] = S::load(b + v * panel_size); });
@@ -911,16 +908,18 @@ void multiply_by_tiles(const bf16* a, Index rows, Index stride, Index depth,
 }
 #endif
 
-// Calls block(rows, r) for blocks of a group, as large as they may be. Blocks of two rows wait for
-// their own additions, so 8 rows are 4 and 4 rather than 6 and 2.
+// Calls block(rows, r) for the blocks of a group, as large as they may be. A block of two rows waits
+// for its own additions, so 8 rows are 4 and 4 rather than 6 and 2.
 template <class Body>
 inline void for_blocks(Index rows, const Body& block) {
   Index r = 0;
   for (; rows - r >= kBlockRows && rows - r != kBlockRows + 2; r += kBlockRows)
     block(std::integral_constant<int, kBlockRows>(), r);
-  for (; rows - r >= 4; r += 4) block(std::integral_constant<int, 4>(), r);
-  for (; rows - r >= 2; r += 2) block(std::integral_constant<int, 2>(), r);
-  if (r < rows) block(std::integral_constant<int, 1>(), r);
+  if constexpr (k16Registers) {
+    for (; rows - r >= 4; r += 4) block(std::integral_constant<int, 4>(), r);
+    for (; rows - r >= 2; r += 2) block(std::integral_constant<int, 2>(), r);
+  }
+  for (; r < rows; ++r) block(std::integral_constant<int, 1>(), r);
 }
 
 // a (rows × depth) times the panels. Calls finish(block) for each block.
@@ -1011,19 +1010,12 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
         auto gathered = block.row == 0 ? Moments<R, lanes>(block.template at<lanes>(0, c))
                                        : of_tile.template load<lanes>(channel);
         T* const next = y + (row + block.row + kRowStep) * out + channel * kRowStep;
-        auto put = [&](Index r, Moments<R, lanes>& moments) {
+        for (Index r = 0; r < block.rows; ++r, to += out) {
           __builtin_prefetch(next + r * lanes, 1);
           const auto value = block.template at<lanes>(r, c);
-          store<lanes>(to + r * out, value);
-          moments.add(value);
-        };
-        Index r = 0;
-        if constexpr (kGroupRows > kBlockRows) {
-          Moments<R, lanes> odd(gathered.pivot);
-          for (; r + 1 < block.rows; r += 2) put(r, gathered), put(r + 1, odd);
-          gathered.join(odd);
+          store<lanes>(to, value);
+          gathered.add(value);
         }
-        for (; r < block.rows; ++r) put(r, gathered);
         of_tile.template store<lanes>(channel, gathered);
       });
     });
@@ -1106,8 +1098,8 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
   if (gx) weights.fill(rounded<T>(weight, in * out).data(), 0, out);
 
   // The weights' gradient is the product, over the rows, of one matrix (transposed) with the other
-  // (in panels): with what the ReLU6 gave, where that is made on the way, else with gy.
-  // A tile's product is added to those before, so a tile is not too flat.
+  // (in panels): with what the ReLU6 gave, where that is made on the way, else with gy. Each tile's
+  // product is added to those before it, so tiles should not be flat.
   constexpr Index kLeastDepth = k16Registers ? 3 * kRowStep : 0;
   const Index left_channels = normalise ? out : in, right_channels = normalise ? in : out;
   const Index product_stride = round_up(right_channels, kLanes<T>);
