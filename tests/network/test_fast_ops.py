@@ -111,6 +111,7 @@ BLOCKS = {
     "no expansion, shortcut": (lambda: InvertedResidual(24, 24, 1, 1), 24),
     "no expansion, stride 2": (lambda: InvertedResidual(5, 3, 2, 1), 5),
     "odd channels": (lambda: InvertedResidual(3, 7, 1, 9), 3),
+    "many channels": (lambda: InvertedResidual(52, 44, 1, 5), 52),
     "stem": (lambda: ConvNormActivation(3, 17, 3, 2), 3),
     "head": (lambda: ConvNormActivation(3, 40, 1), 3),
     "keras padding": (lambda: InvertedResidual(8, 8, 2, 2, padding="keras"), 8),

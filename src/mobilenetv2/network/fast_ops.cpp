@@ -55,6 +55,7 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
+constexpr bool k16Registers = kVectorBytes < 64;  // else 32
 
 template <class E, int lanes>
 struct VectorOf {
@@ -169,10 +170,11 @@ constexpr Index kTileRows = 32;  // 32 rows of 960 bf16 channels fill a quarter 
 // Calls body(thread, row, row_end) for every tile of rows.
 template <class Body>
 void for_tiles(Index rows, Index tile_rows, const Body& body) {
-  const Index tiles = (rows + tile_rows - 1) / tile_rows;
-  parallel(tiles, [&](Index thread, Index begin, Index end) {
-    for (Index tile = begin; tile < end; ++tile)
-      body(thread, tile * tile_rows, std::min(rows, (tile + 1) * tile_rows));
+  const Index unit = k16Registers ? 1 : tile_rows;  // that is not divided between threads
+  parallel((rows + unit - 1) / unit, [&](Index thread, Index begin, Index end) {
+    const Index last = std::min(rows, end * unit);
+    for (Index row = begin * unit; row < last; row += tile_rows)
+      body(thread, row, std::min(last, row + tile_rows));
   });
 }
 
@@ -555,11 +557,12 @@ void norm_backward_apply(Gradient<T> g, const T* y, Index rows, Index channels,
 
 // ---------------------------------------------------------------------- matrix products
 
-#if defined(__AVX512F__)  // 32 registers
-constexpr int kBlockRows = 8, kBlockVectors = 3;
-#else  // 16 registers
-constexpr int kBlockRows = 4, kBlockVectors = 2;
-#endif
+// A block of a product is summed up in registers: rows × vectors of columns. Blocks under one
+// another make a group. Its results lie in the first-level cache, and so does a slice of the right
+// side while the group's blocks go over it.
+constexpr int kBlockRows = k16Registers ? 6 : 8, kBlockVectors = k16Registers ? 2 : 3;
+constexpr Index kGroupRows = k16Registers ? 8 * kBlockRows : kBlockRows;
+constexpr Index kSliceSteps = k16Registers ? 256 : std::numeric_limits<Index>::max();
 
 template <class T>
 constexpr int kLanes = kVectorBytes / sizeof(Real<T>);
@@ -568,8 +571,12 @@ constexpr int kLanes = kVectorBytes / sizeof(Real<T>);
 template <class T>
 constexpr int kStep = sizeof(Real<T>) / sizeof(T);
 
-// What rows are gathered in: as deep as a tile of the processor's, if it has them.
-constexpr Index kRowStep = 32;
+// Whether the rows of a product's left side have to be contiguous. Else they are read across.
+template <class T>
+constexpr bool kTransposes = !k16Registers || std::is_same_v<T, bf16>;
+
+// What rows are gathered in: as deep as a tile of the processor's, if it has them; else a group.
+constexpr Index kRowStep = std::max<Index>(32, kGroupRows);
 
 // One step's numbers for each lane, and the same of one number for all lanes.
 template <class T>
@@ -666,6 +673,9 @@ class Panels {
             std::memcpy(&second, matrix + columns_ + column, sizeof second);
             write<std::uint32_t, lanes>(at(k, column), in_pairs<lanes>(first, second));
           }
+      } else {
+        for (; column + kLanes<T> <= columns_; column += kLanes<T>)
+          store<kLanes<T>>(at(k, column), load<kLanes<T>>(matrix + column));
       }
       for (; column < columns_; ++column)
         for (Index step = 0; step < kStep<T>; ++step)
@@ -764,14 +774,27 @@ struct Block {
   }
 };
 
-// A block of a product in registers: `rows` rows of a (`stride` apart) times `vectors` panels,
-// written to `results`, whose rows are `vectors` vectors long.
+// The left side of a product: where it begins, and how far apart its rows and its steps lie.
+template <class T>
+struct Left {
+  const T* values;
+  Index row, step = kStep<T>;
+};
+
+// A block of a product in registers: `rows` rows of a times `vectors` panels, written or added to
+// `results`, whose rows are `vectors` vectors long.
 template <class T, int rows, int vectors>
-inline void multiply_block(const T* a, Index stride, Index depth, const T* b, Index panel_size,
+inline void multiply_block(Left<T> a, Index depth, const T* b, Index panel_size, bool add,
                            Real<T>* results) {
   using S = Steps<T>;
   constexpr int lanes = kLanes<T>;
   Vector<Real<T>, lanes> sums[rows][vectors] = {};
+  auto each = [&](const auto& body) {
+    unrolled<rows>([&](auto r) {
+      unrolled<vectors>([&](auto v) { body(sums[r][v], results + (r * vectors + v) * lanes); });
+    });
+  };
+  if (k16Registers && add) each([](auto& sum, Real<T>* at) { sum = load<lanes>(at); });
   auto step = [&](const T* a, Index stride, const T* b) {
     typename S::V right[vectors];
     unrolled<vectors>([&](auto v) { right[v] = S::load(b + v * panel_size); });
@@ -781,16 +804,14 @@ inline void multiply_block(const T* a, Index stride, Index depth, const T* b, In
     });
   };
   Index k = 0;
-  for (; k + kStep<T> <= depth; k += kStep<T>) step(a + k, stride, b + k * lanes);
+  const T* from = a.values;
+  for (; k + kStep<T> <= depth; k += kStep<T>, from += a.step) step(from, a.row, b + k * lanes);
   if (k < depth) {  // half a pair is left
     T last[rows][kStep<T>] = {};
-    for (int r = 0; r < rows; ++r) last[r][0] = a[r * stride + k];
+    for (int r = 0; r < rows; ++r) last[r][0] = from[r * a.row];
     step(last[0], kStep<T>, b + k * lanes);
   }
-  unrolled<rows>([&](auto r) {
-    unrolled<vectors>(
-        [&](auto v) { store<lanes>(results + (r * vectors + v) * lanes, sums[r][v]); });
-  });
+  each([](auto& sum, Real<T>* at) { store<lanes>(at, sum); });
 }
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
@@ -887,27 +908,44 @@ void multiply_by_tiles(const bf16* a, Index rows, Index stride, Index depth,
 }
 #endif
 
-// a (rows × depth, rows `stride` apart) times the panels. Calls finish(block) for each block.
+// Calls block(rows, r) for the blocks of a group, as large as they may be. A block of two rows waits
+// for its own additions, so 8 rows are 4 and 4 rather than 6 and 2.
+template <class Body>
+inline void for_blocks(Index rows, const Body& block) {
+  Index r = 0;
+  for (; rows - r >= kBlockRows && rows - r != kBlockRows + 2; r += kBlockRows)
+    block(std::integral_constant<int, kBlockRows>(), r);
+  if constexpr (k16Registers) {
+    for (; rows - r >= 4; r += 4) block(std::integral_constant<int, 4>(), r);
+    for (; rows - r >= 2; r += 2) block(std::integral_constant<int, 2>(), r);
+  }
+  for (; r < rows; ++r) block(std::integral_constant<int, 1>(), r);
+}
+
+// a (rows × depth) times the panels. Calls finish(block) for each block.
 template <class T, class Finish>
-void multiply(const T* a, Index rows, Index stride, Index depth, const Panels<T>& b,
-              const Finish& finish) {
+void multiply(Left<T> a, Index rows, Index depth, const Panels<T>& b, const Finish& finish) {
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
   if constexpr (std::is_same_v<T, bf16>)
-    if (have_tiles() && depth % 2 == 0) return multiply_by_tiles(a, rows, stride, depth, b, finish);
+    if (have_tiles() && depth % 2 == 0)
+      return multiply_by_tiles(a.values, rows, a.row, depth, b, finish);
 #endif
   auto panels = [&](auto vectors, Index panel) {
     constexpr Index width = vectors * kLanes<T>;
     const Index first = panel * kLanes<T>, columns = std::min(width, b.columns() - first);
-    alignas(64) Real<T> results[kBlockRows * width];
-    for (Index row = 0; row < rows; row += kBlockRows) {
-      const Index count = std::min<Index>(kBlockRows, rows - row);
-      const T* from = a + row * stride;
-      if (count == kBlockRows)
-        multiply_block<T, kBlockRows, vectors>(from, stride, depth, b.at(panel), b.size(), results);
-      else
-        for (Index r = 0; r < count; ++r)
-          multiply_block<T, 1, vectors>(from + r * stride, stride, depth, b.at(panel), b.size(),
-                                        results + r * width);
+    alignas(64) Real<T> results[kGroupRows * width];
+    for (Index row = 0; row < rows; row += kGroupRows) {
+      const Index count = std::min(kGroupRows, rows - row);
+      for (Index k = 0; k < depth; k += std::min(kSliceSteps, depth)) {
+        const Index slice = std::min(kSliceSteps, depth - k);
+        auto block = [&](auto block_rows, Index r) {
+          const T* const from = a.values + (row + r) * a.row + k / kStep<T> * a.step;
+          multiply_block<T, block_rows, vectors>(Left<T>{from, a.row, a.step}, slice,
+                                                 b.at(panel) + k * kLanes<T>, b.size(), k > 0,
+                                                 results + r * width);
+        };
+        for_blocks(count, block);
+      }
       finish(Block<Real<T>>{row, count, first, columns, results, width});
     }
   };
@@ -965,7 +1003,7 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
       a = scratch.of(thread);
     }
     TileMoments<R> of_tile(moments.of(thread), out);
-    multiply(a, rows, in, in, panels, [&](const Block<R>& block) {
+    multiply(Left<T>{a, in}, rows, in, panels, [&](const Block<R>& block) {
       for_channels<T>(block.columns, [&](auto lanes, Index c) {
         const Index channel = block.column + c;
         T* to = y + (row + block.row) * out + channel;
@@ -1060,19 +1098,24 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
   if (gx) weights.fill(rounded<T>(weight, in * out).data(), 0, out);
 
   // The weights' gradient is the product, over the rows, of one matrix (transposed) with the other
-  // (in panels): with what the ReLU6 gave, where that is made on the way, else with gy.
+  // (in panels): with what the ReLU6 gave, where that is made on the way, else with gy. Each tile's
+  // product is added to those before it, so tiles should not be flat.
+  constexpr Index kLeastDepth = k16Registers ? 3 * kRowStep : 0;
   const Index left_channels = normalise ? out : in, right_channels = normalise ? in : out;
   const Index product_stride = round_up(right_channels, kLanes<T>);
-  const Index tile = tile_rows<T>(shape.rows, right_channels, kSecondLevelBytes);
+  const Index least_bytes = kLeastDepth * right_channels * sizeof(T);
+  const Index tile =
+      tile_rows<T>(shape.rows, right_channels, std::max(kSecondLevelBytes, least_bytes));
   const Scratch<T> panels(weight_gradient ? Panels<T>::memory(tile, right_channels) : 0);
-  const Scratch<T> transposed(weight_gradient ? left_channels * tile : 0);
+  const Scratch<T> transposed(weight_gradient && kTransposes<T> ? left_channels * tile : 0);
   const Scratch<R> products(weight_gradient ? left_channels * product_stride : 0);
   const Index threads = omp_get_max_threads();
   if (weight_gradient)
     for_tiles(threads, 1, [&](Index, Index thread, Index) {
       std::fill_n(products.of(thread), left_channels * product_stride, R{});
     });
-  const Scratch<T> gradients(kRowStep * out);
+  const bool keeps_gradients = weight_gradient && !kTransposes<T> && normalise;
+  const Scratch<T> gradients((keeps_gradients ? tile : kRowStep) * out);
   const Scratch<R> tile_sums(2 * in);
   Sums sums(2 * in);
 
@@ -1086,34 +1129,35 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
     // A few rows at a time, which stay in the first-level cache.
     for (Index row = tile_row; row < tile_end; row += kRowStep) {
       const Index rows = std::min(kRowStep, tile_end - row), k = row - tile_row;
-      T* const gy = gradients.of(thread);
+      T* const gy = gradients.of(thread) + (keeps_gradients ? k * out : 0);
       const T* const values = x + row * in;
       through_norm(g, y, row, row + rows, out, y_norm, y_gradient, mask, gy);
       if (gx)
-        multiply(gy, rows, out, out, weights, [&](const Block<R>& block) {
+        multiply(Left<T>{gy, out}, rows, out, weights, [&](const Block<R>& block) {
           if (normalise)
             mask_block(block, values, in, x_norm, gx + row * in, of_tile,
                        weight_gradient ? &right : nullptr, k);
           else
             write_block(block, in, gx + row * in, residual ? residual + row * in : nullptr);
         });
-      if (weight_gradient && normalise) {
-        transpose(gy, rows, out, left + k, depth);
-      } else if (weight_gradient) {
-        transpose(values, rows, in, left + k, depth);
-        right.fill(gy, k, k + rows);
-      }
+      if (weight_gradient && kTransposes<T>)
+        transpose(normalise ? gy : values, rows, left_channels, left + k, depth);
+      if (weight_gradient && !normalise) right.fill(gy, k, k + rows);
     }
     if (normalise) add_rows<R>(of_tile, 2 * in, sums.of(thread));
     if (weight_gradient) {
       const Index rows = tile_end - tile_row;
-      right.clear_from(rows);
-      for (Index c = 0; c < left_channels; ++c)
-        std::fill(left + c * depth + rows, left + (c + 1) * depth, T{});
       R* const product = products.of(thread);
-      multiply(left, left_channels, depth, depth, right, [&](const Block<R>& block) {
-        add_block<T>(block, product_stride, product);
-      });
+      auto add = [&](const Block<R>& block) { add_block<T>(block, product_stride, product); };
+      if constexpr (kTransposes<T>) {
+        right.clear_from(rows);
+        for (Index c = 0; c < left_channels; ++c)
+          std::fill(left + c * depth + rows, left + (c + 1) * depth, T{});
+        multiply(Left<T>{left, depth}, left_channels, depth, right, add);
+      } else {
+        const T* const across = normalise ? gradients.of(thread) : x + tile_row * in;
+        multiply(Left<T>{across, 1, left_channels}, left_channels, rows, right, add);
+      }
     }
   });
 
