@@ -20,7 +20,7 @@ from mobilenetv2.config import (
 )
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.settings import merge, nest, parse_settings, read_settings, to_yaml, validate
-from mobilenetv2.training.recipes import configure, from_nothing, recipe_settings
+from mobilenetv2.training.recipes import configure, recipe_settings
 
 
 def test_a_number_in_yaml_is_a_number_however_it_is_written() -> None:
@@ -145,9 +145,21 @@ def test_photos_start_from_weights_where_they_can(picture_folder: Callable[..., 
     assert config.optimizer == configure(photos, weights="x.pth").optimizer
     plain = configure(photos, weights="none")
     assert config.optimizer != plain.optimizer
-    assert from_nothing(config) == plain
-    given = {"lr": 0.07, "epochs": 6, "flip": False, "seed": 3, "tune": 2}
-    assert from_nothing(configure(photos, **given)) == configure(photos, weights="none", **given)
+    assert config.without_weights == plain
+    assert config.or_without_weights(plain).without_weights == plain
+    # Asked for is asked for, also where it is what the recipe would have said.
+    for asked in (
+        {"lr": 0.07, "epochs": 6, "flip": False, "seed": 3, "tune": 2},
+        {"lr": config.optimizer.lr, "epochs": config.epochs, "ema": config.ema},
+        {"optimizer": "adamw", "warmup_epochs": config.schedule.warmup_epochs},
+    ):
+        without = configure(photos, **asked).without_weights
+        assert without == configure(photos, weights="none", **asked)
+        for name, value in nest(asked).items():
+            assert without.model_dump()[name] == value or value.items() <= (
+                without.model_dump()[name].items()
+            )
+    assert config.model_copy(update={"seed": 1}).without_weights.seed == 0
     small = configure(str(picture_folder(name="small")))
     assert small.transfer.weights == "none"
 

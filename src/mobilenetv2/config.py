@@ -20,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -305,8 +306,8 @@ class TrainConfig(OutputConfig):
     small classes more often; one setting for both the fitted head and fine-tuning."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights, which is then the model that
-    is measured and kept; it starts lower, so that short runs forget their first weights; 0 for
-    none."""
+    is measured and kept; 0 for none. It starts lower, so that short runs forget random first
+    weights; pretrained ones stay in the average."""
     sync_norm: bool = True
     """Under torchrun: batch norms see the whole batch, as in one process; otherwise each process
     normalises its own part, which is faster and gives other weights."""
@@ -324,6 +325,20 @@ class TrainConfig(OutputConfig):
     """Go on with the run in this folder; its own settings apply."""
     tensorboard: FlagCreatePairsOff[bool] = False
     """Also write TensorBoard events into the run folder."""
+    _without_weights: "TrainConfig | None" = PrivateAttr(default=None)
+
+    @property
+    def without_weights(self) -> "TrainConfig":
+        """What to train with where ``weights: auto`` finds none."""
+        settings = self._without_weights or self
+        transfer = settings.transfer.model_copy(update={"weights": "none"})
+        return settings.model_copy(update={"transfer": transfer})
+
+    def or_without_weights(self, settings: "TrainConfig") -> "TrainConfig":
+        """The same settings, with others for the case that ``weights: auto`` finds none."""
+        both = self.model_copy()
+        both._without_weights = settings
+        return both
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":

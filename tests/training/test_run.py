@@ -339,7 +339,12 @@ def test_all_kinds_of_pictures_and_settings(
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"width": 0.35}, "Could not download"), ({"network": "first-version"}, "there are none for")],
+    [
+        ({"width": 0.35}, "Could not download"),
+        ({}, "Could not download"),
+        ({"network": "first-version"}, "there are none for"),
+        ({"width": 0.5, "without": "h5py"}, "needs h5py"),
+    ],
 )
 def test_photos_without_weights_start_from_nothing(
     picture_folder: Callable[..., Path],
@@ -348,17 +353,22 @@ def test_photos_without_weights_start_from_nothing(
     settings: dict[str, Any],
     reason: str,
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MOBILENETV2_CACHE", str(tmp_path / "cache"))
+    if missing := settings.get("without"):
+        monkeypatch.setitem(sys.modules, missing, None)
+        settings = {name: value for name, value in settings.items() if name != "without"}
     photos = str(picture_folder(size=(100, 120), count=4))
     told = io.StringIO()
     options = {**settings, "epochs": 1, "image_size": 32, "out": tmp_path / "run"}
     result = mobilenetv2.train(mobilenetv2.configure(photos, **options), Console(file=told))
     assert result["weights"] == "none"
-    assert f"no pretrained weights: {reason}" in " ".join(told.getvalue().split())
+    notes = told.getvalue()
+    assert "no pretrained weights: " in notes
+    assert reason in notes
     config = RunFolder.open(tmp_path / "run").read_config()
     wanted = mobilenetv2.configure(photos, weights="none", **options)
-    assert config.optimizer == wanted.optimizer
-    assert config.augment == wanted.augment
+    assert (config.optimizer, config.augment) == (wanted.optimizer, wanted.augment)
+    assert config.transfer.weights == "none"
 
 
 def test_a_loss_that_leaves_the_numbers_stops_the_run(tmp_path: Path) -> None:

@@ -50,21 +50,26 @@ def read_train_config(command: str, arguments: list[str]) -> TrainConfig:
     from mobilenetv2.training.recipes import asked_weights, recipe_settings
 
     from_file = read_settings(Path(path)) if path else {}
+
+    def over(recipe: dict[str, Any]) -> TrainConfig:
+        defaults = validate(merge(recipe, from_file), f"--config {path}" if path else "recipe")
+        return tyro.cli(
+            TrainConfig,
+            args=arguments,
+            prog=f"mobilenetv2 {command}",
+            config=_STYLE,
+            default=defaults,
+            description=f"{TrainConfig.__doc__} --config FILE reads settings from YAML first.",
+        )
+
     if first.resume:
-        recipe = _settings_of(first.resume)
-    else:
-        data = first.data.data or from_file.get("data", {}).get("data", DataConfig().data)
-        weights = first.transfer.weights or asked_weights(from_file)
-        recipe = recipe_settings(str(data), first.epochs or from_file.get("epochs"), weights)
-    defaults = validate(merge(recipe, from_file), f"--config {path}" if path else "recipe")
-    return tyro.cli(
-        TrainConfig,
-        args=arguments,
-        prog=f"mobilenetv2 {command}",
-        config=_STYLE,
-        default=defaults,
-        description=f"{TrainConfig.__doc__} --config FILE reads settings from YAML first.",
-    )
+        return over(_settings_of(first.resume))
+    data = str(first.data.data or from_file.get("data", {}).get("data", DataConfig().data))
+    epochs = first.epochs or from_file.get("epochs")
+    config = over(recipe_settings(data, epochs, first.transfer.weights or asked_weights(from_file)))
+    if config.transfer.weights != "auto":
+        return config
+    return config.or_without_weights(over(recipe_settings(data, epochs, "none")))
 
 
 def _settings_of(run: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def find_lr_command(arguments: list[str]) -> int:
     from mobilenetv2.evaluation import plots
     from mobilenetv2.training.train import run_range_test
 
-    test = run_range_test(config)
+    test = run_range_test(config, Console(quiet=config.quiet))
     print(f"suggested learning rate: {test.suggestion:g}")
     if not config.quiet:
         print(f"{test.reason}.")

@@ -47,6 +47,18 @@ class Layer(NamedTuple):
         return "other"
 
 
+def require_h5py(file: str) -> None:
+    """Make sure that ``file`` can be read once it is there.
+
+    Raises:
+        UserError: h5py is not installed.
+    """
+    try:
+        import h5py  # noqa: F401
+    except ImportError as error:
+        raise UserError(f'Reading {file} needs h5py: pip install "mobilenetv2[keras]".') from error
+
+
 def read_keras(path: Path) -> dict[str, Tensor]:
     """The tensors of ``path`` under our names, float32; shapes are still the caller's to check.
 
@@ -57,10 +69,9 @@ def read_keras(path: Path) -> dict[str, Tensor]:
         UserError: h5py is not installed.
         ModelFileError: not HDF5, damaged, or not a MobileNetV2.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(f'Reading {path} needs h5py: pip install "mobilenetv2[keras]".') from error
+    require_h5py(str(path))
+    import h5py
+
     try:
         with h5py.File(path, "r") as file:
             return _state_dict(_layers(file, path), path)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mobilenetv2.errors import ModelFileError
 from mobilenetv2.network.downloads import Progress, fetch
+from mobilenetv2.network.keras_weights import require_h5py
 from mobilenetv2.network.weights import WeightsInfo
 from mobilenetv2.network.weights_files import read_weights_file
 
@@ -35,6 +36,7 @@ def fetch_published(
 
     Raises:
         ModelFileError: there are none of that width, or they cannot be downloaded.
+        UserError: h5py, which reads Keras', is not installed.
     """
     if name == "imagenet" and width == 1.0:
         return _fetch_torchvision(cache, base_url, progress)
@@ -86,6 +88,7 @@ def _fetch_keras(
         f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{width}_{size}"
         f"{'' if top else '_no_top'}.h5"
     )
+    require_h5py(name)  # or it would be downloaded in vain
     path = fetch(
         f"{(base_url or KERAS_URL).rstrip('/')}/{name}",
         cache / name,

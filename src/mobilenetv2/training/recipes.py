@@ -35,8 +35,15 @@ def configure(data: str = "digits", **settings: Any) -> TrainConfig:
     0.2
     """
     given = nest({"data": data, **settings})
-    recipe = recipe_settings(data, given.get("epochs"), asked_weights(given))
-    return validate(merge(recipe, given), "settings")
+
+    def with_recipe(weights: object) -> TrainConfig:
+        recipe = recipe_settings(data, given.get("epochs"), weights)
+        return validate(merge(recipe, given), "settings")
+
+    config = with_recipe(asked_weights(given))
+    if config.transfer.weights != "auto":
+        return config
+    return config.or_without_weights(with_recipe("none"))
 
 
 def asked_weights(given: Mapping[str, Any]) -> object:
@@ -70,35 +77,6 @@ def recipe_settings(data: str, epochs: object = None, weights: object = None) ->
     if isinstance(epochs, int) and epochs < settings["epochs"]:
         settings["schedule"]["warmup_epochs"] *= epochs / settings["epochs"]
     return settings
-
-
-def from_nothing(config: TrainConfig) -> TrainConfig:
-    """The same run without pretrained weights, because ``--weights auto`` found none.
-
-    What was left to the recipe becomes what it says without such weights; what the user asked for
-    stays.
-
-    >>> from_nothing(configure("cifar10", weights="auto", seed=1)) == configure("cifar10", seed=1)
-    True
-    """
-    data, epochs = config.data.data, None
-    with_weights = validate(recipe_settings(data, weights="auto"), "recipe")
-    if config.epochs != with_weights.epochs:
-        epochs = config.epochs
-        with_weights = validate(recipe_settings(data, epochs, "auto"), "recipe")
-    without = validate(recipe_settings(data, epochs, "none"), "recipe")
-    settings = _reset(*(c.model_dump() for c in (config, with_weights, without)))
-    settings["transfer"]["weights"] = "none"
-    return validate(settings, "settings")
-
-
-def _reset(now: dict[str, Any], default: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """``now``, with the ``other`` value wherever it has the ``default`` one; nested alike."""
-    return {
-        name: _reset(value, default[name], other[name]) if isinstance(value, dict)
-        else other[name] if value == default[name] else value
-        for name, value in now.items()
-    }  # fmt: skip
 
 
 def _read(layer: str) -> dict[str, Any]:

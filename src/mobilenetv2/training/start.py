@@ -1,22 +1,25 @@
 """Before the loop: device, pictures, first weights, and how much of the network learns."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import MachineConfig, Preprocessing, TrainConfig
 from mobilenetv2.data.sources import DataSet, load_data
-from mobilenetv2.errors import ConfigError, ModelFileError
+from mobilenetv2.distributed import ALONE, Processes
+from mobilenetv2.errors import ConfigError, UserError
+from mobilenetv2.files import cache_folder
 from mobilenetv2.network import fast_ops
 from mobilenetv2.network.build import complete
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.network.pretrained import find_weights, load_weights
 from mobilenetv2.network.weights import Weights, to_grey
 from mobilenetv2.training.device import Device, choose_device, compile_network, find_device
-from mobilenetv2.training.recipes import from_nothing
 from mobilenetv2.training.transfer import Tuning, choose_tuning, freeze
+
+AUTO = "imagenet"
+"""What ``--weights auto`` stands for, where it can be had."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,17 @@ class Start:
     notes: tuple[str, ...]
 
 
-def start(config: TrainConfig) -> Start:
+def start(config: TrainConfig, processes: Processes = ALONE) -> Start:
     """Load the data and make the classifier; its first weights follow from ``config``.
 
     Raises:
         UserError: the settings, the data or the weights cannot be used.
     """
     find_device(config.machine.device)  # what cannot be had is told before anything is loaded
-    weights, notes = _find_weights(config)
+    config, weights, notes = _find_weights(config, processes)
     data = load_data(config.data)
     if weights is None:
-        return _assemble(from_nothing(config) if notes else config, data, notes)
+        return _assemble(config, data, notes)
 
     if data.preprocessing.colour == "grey":
         weights = to_grey(weights)
@@ -107,30 +110,43 @@ def _assemble(config: TrainConfig, data: DataSet, notes: tuple[str, ...]) -> Sta
     return Start(config, device, data, classifier, tuning, notes)
 
 
-def _find_weights(config: TrainConfig) -> tuple[Weights | None, tuple[str, ...]]:
-    """The weights that were asked for, and notes where "auto" has to do without."""
+def _find_weights(
+    config: TrainConfig, processes: Processes
+) -> tuple[TrainConfig, Weights | None, tuple[str, ...]]:
+    """The weights that were asked for; for "auto", what stands for it, and notes on why.
+
+    Several processes must start from the same: where the first one finds none, nobody has any.
+    """
     wanted = config.transfer.weights
     if wanted == "none":
-        return None, ()
-    if config.network.network != "mobilenetv2":
-        reason = f"there are none for {config.network.network}"
-        if wanted != "auto":
-            raise ConfigError(f"--weights {wanted}: {reason}")
-        return None, (f"no pretrained weights: {reason}",)
-    size = config.data.image_size or 224
+        return config, None, ()
+    if wanted != "auto":
+        return config, _weights(config, wanted), ()
+    weights, error = None, None
     try:
-        weights = find_weights(
-            "imagenet" if wanted == "auto" else wanted,
-            Path.home() / ".cache" / "mobilenetv2" / "weights",
-            width=config.network.width,
-            image_size=(size, size) if isinstance(size, int) else size,
-        )
-    except ModelFileError as error:
-        if wanted != "auto":
-            raise
-        return None, (
-            f"no pretrained weights: {error}",
+        weights = _weights(config, AUTO)
+    except UserError as reason:
+        error = reason
+    if not processes.from_first(weights is not None):
+        notes = (
+            f"no pretrained weights: {error or 'the first process found none'}",
             "training from scratch, which needs far more pictures. If you have a file of weights, "
-            "name it with --weights; --weights none looks for none",
+            "name it with --weights",
         )
-    return weights, ()
+        return config.without_weights, None, notes
+    if error is not None:
+        raise error
+    transfer = config.transfer.model_copy(update={"weights": AUTO})
+    return config.model_copy(update={"transfer": transfer}), weights, ()
+
+
+def _weights(config: TrainConfig, wanted: str) -> Weights:
+    if config.network.network != "mobilenetv2":
+        raise ConfigError(f"--weights {wanted}: there are none for {config.network.network}")
+    size = config.data.image_size or 224
+    return find_weights(
+        wanted,
+        cache_folder() / "weights",
+        width=config.network.width,
+        image_size=(size, size) if isinstance(size, int) else size,
+    )

@@ -20,6 +20,7 @@ from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.data.draws import permutation
 from mobilenetv2.data.sources import DataSet
 from mobilenetv2.distributed import ALONE, Processes, joined
+from mobilenetv2.errors import ConfigError
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate, measuring_batch
 from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
@@ -38,6 +39,9 @@ from mobilenetv2.training.signals import Stopped, StopRequest, stopped_at_once
 from mobilenetv2.training.start import Start, start
 from mobilenetv2.training.state import RunState
 from mobilenetv2.training.transfer import set_train_mode
+
+MOST_FOR_FIRST_HEAD = 20_000
+"""Training pictures, at most, that the head is solved on before fine-tuning takes it further."""
 
 
 def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
@@ -59,7 +63,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         TensorBoard.require()
     with joined() as processes:
         with stopped_at_once("Nothing was written; begin again with the same command", processes):
-            begun = start(config)
+            begun = start(config, processes)
         if begun_before := restarted_run(begun.config, processes):
             config = begun.config.model_copy(update={"overwrite": False})
             result = ended_before(begun_before, config, processes)
@@ -102,16 +106,28 @@ def resume(
             return Training(begun, folder, console, stop, processes, checkpoint).run()
 
 
-def run_range_test(config: TrainConfig) -> RangeTest:
+def run_range_test(config: TrainConfig, console: Console | None = None) -> RangeTest:
     """The learning-rate range test for what :func:`train` would train; writes nothing.
 
+    Args:
+        config: every setting.
+        console: where to say what it is for; nowhere if left out.
+
     Raises:
-        UserError: the settings or the data cannot be used.
+        UserError: the settings or the data cannot be used, or a head is solved without any rate.
         WorkFailed: the loss never fell.
         Interrupted: a signal came.
     """
     with stopped_at_once("Nothing was written; search again with the same command"):
         begun = start(config)
+        if console:
+            for note in begun.notes:
+                _say(console, note)
+        if begun.tuning.head_only:
+            raise ConfigError(
+                f"{begun.tuning.reason}: a head is solved without a learning rate; find one for "
+                "--tune all, or for a number of blocks"
+            )
         return find_lr(begun.classifier, _batches(begun), begun.config, begun.device, begun.tuning)
 
 
@@ -138,7 +154,9 @@ class Training(RunState):
             size = (begun.data.preprocessing.height, begun.data.preprocessing.width)
             self.train_sample = begun.data.train.centre(size)  # all, and not copied
         else:
-            self.train_sample = _sample(begun.data)
+            # As many as the validation pictures, or as are measured in one go.
+            count = max(len(begun.data.val), measuring_batch(begun.data.val))
+            self.train_sample = _sample(begun.data, count)
         lr = self._peak_lr(begun) if checkpoint is None else checkpoint.lr
         super().__init__(begun, lr, self.batches.steps_per_epoch)
         self.parallel = ParallelTraining(
@@ -187,8 +205,7 @@ class Training(RunState):
                     pictures = self.train_sample
                     features = self.features.of(pictures)
                 else:
-                    size = (self.data.preprocessing.height, self.data.preprocessing.width)
-                    pictures = self.data.train.centre(size)
+                    pictures = _first_head_pictures(self.data)
                     features = pooled_features(self.classifier, pictures)
                 words = fit_head(self.classifier, features, pictures.labels, balanced)
             self._say(words)
@@ -335,7 +352,11 @@ class Training(RunState):
         return self.processes.from_first(found)
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(self.console, line)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _resume_command(run: Path) -> str:
@@ -367,11 +388,13 @@ def _class_weight(begun: Start) -> torch.Tensor | None:
     return weights.to(begun.device.device)
 
 
-def _sample(data: DataSet) -> LabelledPictures:
-    """Training pictures as evaluation sees them: the same for every epoch, run and seed.
+def _first_head_pictures(data: DataSet) -> LabelledPictures:
+    if len(data.train) > MOST_FOR_FIRST_HEAD:
+        return _sample(data, MOST_FOR_FIRST_HEAD)
+    return data.train.centre((data.preprocessing.height, data.preprocessing.width))
 
-    They are as many as the validation pictures, or as are measured in one go.
-    """
-    count = max(len(data.val), measuring_batch(data.val))
+
+def _sample(data: DataSet, count: int) -> LabelledPictures:
+    """Training pictures as evaluation sees them: the same for every epoch, run and seed."""
     sample = data.train.select(permutation(0, 0, len(data.train))[:count])
     return sample.centre((data.preprocessing.height, data.preprocessing.width))
