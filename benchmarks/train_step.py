@@ -102,17 +102,17 @@ SETTINGS = {
 DEFAULT = Mode("fp32", "NCHW")
 
 
-def modes(setting: Setting, with_compile: bool) -> list[Mode]:
+def modes(setting: Setting, with_compile: bool, precisions: list[str]) -> list[Mode]:
     """Stock PyTorch's modes, Keras' if it can do the setting, then ours."""
     keras = find_spec("tensorflow") and setting.side >= 32 and not setting.fine_tuning
     stock = [
         Mode(precision, layout, compiled)
         for compiled in ((False, True) if with_compile else (False,))
         for layout in ("NCHW", "channels_last")
-        for precision in DTYPES
+        for precision in precisions
     ]
-    others = [Mode(precision, "NHWC", keras=True) for precision in DTYPES if keras]
-    ours = [Mode(precision, fast=fast) for fast in ("torch", "cpp") for precision in DTYPES]
+    others = [Mode(precision, "NHWC", keras=True) for precision in precisions if keras]
+    ours = [Mode(precision, fast=fast) for fast in ("torch", "cpp") for precision in precisions]
     return stock + others + ours
 
 
@@ -248,9 +248,11 @@ def work_per_picture(setting: Setting) -> tuple[int, int]:
     return outputs, multiply_adds
 
 
-def benchmark(setting: Setting, rounds: int, seconds: float, compiled: bool) -> dict[str, Any]:
+def benchmark(
+    setting: Setting, rounds: int, seconds: float, compiled: bool, precisions: list[str]
+) -> dict[str, Any]:
     """All modes on one setting; prints the table as it stands at the end."""
-    ways = modes(setting, compiled)
+    ways = modes(setting, compiled, precisions)
     runs: dict[Mode, list[dict[str, Any]]] = {mode: [] for mode in ways}
     all_peaks: list[dict[str, float]] = []
     for _ in range(rounds):
@@ -319,6 +321,10 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, action="append", help="default: all")
     parser.add_argument("--rounds", type=int, default=3, help="visits to each mode")
     parser.add_argument("--seconds", type=float, default=3.0, help="of steps in each visit")
+    parser.add_argument(
+        "--precision", choices=DTYPES, action="append",
+        help="default: both; a CPU without bf16 takes minutes for a step in it",
+    )  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="torch.compile's modes as well")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -331,7 +337,13 @@ def main() -> None:
     print(choose(torch.device("cpu"), "auto").reason)
     for name in arguments.setting or SETTINGS:
         results["settings"].append(
-            benchmark(SETTINGS[name], arguments.rounds, arguments.seconds, arguments.compile)
+            benchmark(
+                SETTINGS[name],
+                arguments.rounds,
+                arguments.seconds,
+                arguments.compile,
+                arguments.precision or ["fp32", "bf16"],
+            )  # fmt: skip
         )
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=1), encoding="utf-8")

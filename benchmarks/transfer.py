@@ -10,6 +10,7 @@ a Python that has TensorFlow, the usual Keras recipe (keras_transfer.py). Then `
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -87,6 +88,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if Path(arguments.weights).is_file():
         arguments.weights = Path(arguments.weights).resolve()
+    if arguments.keras:
+        arguments.keras = shutil.which(arguments.keras) or arguments.keras
+        arguments.keras = str(Path(arguments.keras).absolute())  # commands run in this folder
     print(headline(), flush=True)
     times: dict[str, list[float]] = {"predict": [], "plain": []}
     if arguments.keras:
