@@ -322,9 +322,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="visits to each mode")
     parser.add_argument("--seconds", type=float, default=3.0, help="of steps in each visit")
     parser.add_argument(
-        "--precision", choices=DTYPES, action="append",
-        help="default: both; a CPU without bf16 takes minutes for a step in it",
-    )  # fmt: skip
+        "--fp32",
+        action="store_true",
+        help="leave bf16 out: some CPUs take minutes for a step in it",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile's modes as well")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -342,8 +343,8 @@ def main() -> None:
                 arguments.rounds,
                 arguments.seconds,
                 arguments.compile,
-                arguments.precision or ["fp32", "bf16"],
-            )  # fmt: skip
+                ["fp32"] if arguments.fp32 else [*DTYPES],
+            )
         )
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
