@@ -9,23 +9,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from mobilenetv2 import __version__
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.augment import Batch
-from mobilenetv2.data.balance import class_weights
-from mobilenetv2.data.batches import Batches, LabelledPictures
-from mobilenetv2.data.draws import permutation
-from mobilenetv2.data.sources import DataSet
+from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.distributed import ALONE, Processes, joined
 from mobilenetv2.errors import ConfigError
-from mobilenetv2.evaluation.evaluate import Evaluation, evaluate, measuring_batch
+from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
+from mobilenetv2.training import portions
 from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint
-from mobilenetv2.training.device import has_room, strictly
+from mobilenetv2.training.device import strictly
 from mobilenetv2.training.find_lr import RangeTest, find_lr
 from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
@@ -39,9 +36,6 @@ from mobilenetv2.training.signals import Stopped, StopRequest, stopped_at_once
 from mobilenetv2.training.start import Start, start
 from mobilenetv2.training.state import RunState
 from mobilenetv2.training.transfer import set_train_mode
-
-MOST_FOR_FIRST_HEAD = 20_000
-"""Training pictures, at most, that the head is solved on before fine-tuning takes it further."""
 
 
 def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
@@ -128,7 +122,9 @@ def run_range_test(config: TrainConfig, console: Console | None = None) -> Range
                 f"{begun.tuning.reason}: a head is solved without a learning rate; find one for "
                 "--tune all, or for a number of blocks"
             )
-        return find_lr(begun.classifier, _batches(begun), begun.config, begun.device, begun.tuning)
+        return find_lr(
+            begun.classifier, portions.batches(begun), begun.config, begun.device, begun.tuning
+        )
 
 
 class Training(RunState):
@@ -147,20 +143,18 @@ class Training(RunState):
         self.processes = processes
         self.console = console if console and processes.is_first else Console(quiet=True)
         self.stop = stop or StopRequest(_resume_command(folder.path))
-        self.batches = _batches(begun, processes)
+        self.batches = portions.batches(begun, processes)
         self.features: FrozenFeatures | None = None
         if begun.tuning.head_only:
             self.features = FrozenFeatures(begun.classifier)
             size = (begun.data.preprocessing.height, begun.data.preprocessing.width)
             self.train_sample = begun.data.train.centre(size)  # all, and not copied
         else:
-            # As many as the validation pictures, or as are measured in one go.
-            count = max(len(begun.data.val), measuring_batch(begun.data.val))
-            self.train_sample = _sample(begun.data, count)
+            self.train_sample = portions.to_measure(begun.data)
         lr = self._peak_lr(begun) if checkpoint is None else checkpoint.lr
         super().__init__(begun, lr, self.batches.steps_per_epoch)
         self.parallel = ParallelTraining(
-            self.classifier, processes, self.config.sync_norm, _class_weight(begun)
+            self.classifier, processes, self.config.sync_norm, portions.class_weight(begun)
         )
         self.timer = CheckpointTimer(self.config.checkpoint_every)
         self.is_saved = checkpoint is not None
@@ -205,7 +199,7 @@ class Training(RunState):
                     pictures = self.train_sample
                     features = self.features.of(pictures)
                 else:
-                    pictures = _first_head_pictures(self.data)
+                    pictures = portions.for_first_head(self.data)
                     features = pooled_features(self.classifier, pictures)
                 words = fit_head(self.classifier, features, pictures.labels, balanced)
             self._say(words)
@@ -345,7 +339,11 @@ class Training(RunState):
         if self.processes.is_first:
             with self.stop.at_once():
                 test = find_lr(
-                    begun.classifier, _batches(begun), begun.config, begun.device, begun.tuning
+                    begun.classifier,
+                    portions.batches(begun),
+                    begun.config,
+                    begun.device,
+                    begun.tuning,
                 )
             self._say(f"learning rate {test.suggestion:g}: {test.reason}")
             found = test.suggestion
@@ -361,40 +359,3 @@ def _say(console: Console, line: str) -> None:
 
 def _resume_command(run: Path) -> str:
     return f"Go on with: mobilenetv2 train --resume {run}"
-
-
-def _batches(begun: Start, processes: Processes = ALONE) -> Batches:
-    data, config = begun.data, begun.config
-    size = (data.preprocessing.height, data.preprocessing.width)
-    pictures, device = data.train, begun.device.device
-    if has_room(device, pictures.pictures.nbytes):
-        pictures = pictures.to(device)
-    return Batches(
-        pictures,
-        size,
-        config.batch_size,
-        config.augment,
-        config.seed,
-        balanced=config.balance == "sampling",
-        processes=processes,
-        device=device,
-    )
-
-
-def _class_weight(begun: Start) -> torch.Tensor | None:
-    if begun.config.balance != "loss":
-        return None
-    weights = class_weights(begun.data.train.labels, len(begun.data.classes))
-    return weights.to(begun.device.device)
-
-
-def _first_head_pictures(data: DataSet) -> LabelledPictures:
-    if len(data.train) > MOST_FOR_FIRST_HEAD:
-        return _sample(data, MOST_FOR_FIRST_HEAD)
-    return data.train.centre((data.preprocessing.height, data.preprocessing.width))
-
-
-def _sample(data: DataSet, count: int) -> LabelledPictures:
-    """Training pictures as evaluation sees them: the same for every epoch, run and seed."""
-    sample = data.train.select(permutation(0, 0, len(data.train))[:count])
-    return sample.centre((data.preprocessing.height, data.preprocessing.width))
