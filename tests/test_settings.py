@@ -160,6 +160,7 @@ def test_photos_start_from_weights_where_they_can(picture_folder: Callable[..., 
                 without.model_dump()[name].items()
             )
     assert config.model_copy(update={"seed": 1}).without_weights.seed == 0
+    assert configure("minst").transfer.weights == "none", "no download for a misspelt name"
     small = configure(str(picture_folder(name="small")))
     assert small.transfer.weights == "none"
 

@@ -89,7 +89,8 @@ def _kind_of_folder(folder: Path) -> str:
     try:
         files = list_pictures([folder])
     except DataError:
-        return "photos"  # whatever is wrong with it will be said where it is read
+        # What is wrong with it will be said where it is read; nothing is downloaded before that.
+        return "small-colour"
     small = grey = True
     for file in files[:: max(1, len(files) // LOOK_AT)]:
         try:
