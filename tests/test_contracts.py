@@ -265,7 +265,7 @@ def test_a_suggested_rate_is_told_even_if_its_curve_cannot_be_drawn(
     from mobilenetv2.training.find_lr import RangeTest
 
     test = RangeTest([0.1, 0.2], [2.0, 1.0], [2.0, 1.0], 0.05, "it falls")
-    monkeypatch.setattr("mobilenetv2.training.train.run_range_test", lambda _: test)
+    monkeypatch.setattr("mobilenetv2.training.train.run_range_test", lambda *_: test)
     code, out, error = run_cli("find-lr", "--out", "/proc/nowhere")
     assert code == 2
     assert out.startswith("suggested learning rate: 0.05\n")

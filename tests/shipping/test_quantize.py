@@ -21,7 +21,7 @@ from mobilenetv2.shipping.held_out import HeldOut, held_out
 from mobilenetv2.shipping.openvino_file import OpenVinoFormat
 from mobilenetv2.shipping.proof import Comparison, Threshold
 from mobilenetv2.shipping.quantize import calibration, float_core, with_nncf, with_onnxruntime
-from mobilenetv2.shipping.rounding import rounded
+from mobilenetv2.shipping.rounding import round_weight, rounded
 
 RunCli = Callable[..., tuple[int, str, str]]
 FLOOR = Threshold(None, 0.98, 0.005)
@@ -187,14 +187,42 @@ def test_one_constant_for_all_scales(
     assert difference.mean() < 0.02 * expected.std()
 
 
+def test_scales_that_float16_does_not_hold_stay(
+    small_classifier: Classifier, batches: list[np.ndarray], tmp_path: Path
+) -> None:
+    """A channel of tiny weights loses no digits; the other layers are joined nevertheless."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    openvino = pytest.importorskip("openvino")
+    core = with_onnxruntime(float_core(small_classifier), batches)
+    scales = [
+        one for one in core.graph.initializer
+        if one.data_type == onnx.TensorProto.FLOAT and one.dims[:] and one.dims[0] > 4
+    ]  # fmt: skip
+    tiny = [3e-6, 7e-9, 3e-9]
+    values = onnx.numpy_helper.to_array(scales[0]).copy()
+    values[: len(tiny)] = tiny
+    scales[0].CopyFrom(onnx.numpy_helper.from_array(values, scales[0].name))
+    content = Content(small_classifier, raw=True, precision="int8", core=core)
+    path = OpenVinoFormat().write(content, tmp_path, "tiny")
+    read = openvino.Core().read_model(path).get_ordered_ops()
+    constants = [one for one in read if one.get_type_name() == "Constant"]
+    floats = [one.data.ravel() for one in constants if one.get_element_type().is_real()]
+    assert any(np.allclose(one[: len(tiny)], tiny, rtol=2**-11, atol=0) for one in floats
+               if one.size == values.size)  # fmt: skip
+    joined = [one for one in floats if one.dtype == np.float16 and one.size > values.size]
+    assert len(joined) == 2
+    assert min(np.abs(one[one != 0]).min() for one in joined) >= 2**-14
+
+
 # ------------------------------------------------------------------------------ the climb
 
 
 def rung(
-    name: str, hits: int, agreement: float = 0.99, error: float = 0.1, fits: bool = True
+    name: str, hits: int, agreement: float = 0.99, error: float = 0.1, share: float = 0.26
 ) -> ladder.Rung:
     compared = Comparison(1000, 1.0, error, agreement, 950, hits, 0, 950 - hits)
-    return ladder.Rung(name, compared, 0.26, 1.0, None, fits)
+    return ladder.Rung(name, compared, share, 1.0, None)
 
 
 def test_what_holds() -> None:
@@ -202,20 +230,25 @@ def test_what_holds() -> None:
     assert rung("a", 945).holds(FLOOR)
     assert not rung("a", 944).holds(FLOOR)
     assert "0.50%" in [*ladder.table([rung("a", 945)], FLOOR).columns[2].cells]
+    large = ladder.table([rung("a", 900), rung("b", 945, share=0.31)], FLOOR)
+    assert [*large.columns[-1].cells] == ["too low", "holds, too large, taken"]
     assert len(ladder.figure([rung("a", 945), rung("b", 900)], FLOOR).axes) == 1
 
 
 def test_what_is_better() -> None:
-    """A margin first, then the floor and the size, then the floor, then the nearer logits."""
+    """The floor in a small file, then the margin, then the floor, then the nearer logits."""
     best_first = [
         rung("half of the allowance is left", 948, error=0.3),
         rung("holds, and is near", 945, agreement=0.985, error=0.1),
         rung("holds, and was lucky", 952, agreement=0.985, error=0.2),
-        rung("half is left, but the file is large", 948, error=0.05, fits=False),
+        rung("half is left, and the file is large", 948, error=0.05, share=0.5),
+        rung("half is left, and the file is less large", 948, error=0.06, share=0.31),
+        rung("holds, but the file is large", 945, agreement=0.985, error=0.02, share=0.5),
         rung("near, but too low", 944, error=0.01),
     ]
     assert sorted(best_first, key=lambda one: one.worth(FLOOR), reverse=True) == best_first
-    assert [one.worth(FLOOR)[0] for one in best_first] == [True, False, False, False, False]
+    assert [one.fits for one in best_first] == [*map(bool, (1, 1, 1, 0, 0, 0, 1))]
+    assert [one.holds_well(FLOOR) for one in best_first] == [*map(bool, (1, 0, 0, 1, 1, 0, 0))]
 
 
 def test_the_climb_ends_where_the_floor_holds(
@@ -267,30 +300,96 @@ def test_the_climb_ends_where_the_floor_holds(
     assert rungs[-1].holds(FLOOR)
 
 
+Tried = tuple[float, float]
+"""Share of the float32 file, and error of the logits; above 1, all labels are wrong."""
+
+
 @pytest.mark.parametrize(
-    ("shares", "fit"), [((0.28, 0.31, 0.29), [1, 0, 1]), ((0.35, 0.36, 0.37), [1, 1, 1])]
-)
-def test_size_decides_only_where_it_can_be_kept(
-    shares: Sequence[float],
-    fit: list[int],
+    ("attempts", "count", "taken", "note"),
+    [
+        pytest.param([[(0.28, 0.2)]], 1, (0.28, 0.2), None, id="small"),
+        pytest.param([[(0.28, 0.2), (0.31, 0.1)]], 2, (0.28, 0.2), None, id="one is small"),
+        pytest.param([[(0.31, 0.1), (0.28, 0.2)]], 2, (0.28, 0.2), None, id="the second is small"),
+        pytest.param(
+            [[(0.34, 0.2), (0.45, 0.1)], [(0.4, 0.0)]], 2, (0.45, 0.1),
+            "0.450 × float32: larger than 0.30; the smallest that was tried has 0.340",
+            id="none can be small",
+        ),
+        pytest.param(
+            [[(0.34, 0.1)]], 1, (0.34, 0.1),
+            "0.340 × float32: larger than 0.30; the smallest that was tried has 0.340",
+            id="the smallest is too large",
+        ),
+        pytest.param(
+            [[(0.28, 9.0)], [(0.31, 0.1)], [(0.45, 0.2)]], 3, (0.31, 0.1),
+            "0.310 × float32: larger than 0.30; none that was tried within that kept the floor",
+            id="small ones are wrong",
+        ),
+        pytest.param(
+            [[(0.28, 9.0), (0.31, 0.1)], [(0.29, 0.3)], [(0.26, 0.0)]], 3, (0.29, 0.3), None,
+            id="a small one comes later",
+        ),
+        pytest.param([[(0.34, 9.0)], [(0.29, 0.3)]], 2, (0.29, 0.3), None, id="small after all"),
+    ],
+)  # fmt: skip
+def test_size_counts_where_it_can_be_kept(
+    attempts: Sequence[Sequence[Tried]],
+    count: int,
+    taken: Tried,
+    note: str | None,
     small_classifier: Classifier,
     batches: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("onnx")
-    pictures = torch.zeros(4, 1, 16, 16, dtype=torch.uint8)
-    truth = torch.zeros(4, dtype=torch.int64)
-    held = HeldOut("x", LabelledPictures(pictures, truth), np.zeros((4, 16, 16, 3), np.uint8), 16)
-    core = float_core(small_classifier)
-    monkeypatch.setattr(ladder, "_attempts", lambda *_: iter([iter([("a", core)] * len(shares))]))
-    sizes = iter(shares)
-    told: list[ladder.Rung] = []
-    ladder.climb(
-        small_classifier, held, batches, FLOOR,
-        lambda _: lambda inputs: {"logits": np.zeros((len(inputs), 3), np.float32)},
-        lambda _: next(sizes), told.append,
+    """What is taken, after how many rungs, and what the certificate says of it."""
+    pictures = torch.zeros(64, 1, 16, 16, dtype=torch.uint8)
+    with torch.inference_mode():
+        exact = small_classifier.logits(pictures).numpy()
+    held = HeldOut(
+        "x", LabelledPictures(pictures, torch.from_numpy(exact.argmax(1))),
+        np.zeros((64, 16, 16, 3), np.uint8), 16,
     )  # fmt: skip
-    assert [one.fits for one in told] == [bool(one) for one in fit]
+
+    class Core:
+        def __init__(self, share: float, error: float) -> None:
+            self.share, self.error = share, error
+
+        def SerializeToString(self) -> bytes:  # noqa: N802
+            return str(self.error).encode()
+
+    def open_core(contents: bytes) -> Any:
+        error = float(contents)
+
+        def run(inputs: np.ndarray) -> dict[str, np.ndarray]:
+            wrong = -exact if error > 1 else exact + np.float32(error)
+            return {"logits": wrong[: len(inputs)]}
+
+        return run
+
+    every = [[(f"{one}", Core(*one)) for one in attempt] for attempt in attempts]
+    monkeypatch.setattr(ladder, "_attempts", lambda *_: iter([iter(one) for one in every]))
+    rungs = ladder.climb(
+        small_classifier, held, batches, FLOOR, open_core, lambda core: core.share  # type: ignore[attr-defined]
+    )  # fmt: skip
+    assert [len(rungs), rungs[-1].name] == [count, str(taken)]
+    assert ladder.size_note(rungs) == note
+
+
+def test_layers_are_ranked_with_the_bits_that_are_used(
+    small_classifier: Classifier, batches: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+
+    def rank(weight: torch.Tensor, bits: int = 8) -> torch.Tensor:
+        used.append(bits)
+        return round_weight(weight, bits)
+
+    monkeypatch.setattr(ladder, "weight_bits", lambda: 7)
+    monkeypatch.setattr(ladder, "round_weight", rank)
+    ways = ladder._attempts(small_classifier, batches)
+    for _ in range(3):
+        next(ways)
+    assert set(used) == {7}
 
 
 # --------------------------------------------------------------------------- the real thing
@@ -307,7 +406,7 @@ def test_digits_in_8_bits(form: str, tmp_path: Path, run_cli: RunCli) -> None:
                    "--out", run, "--quiet")[0] == 0  # fmt: skip
     code, printed, error = run_cli("export", run, "--format", form, "--int8", "--max-drop", 0.01)
     assert (code, error) == (0, "")
-    assert "holds, taken" in printed
+    assert "taken" in printed
     certificate = next(run.glob("*.certificate.json")).read_text()
     import json
 
@@ -334,10 +433,15 @@ def test_the_file_holds_what_was_chosen(
         "export", digits_model, "--int8", "--verify", "digits", "--out", tmp_path
     )
     assert (code, error) == (0, "")
-    assert "holds, taken" in " ".join(printed.split())
+    assert "taken" in printed
     model = onnx.load(tmp_path / "digits-int8.onnx")
     assert "DequantizeLinear" in {node.op_type for node in model.graph.node}
     figures = json.loads((tmp_path / "digits-int8.onnx.certificate.json").read_text())
+    share = f"{figures['size'] / figures['reference_size']:.3f}"
+    notes = [one for one in figures["notes"] if "larger than" in one]
+    assert notes == [
+        f"{share} × float32: larger than 0.30; the smallest that was tried has {share}"
+    ]
     assert figures["size"] < 0.7 * figures["reference_size"]
     assert figures["comparison"]["largest_difference"] > 0
     assert (tmp_path / "digits-int8.onnx.ladder.png").stat().st_size > 5000

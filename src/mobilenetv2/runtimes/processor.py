@@ -5,6 +5,8 @@ from pathlib import Path
 
 EXACT = {"avx512_vnni", "avx_vnni", "amx_int8"}
 """Instruction sets of x86 that add products of 8 bits in 32."""
+X86 = {"x86_64", "amd64", "i386", "i486", "i586", "i686", "x86"}
+"""What systems call x86, in small letters."""
 
 
 def name() -> str:
@@ -15,16 +17,18 @@ def name() -> str:
 
 
 def weight_bits() -> int:
-    """How many bits a quantised weight may use: 8, or 7 where sums of more would be cut off.
+    """How many bits a quantised weight may use: 8, or 7 where sums of more could be cut off.
 
-    x86 processors without the instructions above add two products of 8 bits in 16.
+    x86 processors without the instructions above add two products of 8 bits in 16. Where an x86
+    system does not say which instructions there are, as Windows and macOS do not, it is 7 too.
     """
     flags = _flags()
-    return 8 if not flags or EXACT & flags else 7
+    x86 = bool(flags) or platform.machine().lower() in X86
+    return 7 if x86 and not EXACT & flags else 8
 
 
 def _flags() -> set[str]:
-    """Instruction sets, where the processor is x86 and the system is Linux."""
+    """Instruction sets, where the processor is x86 and the system is Linux; else none."""
     return set(" ".join(_lines("flags")[:1]).split())
 
 

@@ -84,11 +84,10 @@ def export_int8(
     if weight_bits() == 8:
         notes.append("proven where 8 bits are summed exactly; x86 without VNNI answers differently")
     else:
-        notes.append("weights in 7 of their 8 bits, as this processor needs")
-    if taken.share > ladder.LARGEST:
-        notes.append(
-            f"larger than {ladder.LARGEST:.2f} × float32: nothing smaller keeps the floor here"
-        )
+        notes.append("weights in 7 of their 8 bits, as x86 without VNNI needs")
+    too_large = ladder.size_note(rungs)
+    if too_large:
+        notes.append(too_large)
     return export(
         config,
         classifier,

@@ -1,11 +1,13 @@
 """From float32 down to 8 bits, one measured rung after the other, until the floor holds.
 
-Each rung is a way to quantise that costs more time or size than the one before. The climb ends
-where a rung keeps the floor and half of what it may lose besides: among a few hundred pictures, one
-that just keeps it would perhaps not keep it on others. If none does, all that keep the floor are
-left to choose from. Of these the one whose logits are closest to the float32 network's is taken,
-since how many labels agree is, among so few, mostly a matter of luck. A file that is too large is
-taken only where no smaller one keeps the floor.
+Each attempt costs more time or size than the one before. Taken is, of the rungs tried that keep the
+floor, one whose file is at most ``LARGEST``, if there is any; of these, one that loses at most half
+of what may be lost, if there is any: among a few hundred pictures, one that just keeps the floor
+would perhaps not keep it on others. Of what is left, it is the one whose logits are closest to the
+float32 network's, since how many labels agree is, among so few, mostly a matter of luck.
+
+The climb ends where a rung loses at most half and its file is small enough. If all files of the
+first attempt, which keeps no layer in float32, are too large, size is not waited for.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,7 +62,6 @@ class Rung:
         share: bytes of the file, as a share of the float32 file's.
         milliseconds: for one picture.
         core: the network, from ``normalised`` to ``logits``.
-        fits: whether the file is small enough, or none could be.
     """
 
     name: str
@@ -68,23 +69,31 @@ class Rung:
     share: float
     milliseconds: float
     core: "onnx.ModelProto"
-    fits: bool = True
+
+    @property
+    def fits(self) -> bool:
+        """Whether the file is small enough."""
+        return self.share <= LARGEST
 
     def holds(self, floor: Threshold) -> bool:
         """Whether it keeps the floor."""
         return not self.comparison.failures(floor)
 
-    def worth(self, floor: Threshold) -> tuple[bool, bool, bool, float]:
-        """What makes it better than another: margin and size, floor and size, floor, nearness."""
+    def holds_well(self, floor: Threshold) -> bool:
+        """Whether it loses at most half of what may be lost."""
         half = Threshold(
             None,
             1 - MARGIN * (1 - floor.agreement),
             None if floor.drop is None else MARGIN * floor.drop,
         )
+        return self.holds(half)
+
+    def worth(self, floor: Threshold) -> tuple[bool, bool, bool, float]:
+        """What makes it better than another: floor and size, margin, floor, nearness."""
         holds = self.holds(floor)
         return (
-            self.holds(half) and self.fits,
             holds and self.fits,
+            self.holds_well(floor),
             holds,
             -self.comparison.mean_difference,
         )
@@ -119,19 +128,18 @@ def climb(
             reference, file_logits(run, classifier, pictures, raw=True), pictures.labels
         )
         taken = milliseconds(partial(run, batches[0][:1]))
-        size = share(core)
-        # The first rung leaves nothing in float32: where it is too large, all are.
-        fits = size <= LARGEST or not tried or tried[0].share > LARGEST
-        rung = Rung(name, compared, size, taken, core, fits)
-        tried.append(rung)
+        rung = Rung(name, compared, share(core), taken, core)
         tell(rung)
         return rung
 
+    some_fit = False
     for attempt in _attempts(classifier, batches):
-        for name, core in attempt:
-            judge(name, core)
+        first = not tried
+        tried += [judge(name, core) for name, core in attempt]
+        if first:  # it keeps no layer in float32: where nothing fits here, nothing is waited for
+            some_fit = any(rung.fits for rung in tried)
         best = max(tried, key=lambda rung: rung.worth(floor))
-        if best.worth(floor)[0]:
+        if best.holds_well(floor) and (best.fits or not some_fit):
             break
     return [*(rung for rung in tried if rung is not best), best]
 
@@ -152,7 +160,7 @@ def _attempts(classifier: Classifier, batches: Sequence[Array]) -> Iterator[Atte
     yield with_each("per channel", classifier)
     even = equalised(classifier, batches)
     yield with_each("equalised", even)
-    sensitive = sensitive_layers(even, batches)
+    sensitive = sensitive_layers(even, batches, bits)
     for count in KEPT:
         yield with_each(f"equalised, {count} layers in float32", even, sensitive[:count])
     yield with_each("trained with rounding", rounded(classifier, batches, bits))
@@ -163,7 +171,7 @@ def quantisers() -> Mapping[str, Quantiser]:
     return {"ONNX Runtime": with_onnxruntime} | ({"NNCF": with_nncf} if installed("nncf") else {})
 
 
-def sensitive_layers(classifier: Classifier, batches: Sequence[Array]) -> list[str]:
+def sensitive_layers(classifier: Classifier, batches: Sequence[Array], bits: int = 8) -> list[str]:
     """Convolutions by what their rounding costs for each weight, the most sensitive first.
 
     The cost is the mean square of what changes in the logits when the weights of this layer alone
@@ -173,6 +181,7 @@ def sensitive_layers(classifier: Classifier, batches: Sequence[Array]) -> list[s
     Args:
         classifier: is not changed.
         batches: normalised pictures, float32 N×C×H×W; the first ones are enough.
+        bits: that a weight uses.
     """
     network = classifier.for_inference().network
     pictures = torch.from_numpy(np.concatenate(batches[:MEASURED]))
@@ -182,11 +191,23 @@ def sensitive_layers(classifier: Classifier, batches: Sequence[Array]) -> list[s
         for name, layer in network.named_modules():
             if isinstance(layer, nn.Conv2d):
                 whole = layer.weight
-                layer.weight = nn.Parameter(round_weight(whole), requires_grad=False)
+                layer.weight = nn.Parameter(round_weight(whole, bits), requires_grad=False)
                 error = float((network(pictures) - exact).square().mean())
                 layer.weight = whole
                 costs[name] = error / whole.numel()
     return sorted(costs, key=lambda name: -costs[name])
+
+
+def size_note(rungs: Sequence[Rung]) -> str | None:
+    """What a reader should know of the size, if it is too large; the last rung was taken."""
+    taken, shares = rungs[-1], [rung.share for rung in rungs]
+    if taken.fits:
+        return None
+    if min(shares) <= LARGEST:
+        rest = "none that was tried within that kept the floor"
+    else:
+        rest = f"the smallest that was tried has {min(shares):.3f}"
+    return f"{taken.share:.3f} × float32: larger than {LARGEST:.2f}; {rest}"
 
 
 def table(rungs: Sequence[Rung], floor: Threshold) -> Table:

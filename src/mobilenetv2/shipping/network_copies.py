@@ -53,8 +53,9 @@ def _int8(classifier: Classifier, pictures: Tensor) -> bytes:
     """
     batches = calibration(classifier, pictures)
     even = equalised(classifier, batches)
-    keep = sensitive_layers(even, batches)[: KEPT[0]]
-    core = with_onnxruntime(float_core(even), batches, keep, weight_bits())
+    bits = weight_bits()
+    keep = sensitive_layers(even, batches, bits)[: KEPT[0]]
+    core = with_onnxruntime(float_core(even), batches, keep, bits)
     contents: bytes = network_model(classifier, normalise=True, core=core).SerializeToString()
     return contents
 
