@@ -130,7 +130,7 @@ def moving_average(
         from_first_weights: the average begins with the weights that the network starts from, and
             the decay is the same from the first step on. For pretrained weights: after T steps
             ``decay`` to the power of T of them is left. Weights between the pretrained and the
-            fine-tuned ones are often better than both (Wortsman et al. 2022, "Robust fine-tuning of
+            fine-tuned ones can be better than either (Wortsman et al. 2022, "Robust fine-tuning of
             zero-shot models").
     """
 
