@@ -47,6 +47,22 @@ def restarted_run(config: TrainConfig, processes: Processes) -> Path | None:
     return folder.path if processes.from_first(again) else None
 
 
+def as_decided(config: TrainConfig, path: Path, processes: Processes) -> TrainConfig:
+    """The settings with what the run in ``path`` has found for ``weights: auto``.
+
+    A restart does not search anew: what can be had may have changed, the run must not.
+    """
+    if config.transfer.weights != "auto":
+        return config
+    weights = processes.from_first(
+        RunFolder(path).read_config().transfer.weights if processes.is_first else ""
+    )
+    if weights == "none":
+        return config.without_weights
+    transfer = config.transfer.model_copy(update={"weights": weights})
+    return config.model_copy(update={"transfer": transfer})
+
+
 def ended_before(path: Path, config: TrainConfig, processes: Processes) -> dict[str, Any] | None:
     """The result of a run that had ended when ``torchrun`` started its processes again.
 

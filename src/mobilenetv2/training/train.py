@@ -28,7 +28,14 @@ from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
 from mobilenetv2.training.optimizers import clip_gradient
 from mobilenetv2.training.parallel import ParallelTraining
-from mobilenetv2.training.pick_up import claim_new, claim_old, ended_before, pick_up, restarted_run
+from mobilenetv2.training.pick_up import (
+    as_decided,
+    claim_new,
+    claim_old,
+    ended_before,
+    pick_up,
+    restarted_run,
+)
 from mobilenetv2.training.progress import TensorBoard
 from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
 from mobilenetv2.training.run_folder import RunFolder
@@ -56,9 +63,11 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     if config.tensorboard:
         TensorBoard.require()
     with joined() as processes:
+        if begun_before := restarted_run(config, processes):
+            config = as_decided(config, begun_before, processes)
         with stopped_at_once("Nothing was written; begin again with the same command", processes):
             begun = start(config, processes)
-        if begun_before := restarted_run(begun.config, processes):
+        if begun_before:
             config = begun.config.model_copy(update={"overwrite": False})
             result = ended_before(begun_before, config, processes)
             return result or resume(begun_before, console, config)

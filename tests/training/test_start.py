@@ -1,0 +1,120 @@
+"""Where first weights come from, alone, beside others, and after a restart."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mobilenetv2
+from mobilenetv2.config import TrainConfig
+from mobilenetv2.distributed import Processes, Value
+from mobilenetv2.errors import ConfigError, ModelFileError
+from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.network.pretrained import find_weights
+from mobilenetv2.network.weights import Weights
+from mobilenetv2.training import start as module
+from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.start import start
+from mobilenetv2.training.train import Training, run_range_test
+
+
+@dataclass(frozen=True)
+class Second(Processes):
+    """The second of two processes, as if the first one had said ``first``."""
+
+    first: Any = None
+
+    def from_first(self, value: Value) -> Value:
+        said: Value = self.first
+        return said
+
+
+@pytest.fixture
+def photos(picture_folder: Callable[..., Path]) -> Callable[..., TrainConfig]:
+    """A function that gives settings for a quick run on few photos."""
+    folder = str(picture_folder(size=(100, 120), count=4))
+
+    def give(**changes: Any) -> TrainConfig:
+        options = {"width": 0.05, "image_size": 32, "epochs": 2, "fast_ops": "off", "tune": "all"}
+        return mobilenetv2.configure(folder, **{**options, **changes})
+
+    return give
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[bool], None]:
+    """A function that says whether weights can be had; at first they can."""
+    torch.manual_seed(0)
+    trunk = tmp_path / "trunk.pth"
+    torch.save(MobileNetV2(num_classes=1000, width=0.05).state_dict(), trunk)
+
+    def switch(on: bool) -> None:
+        def find(name: str, cache: Path, **options: Any) -> Weights:
+            if not on:
+                raise ModelFileError("offline")
+            assert name == "imagenet"
+            return find_weights(trunk, cache, **options)
+
+        monkeypatch.setattr(module, "find_weights", find)
+
+    switch(True)
+    return switch
+
+
+@pytest.mark.usefixtures("online")
+def test_what_was_found_is_written_down_by_its_name(photos: Callable[..., TrainConfig]) -> None:
+    begun = start(photos())
+    assert begun.config.transfer.weights == "imagenet"
+    assert begun.tuning.pretrained
+
+
+def test_all_processes_do_what_the_first_one_can(
+    photos: Callable[..., TrainConfig], online: Callable[[bool], None]
+) -> None:
+    alone = start(photos(weights="none")).config
+    assert start(photos(), Second(1, 2, first=False)).config == alone
+    assert start(photos(), Second(1, 2, first=True)).tuning.pretrained
+    online(False)
+    with pytest.raises(ModelFileError, match="offline"):
+        start(photos(), Second(1, 2, first=True))
+
+
+class PowerCut(BaseException):
+    """Nothing in the product catches it."""
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_restart_does_not_search_for_weights_anew(
+    photos: Callable[..., TrainConfig],
+    online: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    found: bool,
+) -> None:
+    run = tmp_path / "run"
+    config = photos(out=run)
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        online(found)
+        original = Training._validate_epoch
+
+        def cut(self: Training, *arguments: Any) -> None:
+            original(self, *arguments)
+            raise PowerCut
+
+        patch.setattr(Training, "_validate_epoch", cut)
+        mobilenetv2.train(config)
+    assert Checkpoint.load(run / "last.pth.tar").epoch == 1
+    online(True)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    result = mobilenetv2.train(config)
+    assert result["weights"] == ("imagenet" if found else "none")
+    assert result["epochs"] == 2
+
+
+@pytest.mark.usefixtures("online")
+def test_no_rate_is_searched_for_a_head(photos: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ConfigError, match="solved without a learning rate"):
+        run_range_test(photos(tune="head"))
