@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mobilenetv2.errors import WorkFailed
-from mobilenetv2.files import cache_folder, read_back, remove_leftovers, write_text, written_whole
+from mobilenetv2.files import read_back, remove_leftovers, write_text, written_whole
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -193,12 +193,3 @@ def test_names_in_a_broken_encoding_survive_as_json(tmp_path: Path) -> None:
     name = os.fsdecode(b"K\xe4fer \xe7\x8c\xab")
     write_text(tmp_path / "file", json.dumps([name, "猫"], ensure_ascii=False))
     assert json.loads((tmp_path / "file").read_text(encoding="utf-8")) == [name, "猫"]
-
-
-def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MOBILENETV2_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_folder() == Path("/somewhere/mobilenetv2")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert cache_folder() == Path("/home/someone/.cache/mobilenetv2")

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and where those lie that can be made again."""
+"""Files that are either whole or not there."""
 
 import errno
 import glob
@@ -11,17 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from mobilenetv2.errors import WorkFailed
-
-
-def cache_folder() -> Path:
-    """Where compiled operations, copies of networks and notes about this machine lie.
-
-    ``$MOBILENETV2_CACHE``, else the user's cache folder. Whatever is there can be made again.
-    """
-    if chosen := os.environ.get("MOBILENETV2_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mobilenetv2"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilenetv2.cache import cache_folder
 from mobilenetv2.config import DataConfig
 from mobilenetv2.data.splits import stratified_split
 from mobilenetv2.errors import DataError
@@ -56,7 +57,7 @@ def read_named_set(config: DataConfig) -> NamedSet:
     Raises:
         DataError: files are damaged or incomplete, or cannot be fetched.
     """
-    folder = config.data_dir or Path.home() / ".cache" / "mobilenetv2" / "data"
+    folder = config.data_dir or cache_folder() / "data"
     if config.data == "digits":
         return _digits()
     if config.data in IDX_SETS:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mobilenetv2.cache import cache_folder
 from mobilenetv2.config import CacheConfig, Preprocessing
 from mobilenetv2.data.examination import PictureReport
 from mobilenetv2.errors import DataError
@@ -71,7 +72,7 @@ def cached(
     """
     shape = (len(pictures), wanted.channels, wanted.height, wanted.width)
     size = int(np.prod(shape))
-    folder = config.cache_dir or Path.home() / ".cache" / "mobilenetv2" / "pictures"
+    folder = config.cache_dir or cache_folder() / "pictures"
     path = folder / f"{_key(pictures, wanted)}{SUFFIX}"
     if not (path.is_file() and path.stat().st_size == size):
         _make_room(folder, size, config.cache_limit * GIB)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from mobilenetv2.files import cache_folder
+from mobilenetv2.cache import cache_folder
 
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC")
 COMPILE_SECONDS = 600

@@ -8,9 +8,9 @@ they were made from. Whoever deletes them loses nothing but the time to make the
 import hashlib
 from pathlib import Path
 
+from mobilenetv2.cache import cache_folder
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.errors import UserError
-from mobilenetv2.files import cache_folder
 from mobilenetv2.runtimes.processor import weight_bits
 
 SUFFIXES = {

@@ -12,8 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mobilenetv2.cache import cache_folder
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.files import cache_folder, write_text
+from mobilenetv2.files import write_text
 from mobilenetv2.runtimes import processor
 from mobilenetv2.runtimes.copies import fingerprint, shape
 from mobilenetv2.runtimes.engine import LIBRARIES, available, with_runtime

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mobilenetv2.cache import cache_folder
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import MachineConfig, Preprocessing, TrainConfig
 from mobilenetv2.data.sources import DataSet, load_data
 from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.errors import ConfigError, UserError
-from mobilenetv2.files import cache_folder
 from mobilenetv2.network import fast_ops
 from mobilenetv2.network.build import complete
 from mobilenetv2.network.mobilenetv2 import MobileNetV2

@@ -1,0 +1,18 @@
+"""Where things lie that can be had again."""
+
+from pathlib import Path
+
+import pytest
+
+from mobilenetv2.cache import cache_folder
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOBILENETV2_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/mobilenetv2")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cache_folder() == Path("/home/someone/.cache/mobilenetv2")
+    monkeypatch.setenv("MOBILENETV2_CACHE", "/elsewhere")
+    assert cache_folder() == Path("/elsewhere")
