@@ -189,7 +189,7 @@ def keras_step(setting: Setting, mode: Mode) -> tuple[Callable[[], None], str]:
     return lambda: network.train_on_batch(pictures, labels), "keras"
 
 
-def peaks() -> dict[str, float]:
+def peaks(precisions: list[str]) -> dict[str, float]:
     """What the machine can do: bytes per second of a copy, operations per second of a product."""
 
     def best(work: Any, times: int) -> float:
@@ -204,8 +204,8 @@ def peaks() -> dict[str, float]:
     source = torch.ones(1 << 26)
     target = torch.empty_like(source)
     results = {"copy": 2 * source.nbytes / best(lambda: target.copy_(source), 5)}
-    for name, dtype in DTYPES.items():
-        matrix = torch.ones(2048, 2048, dtype=dtype)
+    for name in precisions:
+        matrix = torch.ones(2048, 2048, dtype=DTYPES[name])
         results[name] = 2 * 2048**3 / best(lambda m=matrix: m @ m, 5)  # type: ignore[misc]
     return results
 
@@ -223,7 +223,7 @@ def in_process(name: str, **arguments: Any) -> Any:
 def run_here(name: str, arguments: dict[str, Any]) -> None:
     """The other end of :func:`in_process`."""
     if name == "peaks":
-        print(json.dumps(peaks()))
+        print(json.dumps(peaks(**arguments)))
     else:
         setting, mode = Setting(**arguments["setting"]), Mode(**arguments["mode"])
         print(json.dumps(measure(setting, mode, arguments["seconds"])))
@@ -256,7 +256,7 @@ def benchmark(
     runs: dict[Mode, list[dict[str, Any]]] = {mode: [] for mode in ways}
     all_peaks: list[dict[str, float]] = []
     for _ in range(rounds):
-        all_peaks.append(in_process("peaks"))
+        all_peaks.append(in_process("peaks", precisions=precisions))
         for mode in ways:
             arguments = {"setting": dataclasses.asdict(setting), "mode": dataclasses.asdict(mode)}
             runs[mode].append(in_process("measure", **arguments, seconds=seconds))
@@ -265,10 +265,10 @@ def benchmark(
     peak = {name: max(p[name] for p in all_peaks) for name in all_peaks[0]}
     bound = {
         name: {
-            "memory": peak["copy"] / (6 * outputs * dtype.itemsize),
+            "memory": peak["copy"] / (6 * outputs * DTYPES[name].itemsize),
             "arithmetic": peak[name] / (6 * multiply_adds),
         }
-        for name, dtype in DTYPES.items()
+        for name in precisions
     }
     rows = []
     for mode, results in runs.items():
@@ -294,8 +294,8 @@ def benchmark(
         row["times_best_stock"] = row["pictures_per_second"] / best_stock
 
     print(f"\n{setting} (medians of {rounds} rounds; memory bound: copy at", end=" ")
-    print(f"{peak['copy'] / 1e9:.1f} GB/s; arithmetic bound: product at", end=" ")
-    print(f"{peak['fp32'] / 1e9:.0f} GFLOP/s fp32, {peak['bf16'] / 1e9:.0f} bf16)")
+    products = ", ".join(f"{peak[name] / 1e9:.0f} in {name}" for name in precisions)
+    print(f"{peak['copy'] / 1e9:.1f} GB/s; arithmetic bound: product at GFLOP/s {products})")
     print(f"{'mode':30}{'pictures/s':>11}{'× default':>10}{'× best':>8}{'peak MB':>9}", end="")
     print(f"{'memory':>8}{'arithm.':>8}{'1st step':>9}")
     for r in rows:
