@@ -1,8 +1,11 @@
 """An export in 8 bits: the ladder first, then the proof on pictures that chose nothing."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -14,14 +17,17 @@ from mobilenetv2.data.sources import load_data
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.processor import weight_bits
-from mobilenetv2.runtimes.sessions import onnxruntime_session, openvino_session
+from mobilenetv2.runtimes.sessions import Session
 from mobilenetv2.shipping import ladder
 from mobilenetv2.shipping.certificate import Certificate
 from mobilenetv2.shipping.export import FORMATS, Unproven, export, file_size, threshold
-from mobilenetv2.shipping.formats import Content
+from mobilenetv2.shipping.formats import Content, Format
 from mobilenetv2.shipping.held_out import ENOUGH, HeldOut
 from mobilenetv2.shipping.quantize import calibration
 from mobilenetv2.training.load import own_data
+
+if TYPE_CHECKING:
+    import onnx
 
 MOST = 1024
 """Training pictures to calibrate and to train with rounding on."""
@@ -63,15 +69,16 @@ def export_int8(
     floor = threshold(config, content)
     form = FORMATS[config.format]
     whole = file_size(form, replace(content, precision="fp32"))
-    rungs = ladder.climb(
-        classifier,
-        choosing,
-        calibration(classifier, learned),
-        floor,
-        openvino_session if config.format == "openvino" else onnxruntime_session,
-        lambda core: file_size(form, replace(content, core=core)) / whole,
-        lambda rung: console.print(f"{rung.name}: {rung.comparison.accuracy:.2%}", style="dim"),
-    )
+    with TemporaryDirectory() as folder:
+        rungs = ladder.climb(
+            classifier,
+            choosing,
+            calibration(classifier, learned),
+            floor,
+            as_delivered(form, content, Path(folder)),
+            lambda core: file_size(form, replace(content, core=core)) / whole,
+            lambda rung: console.print(f"{rung.name}: {rung.comparison.accuracy:.2%}", style="dim"),
+        )
     console.print(ladder.table(rungs, floor))
     taken = rungs[-1]
     if not taken.holds(floor):
@@ -97,6 +104,25 @@ def export_int8(
         notes,
         {".ladder.png": ladder.figure(rungs, floor)},
     )
+
+
+def as_delivered(
+    form: Format, content: Content, folder: Path
+) -> Callable[["onnx.ModelProto"], Session]:
+    """How the ladder runs a network: from a file, since writing one may round what it holds.
+
+    Args:
+        form: of the file.
+        content: for which it is.
+        folder: for the files; they must stay as long as what runs them.
+    """
+    numbers = itertools.count()
+
+    def opened(core: "onnx.ModelProto") -> Session:
+        alone = replace(content, core=core, raw=True)
+        return form.open(form.write(alone, folder, f"rung-{next(numbers)}"))
+
+    return opened
 
 
 def training_pictures(model: Path, data_dir: Path | None, classifier: Classifier) -> Tensor | None:

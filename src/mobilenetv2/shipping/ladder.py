@@ -104,7 +104,7 @@ def climb(
     pictures: HeldOut,
     batches: Sequence[Array],
     floor: Threshold,
-    open_core: Callable[[bytes], Session],
+    open_core: Callable[["onnx.ModelProto"], Session],
     share: Callable[["onnx.ModelProto"], float],
     tell: Callable[[Rung], None] = lambda _: None,
 ) -> list[Rung]:
@@ -115,7 +115,7 @@ def climb(
         pictures: to judge the rungs on.
         batches: normalised pictures to calibrate and to train on, float32 N×C×H×W.
         floor: what must be kept.
-        open_core: runs a network in the runtime that it is for.
+        open_core: runs a network as the file that is delivered would run it.
         share: bytes of the file with a network, as a share of the float32 file's.
         tell: is called with each rung as it is measured.
     """
@@ -123,7 +123,7 @@ def climb(
     tried: list[Rung] = []
 
     def judge(name: str, core: "onnx.ModelProto") -> Rung:
-        run = open_core(core.SerializeToString())
+        run = open_core(core)
         compared = compare(
             reference, file_logits(run, classifier, pictures, raw=True), pictures.labels
         )

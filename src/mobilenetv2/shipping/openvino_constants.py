@@ -24,8 +24,6 @@ def join_constants(model: "openvino.Model") -> None:
     moves its weights by no more than a 16th of a step between their levels. Constants of which a
     value would lose more, as very small ones do, stay as they are. So does what bounds activations:
     OpenVINO 2026.4.1 finds no integer arithmetic where that is divided.
-
-    The rungs of the ladder are measured before this. What proves the file is its certificate.
     """
     from openvino import opset13 as operations
 
