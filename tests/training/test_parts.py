@@ -1,7 +1,6 @@
 """Schedules, optimizers, loss, range test, signals: each against something outside."""
 
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.optimizers import build_optimizer
 from mobilenetv2.training.reporter import Reporter, StepOutcome
 from mobilenetv2.training.schedules import build_schedule, schedule_factor
-from mobilenetv2.training.signals import StopRequest, stopped_at_once
+from mobilenetv2.training.signals import SIGNALS, StopRequest, stopped_at_once
 
 CPU = choose_device(MachineConfig(device="cpu", precision="fp32", fast_ops="off"))
 
@@ -306,15 +305,15 @@ def _usual_interrupts() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_usual_interrupts")
-def test_the_first_signal_asks_the_second_ends() -> None:
+def test_the_first_signal_asks_and_the_second_acts_as_usual() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     with StopRequest("Go on") as stop:
         assert stop.received is None
+        assert all(signal.getsignal(number) != before[number] for number in SIGNALS)
         stop.check()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.received == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
 @pytest.mark.usefixtures("_usual_interrupts")
@@ -324,26 +323,26 @@ def test_the_first_signal_asks_the_second_ends() -> None:
 def test_work_is_left_between_steps_or_at_once(number: signal.Signals, code: int) -> None:
     words = f"stopped by {number.name} before the first step. Go on so$"
     with pytest.raises(Interrupted, match=words) as raised, StopRequest("Go on so") as stop:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         stop.check()
     assert raised.value.exit_code == code
     got_on = False
     with pytest.raises(Interrupted), StopRequest("Go on so") as stop, stop.at_once():
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         time.sleep(5)
         got_on = True
     assert not got_on
     with pytest.raises(Interrupted), StopRequest("Go on so") as stop:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         with stop.at_once():  # it came before
             got_on = True
     assert not got_on
     with StopRequest("Go on so") as stop:
         with stop.at_once():
             pass
-        os.kill(os.getpid(), number)  # too late: the work is done
+        signal.raise_signal(number)  # too late: the work is done
     with pytest.raises(Interrupted, match=words), stopped_at_once("Go on so"):
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         time.sleep(5)
     with stopped_at_once("Go on so"):
         pass
