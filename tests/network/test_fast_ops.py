@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mobilenetv2.network import kernels
 from mobilenetv2.network.fast_ops import FastOps, choose, install, prepare_allocator, remove
 from mobilenetv2.network.fast_repairs import StridedDepthwise
 from mobilenetv2.network.mobilenetv2 import (
@@ -350,7 +351,6 @@ def test_install_and_remove_change_nothing_but_classes(fast):
     remove(network)
     remove(network)
     assert [type(m) for m in network.modules()] == classes
-    assert all("fast_library" not in vars(m) for m in network.modules())
 
 
 def test_off_is_off():
@@ -396,10 +396,23 @@ def test_torch_compile_sees_the_stock_network(fast):
 
 def test_without_a_compiler_pytorch_alone_does_it(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
+    kernels.load.cache_clear()
     for requested in ("auto", "cpp"):
         chosen = choose(CPU, requested)
         assert chosen.kind == "torch"
         assert "no-such-compiler was not found" in chosen.reason
+
+
+def test_only_what_is_wanted_is_compiled(monkeypatch):
+    built = []
+    kernels.load.cache_clear()
+    monkeypatch.setattr(kernels.native, "build", lambda *wanted: built.append(wanted) or "")
+    monkeypatch.setattr(kernels, "Kernels", lambda library: library)
+    assert choose(CPU, "auto").kind == "cpp"
+    assert choose(CPU, "auto", torch.bfloat16).kind == "cpp"
+    assert choose(CPU, "auto", torch.bfloat16).kind == "cpp"
+    assert [flag for _, flag in built] == ["-DSTORED=float", "-DSTORED=bf16"]
+    kernels.load.cache_clear()
 
 
 def test_other_devices_need_no_fast_operations():

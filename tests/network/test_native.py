@@ -56,7 +56,8 @@ def test_other_flags_or_source_are_another_library(cache, source, monkeypatch, f
     second = native.build(source)
     source.write_text(source.read_text().replace("41", "1"))
     third = native.build(source)
-    assert len({first, second, third}) == 3
+    fourth = native.build(source, "-DOTHER")
+    assert len({first, second, third, fourth}) == 4
     assert answer(third) == 2
 
 

@@ -40,25 +40,20 @@ class Part(NamedTuple):
 class FastConvNormActivation(ConvNormActivation):
     """Stock convolution; norm and ReLU6 in two passes forward and two backward."""
 
-    fast_library: str
-
     def forward(self, input: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
         part = _part(self)
-        if _working_dtype(self, input, [part]) is None:
+        dtype = _working_dtype(self, input, [part])
+        if dtype is None:
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
         y: Tensor = part.conv(input)
         _count_batch([part])
-        out = NormRelu6.apply(
-            kernels.load(self.fast_library), part, y, part.norm.weight, part.norm.bias
-        )
+        out = NormRelu6.apply(kernels.load(dtype), part, y, part.norm.weight, part.norm.bias)
         return cast(Tensor, out)
 
 
 class FastInvertedResidual(InvertedResidual):
     """The block as one operation."""
-
-    fast_library: str
 
     def forward(self, x: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
@@ -72,7 +67,7 @@ class FastInvertedResidual(InvertedResidual):
         _count_batch(parts)
         parameters = [tensor for part in parts for tensor in part.parameters()]
         out = InvertedResidualFunction.apply(
-            kernels.load(self.fast_library), parts, dtype, self.has_shortcut, backwards, x,
+            kernels.load(dtype), parts, dtype, self.has_shortcut, backwards, x,
             *parameters,
         )  # fmt: skip
         return cast(Tensor, out)
@@ -80,8 +75,6 @@ class FastInvertedResidual(InvertedResidual):
 
 class FastMobileNetV2(MobileNetV2):
     """The head's activations are averaged as they are computed, and never stored."""
-
-    fast_library: str
 
     def pooled_features(self, pictures: Tensor) -> Tensor:
         """Normalised pictures N×C×H×W in, features N×F out, averaged over the last map."""
@@ -94,7 +87,7 @@ class FastMobileNetV2(MobileNetV2):
         if dtype is None:
             return cast(Tensor, head(x).mean((2, 3)))
         _count_batch([part])
-        out = PooledHead.apply(kernels.load(self.fast_library), part, dtype, x, *part.parameters())
+        out = PooledHead.apply(kernels.load(dtype), part, dtype, x, *part.parameters())
         return cast(Tensor, out)
 
 
@@ -112,7 +105,7 @@ def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch
     dtype = x.dtype
     if dtype is torch.float32 and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
-    if dtype not in kernels.TYPE_CODES:
+    if dtype not in kernels.STORED:
         return None
     real = kernels.real_dtype(dtype)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]

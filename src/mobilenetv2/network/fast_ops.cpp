@@ -1471,14 +1471,6 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
       weight_gradient[c * kTaps + tap_place(tap, shape)] = total[(2 + tap) * channels + c];
 }
 
-// Calls f with a null pointer to the type that Python's code stands for.
-template <class F>
-void with_type(int type, const F& f) {
-  if (type == 0) f((double*)nullptr);
-  if (type == 1) f((float*)nullptr);
-  if (type == 2) f((bf16*)nullptr);
-}
-
 // Calls f(stride, normalise) with both as constants.
 template <class F>
 void with_constants(Index stride, bool normalise, const F& f) {
@@ -1493,115 +1485,89 @@ void with_constants(Index stride, bool normalise, const F& f) {
 }  // namespace
 
 // ------------------------------------------------------------------ what Python calls
-// `type` is 0 for double, 1 for float, 2 for bfloat16. Arrays are contiguous.
+// A library is compiled for one type of stored activations, double, float or bf16: all three at
+// once would let everybody wait for what few need. Arrays are contiguous.
+
+#ifndef STORED
+#define STORED float
+#endif
+
+using T = STORED;
+using R = Real<T>;
 
 extern "C" {
 
-void norm_statistics(int type, const void* y, Index rows, Index channels, const NormModule* module,
+void norm_statistics(const void* y, Index rows, Index channels, const NormModule* module,
                      void* norm) {
-  with_type(type, [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    norm_statistics((const T*)y, rows, channels, *module, Norm<Real<T>>(norm, channels));
-  });
+  norm_statistics((const T*)y, rows, channels, *module, Norm<R>(norm, channels));
 }
 
-void norm_apply(int type, const void* y, Index rows, Index channels, void* norm, int activate,
+void norm_apply(const void* y, Index rows, Index channels, void* norm, int activate,
                 const void* residual, void* z) {
-  with_type(type, [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    norm_apply((const T*)y, rows, channels, Norm<Real<T>>(norm, channels), activate,
-               (const T*)residual, (T*)z);
-  });
+  norm_apply((const T*)y, rows, channels, Norm<R>(norm, channels), activate, (const T*)residual,
+             (T*)z);
 }
 
-void norm_pool(int type, const void* y, Index images, Index pixels, Index channels, void* norm,
+void norm_pool(const void* y, Index images, Index pixels, Index channels, void* norm,
                void* pooled) {
-  with_type(type, [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    norm_pool((const T*)y, images, pixels, channels, Norm<Real<T>>(norm, channels), (T*)pooled);
-  });
+  norm_pool((const T*)y, images, pixels, channels, Norm<R>(norm, channels), (T*)pooled);
 }
 
 // `pixels` rows of y share a row of g; 1 where g is as large as y.
-void norm_backward(int type, const void* g, Index pixels, const void* y, Index rows,
-                   Index channels, void* norm, int activated, void* gradient) {
-  with_type(type, [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    norm_backward(Gradient<T>{(const T*)g, pixels}, (const T*)y, rows, channels,
-                  Norm<Real<T>>(norm, channels), activated,
-                  NormGradient<Real<T>>(gradient, channels));
-  });
+void norm_backward(const void* g, Index pixels, const void* y, Index rows, Index channels,
+                   void* norm, int activated, void* gradient) {
+  norm_backward(Gradient<T>{(const T*)g, pixels}, (const T*)y, rows, channels,
+                Norm<R>(norm, channels), activated, NormGradient<R>(gradient, channels));
 }
 
-void norm_backward_apply(int type, const void* g, Index pixels, const void* y, Index rows,
-                         Index channels, void* norm, void* gradient, int mask, void* gy) {
-  with_type(type, [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    norm_backward_apply(Gradient<T>{(const T*)g, pixels}, (const T*)y, rows, channels,
-                        Norm<Real<T>>(norm, channels), NormGradient<Real<T>>(gradient, channels),
-                        mask, (T*)gy);
-  });
+void norm_backward_apply(const void* g, Index pixels, const void* y, Index rows, Index channels,
+                         void* norm, void* gradient, int mask, void* gy) {
+  norm_backward_apply(Gradient<T>{(const T*)g, pixels}, (const T*)y, rows, channels,
+                      Norm<R>(norm, channels), NormGradient<R>(gradient, channels), mask, (T*)gy);
 }
 
 // `x_norm` is null where x needs no normalisation.
-void pointwise_forward(int type, const void* x, void* x_norm, const void* weight,
-                       const Pointwise* shape, void* y, const NormModule* module, void* y_norm) {
-  with_type(type, [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    using R = Real<T>;
-    pointwise_forward((const T*)x, x_norm != nullptr, Norm<R>(x_norm, shape->in_channels),
-                      (const R*)weight, *shape, (T*)y, *module,
-                      Norm<R>(y_norm, shape->out_channels));
-  });
+void pointwise_forward(const void* x, void* x_norm, const void* weight, const Pointwise* shape,
+                       void* y, const NormModule* module, void* y_norm) {
+  pointwise_forward((const T*)x, x_norm != nullptr, Norm<R>(x_norm, shape->in_channels),
+                    (const R*)weight, *shape, (T*)y, *module,
+                    Norm<R>(y_norm, shape->out_channels));
 }
 
 // `x_norm` and `x_gradient` are null where x needs no normalisation; `residual`, `gx` and
 // `weight_gradient` where there is none or it isn't wanted.
-void pointwise_backward(int type, const void* g, Index pixels, const void* y, void* y_norm,
-                        void* y_gradient, int mask, const void* x, void* x_norm, void* x_gradient,
+void pointwise_backward(const void* g, Index pixels, const void* y, void* y_norm, void* y_gradient,
+                        int mask, const void* x, void* x_norm, void* x_gradient,
                         const void* weight, const Pointwise* shape, const void* residual, void* gx,
                         void* weight_gradient) {
-  with_type(type, [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    using R = Real<T>;
-    const Index in = shape->in_channels, out = shape->out_channels;
-    pointwise_backward(Gradient<T>{(const T*)g, pixels}, (const T*)y, Norm<R>(y_norm, out),
-                       NormGradient<R>(y_gradient, out), mask, (const T*)x, x_norm != nullptr,
-                       Norm<R>(x_norm, in), NormGradient<R>(x_gradient, in), (const R*)weight,
-                       *shape, (const T*)residual, (T*)gx, (R*)weight_gradient);
-  });
+  const Index in = shape->in_channels, out = shape->out_channels;
+  pointwise_backward(Gradient<T>{(const T*)g, pixels}, (const T*)y, Norm<R>(y_norm, out),
+                     NormGradient<R>(y_gradient, out), mask, (const T*)x, x_norm != nullptr,
+                     Norm<R>(x_norm, in), NormGradient<R>(x_gradient, in), (const R*)weight,
+                     *shape, (const T*)residual, (T*)gx, (R*)weight_gradient);
 }
 
 // `norm` is null where x needs no normalisation.
-void depthwise_forward(int type, const void* x, void* norm, const void* weight,
-                       const Shape* shape, void* y, const NormModule* module, void* y_norm) {
-  with_type(type, [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    using R = Real<T>;
-    with_constants(shape->stride, norm != nullptr, [&](auto stride, auto normalise) {
-      const Index channels = shape->channels;
-      depthwise_forward<T, stride, normalise>(
-          (const T*)x, Norm<R>(norm, channels), (const R*)weight, *shape, (T*)y, *module,
-          Norm<R>(y_norm, channels));
-    });
+void depthwise_forward(const void* x, void* norm, const void* weight, const Shape* shape, void* y,
+                       const NormModule* module, void* y_norm) {
+  with_constants(shape->stride, norm != nullptr, [&](auto stride, auto normalise) {
+    const Index channels = shape->channels;
+    depthwise_forward<T, stride, normalise>(
+        (const T*)x, Norm<R>(norm, channels), (const R*)weight, *shape, (T*)y, *module,
+        Norm<R>(y_norm, channels));
   });
 }
 
 // `x_norm` and `x_gradient` are null where x needs no normalisation.
-void depthwise_backward(int type, const void* g, const void* y, void* y_norm, void* y_gradient,
-                        const void* x, void* x_norm, void* x_gradient, const void* weight,
-                        const Shape* shape, void* gx, void* weight_gradient) {
-  with_type(type, [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    using R = Real<T>;
-    with_constants(shape->stride, x_norm != nullptr, [&](auto stride, auto normalise) {
-      const Index channels = shape->channels;
-      depthwise_backward<T, stride, normalise>(
-          (const T*)g, (const T*)y, Norm<R>(y_norm, channels),
-          NormGradient<R>(y_gradient, channels), (const T*)x, Norm<R>(x_norm, channels),
-          NormGradient<R>(x_gradient, channels), (const R*)weight, *shape, (T*)gx,
-          (R*)weight_gradient);
-    });
+void depthwise_backward(const void* g, const void* y, void* y_norm, void* y_gradient, const void* x,
+                        void* x_norm, void* x_gradient, const void* weight, const Shape* shape,
+                        void* gx, void* weight_gradient) {
+  with_constants(shape->stride, x_norm != nullptr, [&](auto stride, auto normalise) {
+    const Index channels = shape->channels;
+    depthwise_backward<T, stride, normalise>(
+        (const T*)g, (const T*)y, Norm<R>(y_norm, channels), NormGradient<R>(y_gradient, channels),
+        (const T*)x, Norm<R>(x_norm, channels), NormGradient<R>(x_gradient, channels),
+        (const R*)weight, *shape, (T*)gx, (R*)weight_gradient);
   });
 }
 }

@@ -18,7 +18,6 @@ whole part, forward hooks on modules inside that part do not fire.
 import ctypes
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -34,7 +33,6 @@ from mobilenetv2.network.fast_repairs import RepairedConvNormActivation, Repaire
 from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
 
 Kind = Literal["cpp", "torch", "off"]
-SOURCE = Path(__file__).with_name("fast_ops.cpp")
 
 _CLASSES: dict[Kind, dict[type[nn.Module], type[nn.Module]]] = {
     "cpp": {
@@ -57,8 +55,6 @@ class FastOps:
     kind: Kind
     reason: str
     """One line for the user."""
-    library: str | None = None
-    """Path of the compiled library, for ``kind="cpp"``."""
 
 
 def prepare_allocator() -> None:
@@ -77,11 +73,16 @@ def prepare_allocator() -> None:
     mallopt(trim_threshold, -1)
 
 
-def choose(device: torch.device, requested: Literal["auto", "cpp", "torch", "off"]) -> FastOps:
+def choose(
+    device: torch.device,
+    requested: Literal["auto", "cpp", "torch", "off"],
+    dtype: torch.dtype = torch.float32,
+) -> FastOps:
     """The fastest operations that work here; compiles the C++ ones on first use.
 
-    ``requested`` limits the choice. Operations that were asked for and cannot be had give way to
-    the next best, and the reason says so.
+    ``dtype`` is what activations are stored as; kernels for another one are compiled when such
+    activations come. ``requested`` limits the choice. Operations that were asked for and cannot be
+    had give way to the next best, and the reason says so.
     """
     if requested == "off":
         return FastOps("off", "fast operations: off, as asked")
@@ -90,11 +91,10 @@ def choose(device: torch.device, requested: Literal["auto", "cpp", "torch", "off
     if requested == "torch":
         return FastOps("torch", "fast operations: PyTorch only, as asked")
     try:
-        library = str(native.build(SOURCE))
-        kernels.load(library)
+        kernels.load(dtype)
     except (native.BuildError, OSError, AttributeError) as error:
         return FastOps("torch", f"fast operations: PyTorch only, because {error}")
-    return FastOps("cpp", "fast operations: compiled C++", library)
+    return FastOps("cpp", "fast operations: compiled C++")
 
 
 def install(network: nn.Module, fast_ops: FastOps) -> None:
@@ -103,8 +103,6 @@ def install(network: nn.Module, fast_ops: FastOps) -> None:
     for module in network.modules():
         if fast := _CLASSES[fast_ops.kind].get(type(module)):
             module.__class__ = fast
-            if fast_ops.library is not None:
-                vars(module)["fast_library"] = fast_ops.library
 
 
 def remove(network: nn.Module) -> None:
@@ -113,4 +111,3 @@ def remove(network: nn.Module) -> None:
     for module in network.modules():
         if cls := stock.get(type(module)):
             module.__class__ = cls
-            vars(module).pop("fast_library", None)

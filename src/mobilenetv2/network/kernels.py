@@ -3,12 +3,17 @@
 import ctypes
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-TYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2}
+from mobilenetv2.network import native
+
+SOURCE = Path(__file__).with_name("fast_ops.cpp")
+STORED = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bf16"}
+"""What activations may be stored as, and its name in C++."""
 
 
 class _NormModule(ctypes.Structure):
@@ -40,7 +45,7 @@ class _PointwiseShape(ctypes.Structure):
 
 
 class Kernels:
-    """A compiled library, loaded.
+    """A compiled library, loaded; for activations of one dtype.
 
     Feature maps are matrices, pixels × channels, contiguous. A norm is a 5 × channels tensor,
     its gradient one of 4 × channels; see `struct Norm` and `struct NormGradient` there.
@@ -52,7 +57,7 @@ class Kernels:
 
         def function(name: str, *arguments: Any) -> Callable[..., None]:
             found = getattr(loaded, name)
-            found.argtypes, found.restype = (integer, *arguments), None
+            found.argtypes, found.restype = arguments, None
             return found  # type: ignore[no-any-return]
 
         self._statistics = function("norm_statistics", pointer, count, count, *(pointer,) * 2)
@@ -82,7 +87,7 @@ class Kernels:
         rows, channels = y.shape
         norm = _norm_of(y)
         self._statistics(
-            TYPE_CODES[y.dtype], y.data_ptr(), rows, channels, _norm_module(module),
+            y.data_ptr(), rows, channels, _norm_module(module),
             norm.data_ptr(),
         )  # fmt: skip
         return norm
@@ -91,7 +96,7 @@ class Kernels:
         """The normalised ``y``: through ReLU6, or plus ``residual``."""
         z = torch.empty_like(y)
         self._apply(
-            TYPE_CODES[y.dtype], y.data_ptr(), *y.shape, norm.data_ptr(), activate,
+            y.data_ptr(), *y.shape, norm.data_ptr(), activate,
             _pointer(residual), z.data_ptr(),
         )  # fmt: skip
         return z
@@ -101,7 +106,7 @@ class Kernels:
         rows, channels = y.shape
         pooled = y.new_empty(images, channels)
         self._pool(
-            TYPE_CODES[y.dtype], y.data_ptr(), images, rows // images, channels,
+            y.data_ptr(), images, rows // images, channels,
             norm.data_ptr(), pooled.data_ptr(),
         )  # fmt: skip
         return pooled
@@ -113,7 +118,7 @@ class Kernels:
         """
         gradient = _gradient_of(y)
         self._backward(
-            TYPE_CODES[y.dtype], g.data_ptr(), len(y) // len(g), y.data_ptr(), *y.shape,
+            g.data_ptr(), len(y) // len(g), y.data_ptr(), *y.shape,
             norm.data_ptr(), activated, gradient.data_ptr(),
         )  # fmt: skip
         return gradient
@@ -122,7 +127,7 @@ class Kernels:
         """The gradient of ``y`` from ``g``, that of the normalised ``y`` after ReLU6."""
         gy = torch.empty_like(y)
         self._backward_apply(
-            TYPE_CODES[y.dtype], g.data_ptr(), len(y) // len(g), y.data_ptr(), *y.shape,
+            g.data_ptr(), len(y) // len(g), y.data_ptr(), *y.shape,
             norm.data_ptr(), gradient.data_ptr(), True, gy.data_ptr(),
         )  # fmt: skip
         return gy
@@ -134,7 +139,7 @@ class Kernels:
         y = x.new_empty(len(x), len(weight))
         y_norm = _norm_of(y)
         self._pointwise(
-            TYPE_CODES[x.dtype], x.data_ptr(), _pointer(x_norm), weight.data_ptr(),
+            x.data_ptr(), _pointer(x_norm), weight.data_ptr(),
             ctypes.byref(_PointwiseShape(*x.shape, len(weight))), y.data_ptr(),
             _norm_module(module), y_norm.data_ptr(),
         )  # fmt: skip
@@ -150,7 +155,7 @@ class Kernels:
         weight_gradient = torch.empty_like(weight) if wants_weight else None
         x_gradient = None if x_norm is None else _gradient_of(x)
         self._pointwise_backward(
-            TYPE_CODES[x.dtype], g.data_ptr(), len(y) // len(g), y.data_ptr(), y_norm.data_ptr(),
+            g.data_ptr(), len(y) // len(g), y.data_ptr(), y_norm.data_ptr(),
             y_gradient.data_ptr(), activated, x.data_ptr(), _pointer(x_norm),
             _pointer(x_gradient), weight.data_ptr(),
             ctypes.byref(_PointwiseShape(*x.shape, len(weight))), _pointer(residual), _pointer(gx),
@@ -166,7 +171,7 @@ class Kernels:
         y = x.new_empty(_out_rows(shape), shape.channels)
         y_norm = _norm_of(y)
         self._depthwise(
-            TYPE_CODES[x.dtype], x.data_ptr(), _pointer(norm),
+            x.data_ptr(), _pointer(norm),
             weight.data_ptr(), ctypes.byref(shape), y.data_ptr(), _norm_module(module),
             y_norm.data_ptr(),
         )  # fmt: skip
@@ -180,7 +185,7 @@ class Kernels:
         gx, weight_gradient = torch.empty_like(x), torch.empty_like(weight)
         x_gradient = None if x_norm is None else _gradient_of(x)
         self._depthwise_backward(
-            TYPE_CODES[x.dtype], g.data_ptr(), y.data_ptr(), y_norm.data_ptr(),
+            g.data_ptr(), y.data_ptr(), y_norm.data_ptr(),
             y_gradient.data_ptr(), x.data_ptr(), _pointer(x_norm),
             _pointer(x_gradient), weight.data_ptr(),
             ctypes.byref(shape), gx.data_ptr(), weight_gradient.data_ptr(),
@@ -189,9 +194,15 @@ class Kernels:
 
 
 @functools.cache
-def load(library: str) -> Kernels:
-    """The kernels in a compiled library; a library is loaded once."""
-    return Kernels(library)
+def load(dtype: torch.dtype) -> Kernels:
+    """The kernels for activations stored as ``dtype``; compiled when they are first wanted.
+
+    Raises:
+        BuildError: they cannot be compiled here.
+        OSError: the library cannot be loaded.
+        AttributeError: it is another one.
+    """
+    return Kernels(str(native.build(SOURCE, f"-DSTORED={STORED[dtype]}")))
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -30,8 +30,10 @@ class BuildError(Exception):
     """The library cannot be built or loaded; the message says why."""
 
 
-def build(source: Path) -> Path:
+def build(source: Path, *flags: str) -> Path:
     """The library compiled from ``source``: from the cache, or compiled now and put there.
+
+    ``flags`` go to the compiler, after :data:`FLAGS`.
 
     The name in the cache tells everything that the machine code depends on, so a new version of
     the source, of PyTorch, of the compiler or another processor never meets an old library. A
@@ -49,6 +51,7 @@ def build(source: Path) -> Path:
                 _first_line(_run([*compiler, "--version"])),
                 *compiler,
                 *FLAGS,
+                *flags,
                 str(openmp),
                 _processor(),
             )
@@ -62,7 +65,7 @@ def build(source: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / f"{source.stem}.lock"):
             if not _is_intact(library):  # else another process was first
-                _compile(compiler, source, openmp, library)
+                _compile([*compiler, *FLAGS, *flags], source, openmp, library)
     except OSError as error:
         raise BuildError(f"the cache folder {folder} cannot be used ({error.strerror})") from error
     return library
@@ -73,7 +76,7 @@ def _compile(compiler: list[str], source: Path, openmp: Path, library: Path) -> 
     with tempfile.TemporaryDirectory(prefix="build-", dir=library.parent) as folder:
         compiled, linked = Path(folder, "compiled.o"), Path(folder, "linked.so")
         checksum = Path(folder, "checksum")
-        _run([*compiler, *FLAGS, "-c", str(source), "-o", str(compiled)])
+        _run([*compiler, "-c", str(source), "-o", str(compiled)])
         _run([*compiler, "-shared", str(compiled), str(openmp), "-o", str(linked)])
         checksum.write_text(_checksum(linked))
         linked.replace(library)

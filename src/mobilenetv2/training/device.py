@@ -51,15 +51,19 @@ def choose_device(config: MachineConfig) -> Device:
     native = has_native_bf16(device)
     if config.precision == "bf16" and not native:
         raise ConfigError(f"--precision bf16: {device} does not have it natively; use fp32 or auto")
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if native else "fp32"
     compiled = _compiles(device, config.compile)
     # What torch.compile takes apart and fuses must be PyTorch's.
     requested = "torch" if compiled and config.fast_ops != "off" else config.fast_ops
-    operations = fast_ops.choose(device, requested)
-    if config.precision != "auto":
-        return Device(device, config.precision, operations, compiled)
+    stored = torch.bfloat16 if precision == "bf16" else torch.float32
+    operations = fast_ops.choose(device, requested, stored)
     # PyTorch's own bf16 operations on a CPU gain from AMX only; the compiled ones always do.
     gains = device.type != "cpu" or operations.kind == "cpp" or _has_amx()
-    return Device(device, "bf16" if native and gains else "fp32", operations, compiled)
+    if config.precision == "auto" and not gains:
+        precision = "fp32"
+    return Device(device, precision, operations, compiled)
 
 
 def _compiles(device: torch.device, requested: Literal["auto", "on", "off"]) -> bool:
