@@ -91,6 +91,32 @@ def test_the_fastest_is_remembered(small_classifier: Classifier, runtime_notes: 
     assert list(notes) == [memory.machine()]
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_bf16_only_where_the_processor_has_it(
+    native: bool, small_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere OpenVINO would compute in float32, and noise alone tell the two apart."""
+    pytest.importorskip("onnx")
+    openvino = pytest.importorskip("openvino")
+    from mobilenetv2.shipping import benchmark
+
+    class Core(openvino.Core):  # type: ignore[misc]
+        def get_property(self, device: str, name: str) -> list[str]:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return ["FP32", *["BF16"] * native]
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    memory.remember(small_classifier, "openvino-bf16", "openvino")
+    fast = memory.fastest(small_classifier, 1000)
+    assert isinstance(fast.engine, Engine)
+    assert fast.engine.runtime == ("openvino-bf16" if native else "openvino")
+    assert bool(benchmark._absent("openvino-bf16", small_classifier)) != native
+    assert benchmark._absent("openvino", small_classifier) == ""
+    if not native:
+        with pytest.raises(UserError, match="does not compute in bfloat16; use openvino"):
+            with_runtime(small_classifier, "openvino-bf16")
+
+
 def test_few_pictures_are_not_worth_it(small_classifier: Classifier) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.errors import ConfigError
+from mobilenetv2.errors import ConfigError, UserError
 from mobilenetv2.runtimes import copies
 from mobilenetv2.runtimes.installed import installed
 from mobilenetv2.runtimes.onnx_network import LOGITS, network_model
@@ -18,6 +18,7 @@ from mobilenetv2.runtimes.sessions import (
     Session,
     litert_session,
     onnxruntime_session,
+    openvino_computes_in_bf16,
     openvino_session,
 )
 
@@ -33,6 +34,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 """What each runtime needs."""
 PRECISIONS = {"openvino-bf16": "bfloat16", "onnxruntime-int8": "8 bits", "openvino-int8": "8 bits"}
 """Of the arithmetic; float32 elsewhere."""
+NO_BF16 = "this processor does not compute in bfloat16"
 
 
 def _onnxruntime(model: bytes | Path, workers: int) -> Session:
@@ -63,7 +65,8 @@ class Engine:
 
     Raises:
         ConfigError: the classifier does not lie on the CPU.
-        UserError: the library is not installed, or the copy that it needs is not there.
+        UserError: the library is not installed, the copy that it needs is not there, or the
+            processor does not compute so.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class Engine:
     ) -> None:
         if classifier.device.type != "cpu":
             raise ConfigError(f"--runtime {runtime}: runs on the CPU, not on {classifier.device}")
+        if not in_hardware(runtime):
+            raise UserError(f"--runtime {runtime}: {NO_BF16}; use openvino")
         model: bytes | Path
         if runtime in copies.SUFFIXES:
             model = copies.require_copy(classifier, runtime)
@@ -88,8 +93,17 @@ class Engine:
 
 
 def available(runtime: str, classifier: Classifier) -> bool:
-    """Whether its libraries are installed, and the copy is there where it needs one."""
-    return installed(*LIBRARIES[runtime]) and copies.has_copy(classifier, runtime)
+    """Whether all is here that it needs: libraries, a copy of the network, a processor."""
+    return (
+        installed(*LIBRARIES[runtime])
+        and copies.has_copy(classifier, runtime)
+        and in_hardware(runtime)
+    )
+
+
+def in_hardware(runtime: str) -> bool:
+    """Whether this processor computes in the precision of that (installed) runtime."""
+    return runtime != "openvino-bf16" or openvino_computes_in_bf16()
 
 
 def precision(runtime: str) -> str:

@@ -57,6 +57,18 @@ def onnxruntime_session(
     return run
 
 
+def openvino_computes_in_bf16() -> bool:
+    """Whether this processor does; where it does not, OpenVINO quietly takes float32.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
+    require("openvino")
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def openvino_session(
     model: bytes | Path, precision: str = "f32", outputs: Sequence[str] = (), workers: int = 1
 ) -> Session:

@@ -20,7 +20,7 @@ from mobilenetv2.command_config import BenchmarkConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.runtimes import copies, memory
-from mobilenetv2.runtimes.engine import LIBRARIES, Engine
+from mobilenetv2.runtimes.engine import LIBRARIES, NO_BF16, Engine, in_hardware
 from mobilenetv2.runtimes.installed import EXTRAS, installed
 from mobilenetv2.shipping.benchmark_report import Measurement, Report, Timing
 from mobilenetv2.shipping.held_out import held_out
@@ -112,7 +112,7 @@ def _absent(name: str, classifier: Classifier) -> str:
         needs += MAKERS[name]
     absent = [library for library in dict.fromkeys(needs) if not installed(library)]
     if not absent:
-        return ""
+        return "" if in_hardware(name) else NO_BF16
     return f'{", ".join(absent)} not installed (pip install "mobilenetv2[{EXTRAS[absent[0]]}]")'
 
 
