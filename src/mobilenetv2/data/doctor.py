@@ -2,14 +2,12 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilenetv2.cores import available_cores
 from mobilenetv2.data.examination import Examination, Finding, PictureReport
 from mobilenetv2.data.findings import (
     about_classes,
@@ -25,10 +23,9 @@ from mobilenetv2.data.fingerprints import (
     near_duplicate_groups,
 )
 from mobilenetv2.data.folders import PictureFolder
+from mobilenetv2.data.many_files import in_order, threads_for
 from mobilenetv2.data.pictures import UnreadablePicture, decode, open_file
 from mobilenetv2.data.unreadable import as_unreadable
-
-BATCH = 8
 
 
 def examine(
@@ -40,7 +37,7 @@ def examine(
 
     Args:
         folder: As ``scan_folder`` found it.
-        threads: That decode at the same time; by default one for each core that may be used.
+        threads: That decode at the same time; by default as many as are fastest here.
         progress: Called with the number of pictures done and their total, after each.
 
     Returns:
@@ -53,7 +50,8 @@ def examine(
         for file in files
     ]
     looks = []
-    for done, look in enumerate(_in_threads(todo, threads), start=1):
+    threads = threads or threads_for([picture.path for picture in todo])
+    for done, look in enumerate(in_order(_look_at, todo, threads), start=1):
         looks.append(look)
         if progress is not None:
             progress(done, len(todo))
@@ -76,21 +74,6 @@ class _Look(NamedTuple):
     picture: PictureReport
     findings: tuple[Finding, ...]
     fingerprint: NDArray[np.uint8] | None
-
-
-def _in_threads(todo: list[PictureReport], threads: int | None) -> Iterator[_Look]:
-    pool = ThreadPoolExecutor(threads or available_cores())
-    try:
-        # Handing over one small file costs more than decoding it.
-        batches = (todo[start : start + BATCH] for start in range(0, len(todo), BATCH))
-        for looks in pool.map(_look_at_all, batches):
-            yield from looks
-    finally:
-        pool.shutdown(cancel_futures=True)  # an interrupt should not wait for the other pictures
-
-
-def _look_at_all(pictures: list[PictureReport]) -> list[_Look]:
-    return [_look_at(picture) for picture in pictures]
 
 
 def _look_at(picture: PictureReport) -> _Look:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -12,10 +11,10 @@ import torch
 from PIL import Image
 
 from mobilenetv2.config import CacheConfig, Preprocessing
-from mobilenetv2.cores import available_cores
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.data.examination import PictureReport
 from mobilenetv2.data.fingerprints import file_digest
+from mobilenetv2.data.many_files import in_order, threads_for
 from mobilenetv2.data.named_sets import Array
 from mobilenetv2.data.picture_cache import cached, memory_limit
 from mobilenetv2.data.pictures import (
@@ -27,9 +26,6 @@ from mobilenetv2.data.pictures import (
     to_colour,
 )
 from mobilenetv2.data.unreadable import UnreadablePicture, as_unreadable
-
-AT_ONCE = 256
-"""Pictures that may wait to be taken."""
 
 
 def load_files(
@@ -67,10 +63,8 @@ def load_files(
 
 def _decoded(pictures: Sequence[PictureReport], wanted: Preprocessing) -> Iterator[Array]:
     """Each picture as uint8 C×H×W, in order, never more than a few at once."""
-    with ThreadPoolExecutor(available_cores()) as pool:  # Pillow decodes outside Python's lock
-        for start in range(0, len(pictures), AT_ONCE):
-            few = pictures[start : start + AT_ONCE]
-            yield from pool.map(partial(_read_examined, wanted=wanted), few)
+    threads = threads_for([picture.path for picture in pictures])
+    yield from in_order(partial(_read_examined, wanted=wanted), pictures, threads)
 
 
 def _read_examined(picture: PictureReport, wanted: Preprocessing) -> Array:

@@ -1,0 +1,52 @@
+"""Many files in order, in as many threads as help."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from mobilenetv2.data import many_files
+from mobilenetv2.data.many_files import AT_ONCE, BATCH, SMALL, in_order, threads_for
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("count", [0, 1, BATCH + 1, 3 * AT_ONCE + 1])
+def test_every_result_in_order(threads: int, count: int) -> None:
+    assert list(in_order(lambda n: n * n, range(count), threads)) == [n * n for n in range(count)]
+
+
+def test_several_threads_work_at_the_same_time() -> None:
+    both = threading.Barrier(2, timeout=30)  # a single thread would wait here alone
+    assert len(list(in_order(lambda _: both.wait(), range(2 * BATCH), 2))) == 2 * BATCH
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_more_is_read_than_may_wait(threads: int) -> None:
+    """Decoded pictures are large: a slow taker must not fill the memory."""
+    read = []
+    results = in_order(read.append, range(10 * AT_ONCE), threads)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert len(read) <= AT_ONCE
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_comes_where_its_result_would(threads: int) -> None:
+    results = in_order(lambda n: 1 // (n - 2 * BATCH), range(100), threads)
+    for n in range(2 * BATCH):
+        assert next(results) == 1 // (n - 2 * BATCH)
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_small_files_are_for_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many_files, "available_cores", lambda: 7)
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(bytes(SMALL - 1))
+    large.write_bytes(bytes(2 * SMALL))
+    assert threads_for([small] * 1000) == 1
+    assert threads_for([large] * 1000) == 7
+    assert threads_for([small, large]) == 7  # their mean counts
+    assert threads_for([small, tmp_path / "gone"]) == 1
+    assert threads_for([tmp_path / "gone"]) == 7
+    assert threads_for([]) == 7
