@@ -1,7 +1,9 @@
 """Prediction over files: every file once, in order, whatever it is, with little memory."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ import torch
 from PIL import Image
 
 from mobilenetv2.classifier import Classifier
+from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.errors import UserError
 from mobilenetv2.evaluation import predict_files as module
-from mobilenetv2.evaluation.predict_files import predict_files
+from mobilenetv2.evaluation.predict_files import FilePrediction, predict_files
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def test_every_file_once_in_order(
     cores: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "available_cores", lambda: cores)
+    monkeypatch.setattr(module, "threads_for", lambda _: cores)
     found = list(predict_files(small_classifier, iter(files), 2, batch_size))
     assert [one.path for one in found] == files
     for one in found:
@@ -56,7 +59,7 @@ def test_every_file_once_in_order(
 def test_no_more_files_are_taken_than_are_needed_soon(
     small_classifier: Classifier, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "available_cores", lambda: 2)
+    monkeypatch.setattr(module, "threads_for", lambda _: 2)
     taken = 0
 
     def endless() -> Iterator[Path]:
@@ -66,10 +69,40 @@ def test_no_more_files_are_taken_than_are_needed_soon(
             yield files[0]
 
     predictions = predict_files(small_classifier, endless(), 1, batch_size=3)
-    for _ in range(50):
+    next(predictions)
+    assert taken <= module.SAMPLE
+    for _ in range(150):
         next(predictions)
     predictions.close()
-    assert taken <= 50 + 2 * module.BATCHES_AHEAD * 3 + 3
+    assert taken <= 151 + 2 * module.BATCHES_AHEAD * 3 + 3
+
+
+@pytest.mark.parametrize(("side", "workers", "batch"), [(28, 1, 256), (64, 1, 196), (224, 5, 16)])
+def test_small_pictures_go_to_one_worker_in_large_batches(
+    side: int, workers: int, batch: int, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On small pictures a network is soon through, and workers would wait for Python's lock."""
+    wanted = Preprocessing(
+        colour="rgb", height=side, width=side, resize=side, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    classifier = Classifier.create(NetworkConfig(width=0.1), wanted, ("a", "b"))
+    pools, batches = [], []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int, **options: Any) -> None:
+            pools.append(workers)
+            super().__init__(workers, **options)
+
+    def name(_: Classifier, paths: list[Path], __: int) -> list[FilePrediction]:
+        batches.append(len(paths))
+        return [FilePrediction(path, ()) for path in paths]
+
+    monkeypatch.setattr(module, "available_cores", lambda: 5)
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(module, "_predict_batch", name)
+    assert len(list(module.predict_files(classifier, files[:1] * 1000, 1))) == 1000
+    assert pools == [workers]
+    assert max(batches) == batch
 
 
 def test_threads_are_given_back(small_classifier: Classifier, files: list[Path]) -> None:
