@@ -62,6 +62,13 @@ def heard_interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test, in this process, draw nothing: that takes longer than they do."""
+    for name in ("curves", "confusion", "mistakes", "save"):
+        monkeypatch.setattr(f"mobilenetv2.evaluation.plots.{name}", lambda *_: None)
+
+
 @pytest.fixture(autouse=True)
 def runtime_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What this machine's fastest runtime is must not decide about tests."""

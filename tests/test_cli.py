@@ -188,6 +188,7 @@ def test_yaml_mistakes_name_file_and_key(run_cli: Run, tmp_path: Path) -> None:
         assert str(file) in error
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_is_never_overwritten_unless_asked(
     run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,10 +43,9 @@ def quick_settings(few_pictures: Path) -> Callable[..., TrainConfig]:
 
 @pytest.fixture
 def quick(
-    quick_settings: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_settings: Callable[..., TrainConfig], tmp_path: Path, undrawn: None
 ) -> Callable[..., TrainConfig]:
     """A function that gives those settings; the runs of this test draw nothing."""
-    monkeypatch.setattr("mobilenetv2.evaluation.plots.save", lambda figure, path: None)
 
     def give(name: str = "run", **changes: Any) -> TrainConfig:
         return quick_settings(tmp_path / name, **changes)

@@ -113,7 +113,7 @@ def calls_of_a_save(run: RunFolder, checkpoint: Checkpoint) -> list[str]:
     return faults.log
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)])
 def test_every_call_of_a_save_may_fail(unfinished: Path, number: int) -> None:
     run = run_of(unfinished)
     checkpoint = Checkpoint.load(run.last)

@@ -85,12 +85,12 @@ def cut_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after
 
 PLACES = [
     (Training, "_train_step", 2, True),
-    (Training, "_train_step", 6, False),
+    pytest.param(Training, "_train_step", 6, False, marks=pytest.mark.slow),
     (Training, "_validate_epoch", 1, True),
     (Checkpoint, "save", 2, False),  # 1 is the start, 2 and 3 are best and last of an epoch
-    (Checkpoint, "save", 2, True),
+    pytest.param(Checkpoint, "save", 2, True, marks=pytest.mark.slow),
     (Checkpoint, "save", 3, False),
-    (RunFolder, "append_events", 2, True),
+    pytest.param(RunFolder, "append_events", 2, True, marks=pytest.mark.slow),
     (module, "deliver", 1, True),
     (RunFolder, "write_result", 1, False),
 ]
@@ -178,7 +178,9 @@ LONG_WORK = [
 
 
 @pytest.mark.parametrize(("settings", "place", "words"), LONG_WORK)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_a_signal_during_long_work_leaves_it_at_once(
     quick: Quick,
     whole: Path,

@@ -108,6 +108,7 @@ def test_settings_are_written_before_and_read_after(rich_run: Path) -> None:
     assert config.optimizer.lr == 0.05
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_same_seed_same_bits_other_seed_other_bits(rich_run: Path, tmp_path: Path) -> None:
     mobilenetv2.train(mobilenetv2.configure("digits", out=tmp_path / "again", **RICH))
     same_run(rich_run, tmp_path / "again")
@@ -202,6 +203,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     same_run(rich_run, out)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_before_the_first_step_is_a_place_to_go_on_from(rich_run: Path, tmp_path: Path) -> None:
     from mobilenetv2.training.train import Training
 
@@ -215,6 +217,7 @@ def test_before_the_first_step_is_a_place_to_go_on_from(rich_run: Path, tmp_path
     same_run(rich_run, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_step_is_a_place_to_go_on_from(rich_run: Path, tmp_path: Path) -> None:
     """Stop in the middle of an epoch, and again, and compare the end."""
     out = tmp_path / "run"
@@ -337,6 +340,7 @@ def test_all_kinds_of_pictures_and_settings(
     assert 0 <= result["val_accuracy"] <= 1
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -389,6 +393,7 @@ def test_a_loss_that_leaves_the_numbers_stops_the_run(tmp_path: Path) -> None:
 # ------------------------------------------------------------------- what is shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_log_file_gets_one_plain_line_per_epoch(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         config = mobilenetv2.configure("digits", out=tmp_path / "run", **TINY)
@@ -404,6 +409,7 @@ def test_a_log_file_gets_one_plain_line_per_epoch(tmp_path: Path) -> None:
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_terminal_gets_a_live_bar(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         console = Console(file=log, force_terminal=True, width=120)
@@ -415,6 +421,7 @@ def test_a_terminal_gets_a_live_bar(tmp_path: Path) -> None:
     assert "\x1b[" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tensorboard_gets_every_step(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
