@@ -151,7 +151,7 @@ def torch_step(setting: Setting, mode: Mode) -> tuple[Callable[[], None], str]:
         network = network.to(memory_format=torch.channels_last)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
     if ours:
-        fast_ops = choose(torch.device("cpu"), mode.fast)
+        fast_ops = choose(torch.device("cpu"), mode.fast, DTYPES[mode.precision])
         reason = fast_ops.reason
         install(network, fast_ops)
     optimizer = torch.optim.SGD(

@@ -2,39 +2,40 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mobilenetv2.data import many_files
-from mobilenetv2.data.many_files import AT_ONCE, BATCH, SMALL, in_order, threads_for
+from mobilenetv2.data.many_files import AHEAD, SAMPLE, SMALL, in_order, threads_for
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("count", [0, 1, BATCH + 1, 3 * AT_ONCE + 1])
+@pytest.mark.parametrize("count", [0, 1, 7 * AHEAD + 1])
 def test_every_result_in_order(threads: int, count: int) -> None:
     assert list(in_order(lambda n: n * n, range(count), threads)) == [n * n for n in range(count)]
 
 
 def test_several_threads_work_at_the_same_time() -> None:
     both = threading.Barrier(2, timeout=30)  # a single thread would wait here alone
-    assert len(list(in_order(lambda _: both.wait(), range(2 * BATCH), 2))) == 2 * BATCH
+    assert len(list(in_order(lambda _: both.wait(), range(8), 2))) == 8
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_no_more_is_read_than_may_wait(threads: int) -> None:
     """Decoded pictures are large: a slow taker must not fill the memory."""
     read = []
-    results = in_order(read.append, range(10 * AT_ONCE), threads)
+    results = in_order(read.append, range(10 * AHEAD), threads)
     next(results)
     results.close()  # type: ignore[attr-defined]
-    assert len(read) <= AT_ONCE
+    assert len(read) <= AHEAD * threads
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_error_comes_where_its_result_would(threads: int) -> None:
-    results = in_order(lambda n: 1 // (n - 2 * BATCH), range(100), threads)
-    for n in range(2 * BATCH):
-        assert next(results) == 1 // (n - 2 * BATCH)
+    results = in_order(lambda n: 1 // (n - 7), range(100), threads)
+    for n in range(7):
+        assert next(results) == 1 // (n - 7)
     with pytest.raises(ZeroDivisionError):
         next(results)
 
@@ -50,3 +51,16 @@ def test_small_files_are_for_one_thread(tmp_path: Path, monkeypatch: pytest.Monk
     assert threads_for([small, tmp_path / "gone"]) == 1
     assert threads_for([tmp_path / "gone"]) == 7
     assert threads_for([]) == 7
+
+
+def test_few_are_asked_for_their_size(tmp_path: Path) -> None:
+    class Asked(list[Path]):
+        def __getitem__(self, places: Any) -> Any:
+            found = super().__getitem__(places)
+            counts.append(len(found))
+            return found
+
+    counts: list[int] = []
+    for count in (1, SAMPLE, 2 * SAMPLE - 1, 1000 * SAMPLE):
+        threads_for(Asked([tmp_path / "gone"] * count))
+    assert counts == [1, SAMPLE, SAMPLE, SAMPLE]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import NetworkConfig, Preprocessing
+from mobilenetv2.data import many_files
 from mobilenetv2.errors import UserError
 from mobilenetv2.evaluation import predict_files as module
 from mobilenetv2.evaluation.predict_files import FilePrediction, predict_files
@@ -31,16 +32,11 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-@pytest.mark.parametrize("cores", [1, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_every_file_once_in_order(
-    small_classifier: Classifier,
-    files: list[Path],
-    batch_size: int,
-    cores: int,
-    monkeypatch: pytest.MonkeyPatch,
+    small_classifier: Classifier, files: list[Path], batch_size: int, workers: int
 ) -> None:
-    monkeypatch.setattr(module, "threads_for", lambda _: cores)
-    found = list(predict_files(small_classifier, iter(files), 2, batch_size))
+    found = list(predict_files(small_classifier, iter(files), 2, workers, batch_size))
     assert [one.path for one in found] == files
     for one in found:
         if one.error is not None:
@@ -77,15 +73,24 @@ def test_no_more_files_are_taken_than_are_needed_soon(
     assert taken <= 151 + 2 * module.BATCHES_AHEAD * 3 + 3
 
 
-@pytest.mark.parametrize(("side", "workers", "batch"), [(28, 1, 256), (64, 1, 196), (224, 5, 16)])
+@pytest.mark.parametrize(
+    ("side", "kilobytes", "workers", "batch"),
+    [(28, 1, 1, 256), (64, 1, 1, 256), (65, 1, 5, 16), (224, 1, 5, 16), (28, 99, 5, 16)],
+)
 def test_small_pictures_go_to_one_worker_in_large_batches(
-    side: int, workers: int, batch: int, files: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On small pictures a network is soon through, and workers would wait for Python's lock."""
+    side: int, kilobytes: int, workers: int, batch: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A network is soon through with them, and workers would wait for Python's lock.
+
+    Large photos stay divided, however small the network wants them.
+    """
     wanted = Preprocessing(
         colour="rgb", height=side, width=side, resize=side, mean=(0.5,) * 3, std=(0.5,) * 3
     )
     classifier = Classifier.create(NetworkConfig(width=0.1), wanted, ("a", "b"))
+    file = tmp_path / "a.png"
+    file.write_bytes(bytes(kilobytes << 10))
     pools, batches = [], []
 
     class Pool(ThreadPoolExecutor):
@@ -98,11 +103,14 @@ def test_small_pictures_go_to_one_worker_in_large_batches(
         return [FilePrediction(path, ()) for path in paths]
 
     monkeypatch.setattr(module, "available_cores", lambda: 5)
+    monkeypatch.setattr(many_files, "available_cores", lambda: 5)
     monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(module, "_predict_batch", name)
-    assert len(list(module.predict_files(classifier, files[:1] * 1000, 1))) == 1000
+    paths = [file] * 1000
+    assert len(list(module.predict_files(classifier, iter(paths), 1))) == 1000
     assert pools == [workers]
     assert max(batches) == batch
+    assert module.workers_for(classifier, paths) == workers
 
 
 def test_threads_are_given_back(small_classifier: Classifier, files: list[Path]) -> None:

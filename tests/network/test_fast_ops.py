@@ -394,25 +394,29 @@ def test_torch_compile_sees_the_stock_network(fast):
     assert torch.allclose(compiled(x), reference(x), atol=1e-5)
 
 
-def test_without_a_compiler_pytorch_alone_does_it(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
+@pytest.fixture
+def nothing_loaded():
     kernels.load.cache_clear()
+    yield
+    kernels.load.cache_clear()
+
+
+def test_without_a_compiler_pytorch_alone_does_it(monkeypatch, nothing_loaded):
+    monkeypatch.setenv("CXX", "no-such-compiler")
     for requested in ("auto", "cpp"):
         chosen = choose(CPU, requested)
         assert chosen.kind == "torch"
         assert "no-such-compiler was not found" in chosen.reason
 
 
-def test_only_what_is_wanted_is_compiled(monkeypatch):
+def test_only_what_is_wanted_is_compiled(monkeypatch, nothing_loaded):
     built = []
-    kernels.load.cache_clear()
     monkeypatch.setattr(kernels.native, "build", lambda *wanted: built.append(wanted) or "")
     monkeypatch.setattr(kernels, "Kernels", lambda library: library)
     assert choose(CPU, "auto").kind == "cpp"
     assert choose(CPU, "auto", torch.bfloat16).kind == "cpp"
     assert choose(CPU, "auto", torch.bfloat16).kind == "cpp"
     assert [flag for _, flag in built] == ["-DSTORED=float", "-DSTORED=bf16"]
-    kernels.load.cache_clear()
 
 
 def test_other_devices_need_no_fast_operations():

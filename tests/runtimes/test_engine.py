@@ -95,7 +95,7 @@ def test_the_fastest_is_remembered(small_classifier: Classifier, runtime_notes: 
 def test_bf16_only_where_the_processor_has_it(
     native: bool, small_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Elsewhere OpenVINO would compute in float32, and noise alone tell the two apart."""
+    """Without it OpenVINO may compute in float32 all the same, and noise tell the two apart."""
     pytest.importorskip("onnx")
     openvino = pytest.importorskip("openvino")
     from mobilenetv2.shipping import benchmark

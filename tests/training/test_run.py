@@ -363,7 +363,7 @@ def test_photos_without_weights_start_from_nothing(
         settings = {name: value for name, value in settings.items() if name != "without"}
     photos = str(picture_folder(size=(100, 120), count=4))
     told = io.StringIO()
-    # The empty cache would have the operations compiled anew.
+    # From the empty cache, operations might have to be compiled anew.
     options = {
         **settings, "epochs": 1, "image_size": 32, "fast_ops": "off", "out": tmp_path / "run"
     }  # fmt: skip

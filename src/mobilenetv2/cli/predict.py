@@ -9,7 +9,6 @@ from mobilenetv2.cli.arguments import parse
 from mobilenetv2.cli.runtime import in_runtime
 from mobilenetv2.cli.voice import complain
 from mobilenetv2.command_config import PredictConfig
-from mobilenetv2.cores import available_cores
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.terminal import track
 
@@ -30,20 +29,19 @@ def predict_command(arguments: list[str]) -> int:
 def _predict_with(config: PredictConfig, processes: "Processes") -> int:
     """Processes share the files; the first one prints and writes."""
     from mobilenetv2.data.folders import list_pictures
-    from mobilenetv2.evaluation.predict_files import predict_together
+    from mobilenetv2.evaluation.predict_files import predict_together, workers_for
     from mobilenetv2.training.device import find_device
     from mobilenetv2.training.load import load
 
     paths = list_pictures(config.pictures)
     classifier = load(config.model)
     classifier.network.to(find_device(config.machine.device))
-    classifier = in_runtime(
-        classifier, config.machine.runtime, len(paths), config.quiet, available_cores()
-    )
+    workers = workers_for(classifier, paths)
+    classifier = in_runtime(classifier, config.machine.runtime, len(paths), config.quiet, workers)
     if config.csv or config.jsonl:
-        return _predict_into_file(config, classifier, paths, processes)
+        return _predict_into_file(config, classifier, paths, workers, processes)
     unreadable = 0
-    for prediction in predict_together(classifier, paths, config.top, processes):
+    for prediction in predict_together(classifier, paths, config.top, workers, processes):
         unreadable += prediction.error is not None
         if not processes.is_first:
             continue
@@ -59,6 +57,7 @@ def _predict_into_file(
     config: PredictConfig,
     classifier: "Classifier",
     paths: Sequence[Path],
+    workers: int,
     processes: "Processes",
 ) -> int:
     """Append to the file, batch by batch; a rerun leaves out what is in it already."""
@@ -80,7 +79,7 @@ def _predict_into_file(
         require_same_classifier(target, written, classifier)
         done = processes.from_first({one.name for one in written})
         remaining = [path for path in paths if writer.name(path) not in done]
-        predictions = predict_together(classifier, remaining, top, processes)
+        predictions = predict_together(classifier, remaining, top, workers, processes)
         if not processes.is_first:
             deque(predictions, maxlen=0)  # only works along
             return 0

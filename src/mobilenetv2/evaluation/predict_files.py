@@ -24,9 +24,9 @@ from mobilenetv2.data.pictures import UnreadablePicture
 from mobilenetv2.distributed import Processes
 from mobilenetv2.errors import UserError
 
-BATCH_SIZES = (16, 256)
-BATCH_PIXELS = 16 * 224 * 224
-"""Small pictures go in larger batches: on 28×28 pixels a network is soon through, and what each of
+BATCH_SIZE = 16
+LARGE_BATCH = 256
+"""For small pictures and one worker: a network is soon through with 28×28 pixels, and what each of
 its layers costs in Python is shared by more."""
 SMALL_SIDE = 64
 """Of pictures, in pixels, that a network is soon through with."""
@@ -50,15 +50,37 @@ class FilePrediction:
     error: str | None = None
 
 
-def predict_files(
-    classifier: Classifier, paths: Iterable[Path], top: int, batch_size: int | None = None
-) -> Iterator[FilePrediction]:
-    """Name what each file shows, in the order of ``paths``.
+def workers_for(classifier: Classifier, paths: Sequence[Path]) -> int:
+    """How many workers name these files soonest.
 
     A worker for each core takes a batch from its files to its labels by itself, on one thread: so
     no core ever waits for another, as it would within every layer of a network on all of them.
     Where files are small and the network is soon through, one worker is faster
     (:func:`.threads_for`).
+    """
+    return threads_for(paths) if _is_small(classifier) else available_cores()
+
+
+def _is_small(classifier: Classifier) -> bool:
+    size = classifier.preprocessing
+    return size.height * size.width <= SMALL_SIDE**2
+
+
+def predict_files(
+    classifier: Classifier,
+    paths: Iterable[Path],
+    top: int,
+    workers: int | None = None,
+    batch_size: int | None = None,
+) -> Iterator[FilePrediction]:
+    """Name what each file shows, in the order of ``paths``.
+
+    Args:
+        classifier: names them.
+        paths: as many as there are; few more are taken than are asked for.
+        top: how many labels of each.
+        workers: batches at the same time; by default :func:`workers_for` the first files.
+        batch_size: files that a worker takes together.
 
     Raises:
         UserError: ``top`` is below 1.
@@ -66,12 +88,13 @@ def predict_files(
     check_top(top)
     classifier = classifier.for_inference()
     remaining = iter(paths)
-    first = list(islice(remaining, SAMPLE))
-    remaining = chain(first, remaining)
-    pixels = classifier.preprocessing.height * classifier.preprocessing.width
-    fewest, most = BATCH_SIZES
-    batch_size = batch_size or min(max(BATCH_PIXELS // pixels, fewest), most)
-    workers = threads_for(first) if pixels <= SMALL_SIDE**2 else available_cores()
+    if workers is None:
+        first = list(islice(remaining, SAMPLE))
+        remaining = chain(first, remaining)
+        workers = workers_for(classifier, first)
+    batch_size = batch_size or (
+        LARGE_BATCH if workers == 1 and _is_small(classifier) else BATCH_SIZE
+    )
     threads = torch.get_num_threads()
     waiting: deque[Future[list[FilePrediction]]] = deque()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
@@ -91,16 +114,16 @@ def predict_files(
 
 
 def predict_together(
-    classifier: Classifier, paths: Sequence[Path], top: int, processes: Processes
+    classifier: Classifier, paths: Sequence[Path], top: int, workers: int, processes: Processes
 ) -> Iterator[FilePrediction]:
     """The same by several processes that share the files; each gets all answers, in order."""
     if processes.count == 1:
-        yield from predict_files(classifier, paths, top)
+        yield from predict_files(classifier, paths, top, workers)
         return
     step = FILES_TOGETHER * processes.count
     for start in range(0, len(paths), step):
         few = paths[start : start + step]
-        own = predict_files(classifier, few[processes.rank :: processes.count], top)
+        own = predict_files(classifier, few[processes.rank :: processes.count], top, workers)
         parts = processes.gathered(list(own))
         for place in range(len(few)):
             yield parts[place % processes.count][place // processes.count]

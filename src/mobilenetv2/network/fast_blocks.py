@@ -43,12 +43,11 @@ class FastConvNormActivation(ConvNormActivation):
     def forward(self, input: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
         part = _part(self)
-        dtype = _working_dtype(self, input, [part])
-        if dtype is None:
+        if _working_dtype(self, input, [part]) is None:
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
         y: Tensor = part.conv(input)
         _count_batch([part])
-        out = NormRelu6.apply(kernels.load(dtype), part, y, part.norm.weight, part.norm.bias)
+        out = NormRelu6.apply(kernels.load(y.dtype), part, y, part.norm.weight, part.norm.bias)
         return cast(Tensor, out)
 
 

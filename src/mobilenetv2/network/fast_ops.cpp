@@ -1485,12 +1485,8 @@ void with_constants(Index stride, bool normalise, const F& f) {
 }  // namespace
 
 // ------------------------------------------------------------------ what Python calls
-// A library is compiled for one type of stored activations, double, float or bf16: all three at
-// once would let everybody wait for what few need. Arrays are contiguous.
-
-#ifndef STORED
-#define STORED float
-#endif
+// A library is compiled for one type of stored activations (-DSTORED=double, float or bf16): all
+// three at once would let everybody wait for what few need. Arrays are contiguous.
 
 using T = STORED;
 using R = Real<T>;

@@ -81,8 +81,8 @@ def choose(
     """The fastest operations that work here; compiles the C++ ones on first use.
 
     ``dtype`` is what activations are stored as; kernels for another one are compiled when such
-    activations come. ``requested`` limits the choice. Operations that were asked for and cannot be
-    had give way to the next best, and the reason says so.
+    activations come, and raise then if they cannot be. ``requested`` limits the choice. Operations
+    that were asked for and cannot be had give way to the next best, and the reason says so.
     """
     if requested == "off":
         return FastOps("off", "fast operations: off, as asked")

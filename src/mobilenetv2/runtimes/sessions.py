@@ -58,7 +58,7 @@ def onnxruntime_session(
 
 
 def openvino_computes_in_bf16() -> bool:
-    """Whether this processor does; where it does not, OpenVINO quietly takes float32.
+    """Whether this processor does; others take float32, or emulate it.
 
     Raises:
         UserError: OpenVINO is not installed.
