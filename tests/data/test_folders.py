@@ -192,7 +192,7 @@ def test_list_pictures(make):
         list_pictures([root / "b", root / "nowhere"])
     with pytest.raises(DataError, match="No pictures in"):
         list_pictures([root / "c"])
-    with pytest.raises(DataError, match="No pictures"):
+    with pytest.raises(DataError, match="No pictures are named"):
         list_pictures([])
 
 

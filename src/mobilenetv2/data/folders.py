@@ -126,9 +126,10 @@ def list_pictures(paths: Iterable[Path]) -> list[Path]:
             found[path] = None
         else:
             raise DataError(f"{path} does not exist. Name picture files, or folders of them.")
+    if not paths:
+        raise DataError("No pictures are named. Name picture files, or folders of them.")
     if not found:
-        where = ", ".join(str(path) for path in paths) or "nothing"
-        raise DataError(f"No pictures in {where}. {_SUFFIX_HINT}")
+        raise DataError(f"No pictures in {', '.join(map(str, paths))}. {_SUFFIX_HINT}")
     return list(found)
 
 
