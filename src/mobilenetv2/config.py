@@ -330,9 +330,12 @@ class TrainConfig(OutputConfig):
     @property
     def without_weights(self) -> "TrainConfig":
         """What to train with where ``weights: auto`` finds none."""
-        settings = self._without_weights or self
-        transfer = settings.transfer.model_copy(update={"weights": "none"})
-        return settings.model_copy(update={"transfer": transfer})
+        return (self._without_weights or self).with_weights("none")
+
+    def with_weights(self, weights: str) -> "TrainConfig":
+        """The same settings, starting from these weights."""
+        transfer = self.transfer.model_copy(update={"weights": weights})
+        return self.model_copy(update={"transfer": transfer})
 
     def or_without_weights(self, settings: "TrainConfig") -> "TrainConfig":
         """The same settings, with others for the case that ``weights: auto`` finds none."""

@@ -200,7 +200,7 @@ def load(dtype: torch.dtype) -> Kernels:
     Raises:
         BuildError: they cannot be compiled here.
         OSError: the library cannot be loaded.
-        AttributeError: it is another one.
+        AttributeError: the library lacks a function.
     """
     return Kernels(str(native.build(SOURCE, f"-DSTORED={STORED[dtype]}")))
 

@@ -57,10 +57,7 @@ def as_decided(config: TrainConfig, path: Path, processes: Processes) -> TrainCo
     weights = processes.from_first(
         RunFolder(path).read_config().transfer.weights if processes.is_first else ""
     )
-    if weights == "none":
-        return config.without_weights
-    transfer = config.transfer.model_copy(update={"weights": weights})
-    return config.model_copy(update={"transfer": transfer})
+    return config.without_weights if weights == "none" else config.with_weights(weights)
 
 
 def ended_before(path: Path, config: TrainConfig, processes: Processes) -> dict[str, Any] | None:

@@ -136,8 +136,7 @@ def _find_weights(
         return config.without_weights, None, notes
     if error is not None:
         raise error
-    transfer = config.transfer.model_copy(update={"weights": AUTO})
-    return config.model_copy(update={"transfer": transfer}), weights, ()
+    return config.with_weights(AUTO), weights, ()
 
 
 def _weights(config: TrainConfig, wanted: str) -> Weights:
