@@ -1,6 +1,7 @@
 """Many files in order, in as many threads as help."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,20 @@ def test_several_threads_work_at_the_same_time() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_no_more_is_read_than_may_wait(threads: int) -> None:
+def test_no_more_is_begun_than_may_wait(threads: int) -> None:
     """Decoded pictures are large: a slow taker must not fill the memory."""
-    read = []
-    results = in_order(read.append, range(10 * AHEAD), threads)
+
+    class Counted(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            for file in super().__iter__():
+                begun.append(file)
+                yield file
+
+    begun: list[int] = []
+    results = in_order(abs, Counted(range(10 * AHEAD)), threads)
     next(results)
     results.close()  # type: ignore[attr-defined]
-    assert len(read) <= AHEAD * threads
+    assert 0 < len(begun) <= AHEAD * threads
 
 
 @pytest.mark.parametrize("threads", [1, 2])
