@@ -201,7 +201,7 @@ def test_the_ladder_judges_the_file_and_not_the_network_in_it(
     inputs = np.concatenate(batches)
     form = OpenVinoFormat()
     judged = as_delivered(form, content, tmp_path)
-    answers = [judged(core)(inputs)["logits"] for _ in range(2)]
+    answers = [judged(core, True)(inputs)["logits"] for _ in range(2)]
     file = form.write(replace(content, core=core, raw=True), tmp_path, "file")
     assert (answers[0] == form.open(file)(inputs)["logits"]).all()
     assert (answers[0] == answers[1]).all()
@@ -287,7 +287,7 @@ def test_the_climb_ends_where_the_floor_holds(
         def __init__(self, wrong: int) -> None:
             self.wrong = wrong
 
-    def open_core(core: Any) -> Any:
+    def open_core(core: Any, raw: bool) -> Any:
         state = {"done": 0}
 
         def run(inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -309,7 +309,7 @@ def test_the_climb_ends_where_the_floor_holds(
     monkeypatch.setattr(ladder, "_attempts", attempts)
     told: list[str] = []
     rungs = ladder.climb(
-        small_classifier, held, batches, FLOOR, open_core, lambda core: 0.26,
+        small_classifier, held, batches, FLOOR, True, open_core, lambda core: 0.26,
         lambda one: told.append(one.name),
     )  # fmt: skip
     assert told == ["a", "b", "c", "d"]
@@ -372,7 +372,7 @@ def test_size_counts_where_it_can_be_kept(
         def __init__(self, share: float, error: float) -> None:
             self.share, self.error = share, error
 
-    def open_core(core: Any) -> Any:
+    def open_core(core: Any, raw: bool) -> Any:
         error = core.error
 
         def run(inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -384,7 +384,8 @@ def test_size_counts_where_it_can_be_kept(
     every = [[(f"{one}", Core(*one)) for one in attempt] for attempt in attempts]
     monkeypatch.setattr(ladder, "_attempts", lambda *_: iter([iter(one) for one in every]))
     rungs = ladder.climb(
-        small_classifier, held, batches, FLOOR, open_core, lambda core: core.share  # type: ignore[attr-defined]
+        small_classifier, held, batches, FLOOR, True, open_core,
+        lambda core: core.share,  # type: ignore[attr-defined]
     )  # fmt: skip
     assert [len(rungs), rungs[-1].name] == [count, str(taken)]
     assert ladder.size_note(rungs) == note
@@ -402,7 +403,7 @@ def test_layers_are_ranked_with_the_bits_that_are_used(
     monkeypatch.setattr(ladder, "weight_bits", lambda: 7)
     monkeypatch.setattr(ladder, "round_weight", rank)
     ways = ladder._attempts(small_classifier, batches)
-    for _ in range(3):
+    for _ in range(4):
         next(ways)
     assert set(used) == {7}
 

@@ -75,6 +75,7 @@ def export_int8(
             choosing,
             calibration(classifier, learned),
             floor,
+            config.raw,
             as_delivered(form, content, Path(folder)),
             lambda core: file_size(form, replace(content, core=core)) / whole,
             lambda rung: console.print(f"{rung.name}: {rung.comparison.accuracy:.2%}", style="dim"),
@@ -108,8 +109,10 @@ def export_int8(
 
 def as_delivered(
     form: Format, content: Content, folder: Path
-) -> Callable[["onnx.ModelProto"], Session]:
+) -> Callable[["onnx.ModelProto", bool], Session]:
     """How the ladder runs a network: from a file, since writing one may round what it holds.
+
+    With its preparation too: 8 bits are coarse enough to make a label of what float32 leaves open.
 
     Args:
         form: of the file.
@@ -118,9 +121,9 @@ def as_delivered(
     """
     numbers = itertools.count()
 
-    def opened(core: "onnx.ModelProto") -> Session:
-        alone = replace(content, core=core, raw=True)
-        return form.open(form.write(alone, folder, f"rung-{next(numbers)}"))
+    def opened(core: "onnx.ModelProto", raw: bool) -> Session:
+        written = form.write(replace(content, core=core, raw=raw), folder, f"rung-{next(numbers)}")
+        return form.open(written)
 
     return opened
 

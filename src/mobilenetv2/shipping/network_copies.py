@@ -14,8 +14,8 @@ from mobilenetv2.files import written_whole
 from mobilenetv2.runtimes.copies import copy_of
 from mobilenetv2.runtimes.onnx_network import network_model
 from mobilenetv2.runtimes.processor import weight_bits
+from mobilenetv2.shipping.compensate import compensated
 from mobilenetv2.shipping.equalise import equalised
-from mobilenetv2.shipping.ladder import KEPT, sensitive_layers
 from mobilenetv2.shipping.quantize import calibration, float_core, with_onnxruntime
 
 MAKERS = {"onnxruntime-int8": ("onnx", "onnxruntime"), "openvino-int8": ("onnx", "onnxruntime"),
@@ -46,16 +46,15 @@ def make_copy(classifier: Classifier, runtime: str, pictures: Tensor) -> Path:
 
 
 def _int8(classifier: Classifier, pictures: Tensor) -> bytes:
-    """Equalised, the most sensitive layers whole, by ONNX Runtime's tool.
+    """Equalised and compensated, by ONNX Runtime's tool.
 
-    NNCF's networks are nearer to the float32 one, but run at half the speed or less; speed is what
-    a copy is for, and whether its labels agree is measured.
+    NNCF's networks run at half the speed or less; speed is what a copy is for, and whether its
+    labels agree is measured.
     """
     batches = calibration(classifier, pictures)
-    even = equalised(classifier, batches)
     bits = weight_bits()
-    keep = sensitive_layers(even, batches, bits)[: KEPT[0]]
-    core = with_onnxruntime(float_core(even), batches, keep, bits)
+    rounded = compensated(equalised(classifier, batches), batches, bits)
+    core = with_onnxruntime(float_core(rounded), batches, bits=bits)
     contents: bytes = network_model(classifier, normalise=True, core=core).SerializeToString()
     return contents
 

@@ -78,8 +78,12 @@ def with_onnxruntime(
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=list(keep),
-            # The logits themselves stay as exact as they are: nothing computes with them.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
+            extra_options={
+                # The logits themselves stay as exact as they are: nothing computes with them.
+                "OpTypesToExcludeOutputQuantization": ["Gemm"],
+                # Bounds are means over batches: what a single pixel reaches would coarsen all.
+                "CalibMovingAverage": True,
+            },
         )
         return compact(onnx.load(str(path)), core)
 

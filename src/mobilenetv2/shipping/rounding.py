@@ -56,9 +56,18 @@ def rounded(
     return classifier.with_network(plain)
 
 
+def levels_of(bits: int) -> int:
+    """Levels on either side of zero: as ONNX Runtime's tool has them, so that its grid is this one.
+
+    >>> levels_of(8), levels_of(7)
+    (127, 64)
+    """
+    return 127 if bits == 8 else 2 ** (bits - 1)
+
+
 def round_weight(weight: Tensor, bits: int = 8) -> Tensor:
     """The nearest weight, float32 O×…, with so many bits and one scale per output channel."""
-    levels = 2 ** (bits - 1) - 1  # on either side of zero
+    levels = levels_of(bits)
     scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-8) / levels
     zero = torch.zeros(len(scale), dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -levels, levels)
