@@ -15,9 +15,9 @@ import mobilenetv2
 from machine import headline
 from mobilenetv2.config import Interval
 from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.loop import Training
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.start import start
-from mobilenetv2.training.train import Training
 
 SAVES, LOADS = 20, 5
 

@@ -419,6 +419,25 @@ def test_only_what_is_wanted_is_compiled(monkeypatch, nothing_loaded):
     assert [flag for _, flag in built] == ["-DSTORED=float", "-DSTORED=bf16"]
 
 
+def test_who_must_wait_is_told(tmp_path, monkeypatch, nothing_loaded):
+    """Once: what lies in the cache is there at once, and without a compiler nothing is made."""
+    monkeypatch.setenv("MOBILENETV2_CACHE", str(tmp_path))
+    source = tmp_path / "fast_ops.cpp"
+    source.write_text("int nothing;")
+    monkeypatch.setattr(kernels, "SOURCE", source)
+    monkeypatch.setattr(kernels, "Kernels", lambda library: library)
+    told = []
+    for _ in range(2):
+        assert choose(CPU, "auto", torch.float32, told.append).kind == "cpp"
+        kernels.load.cache_clear()
+    assert [line.partition(" for")[0] for line in told] == ["compiling the fast operations"]
+    for requested in ("torch", "off"):
+        choose(CPU, requested, torch.bfloat16, told.append)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    choose(CPU, "auto", torch.bfloat16, told.append)
+    assert len(told) == 1
+
+
 def test_other_devices_need_no_fast_operations():
     chosen = choose(torch.device("meta"), "auto")
     assert chosen.kind == "off"

@@ -36,7 +36,9 @@ def answer(library: Path) -> int:
 
 
 def test_compiles_once(cache, source, monkeypatch):
+    assert not native.is_built(source)
     library = native.build(source)
+    assert native.is_built(source)
     assert library.parent == cache
     assert answer(library) == 42
     monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))

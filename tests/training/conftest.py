@@ -11,7 +11,7 @@ from PIL import Image
 
 import mobilenetv2
 from mobilenetv2.config import TrainConfig
-from mobilenetv2.training.train import Training
+from mobilenetv2.training.loop import Training
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ RICH: dict[str, Any] = {
 PROGRAM = """
 import os, signal, sys
 from mobilenetv2.cli import main
-from mobilenetv2.training.train import Training
+from mobilenetv2.training.loop import Training
 number, rank, step = (int(word) for word in os.environ.get("SEND", "0 0 0").split())
 original = Training._train_step
 def stepped(self, batch):

@@ -17,11 +17,11 @@ import mobilenetv2
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.errors import Interrupted, WorkFailed
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
-from mobilenetv2.training import train as module
+from mobilenetv2.training import loop as module
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.find_lr import RangeTest
+from mobilenetv2.training.loop import Training
 from mobilenetv2.training.run_folder import RunFolder
-from mobilenetv2.training.train import Training
 
 Quick = Callable[..., TrainConfig]
 TIMES = {"seconds", "training_seconds", "images_per_second", "run"}
@@ -299,7 +299,7 @@ def test_checkpoints_within_an_epoch(quick: Quick, whole: Path) -> None:
 SLOW_STEPS = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background start without it
-from mobilenetv2.training.train import Training
+from mobilenetv2.training.loop import Training
 from mobilenetv2.cli import main
 step = Training._train_step
 def slow(self, batch):

@@ -205,7 +205,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
 
 @pytest.mark.usefixtures("undrawn")
 def test_before_the_first_step_is_a_place_to_go_on_from(rich_run: Path, tmp_path: Path) -> None:
-    from mobilenetv2.training.train import Training
+    from mobilenetv2.training.loop import Training
 
     def killed(*_: Any) -> None:
         raise KeyError("as if the power had failed")
@@ -223,7 +223,7 @@ def test_every_step_is_a_place_to_go_on_from(rich_run: Path, tmp_path: Path) -> 
     out = tmp_path / "run"
     config = mobilenetv2.configure("digits", out=out, **RICH)
     from mobilenetv2.training import train as module
-    from mobilenetv2.training.train import Training
+    from mobilenetv2.training.loop import Training
 
     original = Training._train_step
     for stop_at in (2, 5, 9):

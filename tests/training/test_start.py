@@ -1,5 +1,6 @@
 """Where first weights come from, alone, beside others, and after a restart."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,15 @@ import torch
 import mobilenetv2
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.distributed import Processes, Value
-from mobilenetv2.errors import ConfigError, ModelFileError
+from mobilenetv2.errors import ConfigError, DataError, ModelFileError
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.network.pretrained import find_weights
 from mobilenetv2.network.weights import Weights
 from mobilenetv2.training import start as module
 from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.loop import Training
 from mobilenetv2.training.start import start
-from mobilenetv2.training.train import Training, run_range_test
+from mobilenetv2.training.train import run_range_test
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,24 @@ def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[bool], 
 
     switch(True)
     return switch
+
+
+def test_who_must_wait_is_told(
+    photos: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a folder that every picture is looked at, before that happens."""
+    told: list[str] = []
+
+    def load(*_: Any) -> Any:
+        raise DataError(f"told before: {told}")
+
+    monkeypatch.setattr(module, "load_data", load)
+    config = photos(weights="none")
+    with pytest.raises(DataError, match="examining the pictures in"):
+        start(config, tell=told.append)
+    told.clear()
+    with pytest.raises(DataError, match=re.escape("told before: []")):
+        start(mobilenetv2.configure("digits"), tell=told.append)
 
 
 @pytest.mark.usefixtures("online")

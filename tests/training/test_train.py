@@ -20,13 +20,13 @@ from mobilenetv2.errors import NonFiniteLoss
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training import finish, parallel
-from mobilenetv2.training import train as module
+from mobilenetv2.training import loop as module
 from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.loop import Training
 from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.schedules import schedule_factor
 from mobilenetv2.training.start import start
-from mobilenetv2.training.train import Training
 
 Quick = Callable[..., TrainConfig]
 Prepare = Callable[[TrainConfig], Training]

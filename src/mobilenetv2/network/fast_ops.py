@@ -17,6 +17,7 @@ whole part, forward hooks on modules inside that part do not fire.
 
 import ctypes
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,12 +78,14 @@ def choose(
     device: torch.device,
     requested: Literal["auto", "cpp", "torch", "off"],
     dtype: torch.dtype = torch.float32,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> FastOps:
     """The fastest operations that work here; compiles the C++ ones on first use.
 
     ``dtype`` is what activations are stored as; kernels for another one are compiled when such
     activations come, and raise then if they cannot be. ``requested`` limits the choice. Operations
     that were asked for and cannot be had give way to the next best, and the reason says so.
+    ``tell`` is called with a line for the user where there is something to wait for.
     """
     if requested == "off":
         return FastOps("off", "fast operations: off, as asked")
@@ -90,6 +93,8 @@ def choose(
         return FastOps("off", f"fast operations: off, they are for a CPU and this is {device}")
     if requested == "torch":
         return FastOps("torch", "fast operations: PyTorch only, as asked")
+    if kernels.must_compile(dtype):
+        tell("compiling the fast operations for this processor, once: some ten seconds")
     try:
         kernels.load(dtype)
     except (native.BuildError, OSError, AttributeError) as error:

@@ -202,7 +202,19 @@ def load(dtype: torch.dtype) -> Kernels:
         OSError: the library cannot be loaded.
         AttributeError: the library lacks a function.
     """
-    return Kernels(str(native.build(SOURCE, f"-DSTORED={STORED[dtype]}")))
+    return Kernels(str(native.build(SOURCE, *_flags(dtype))))
+
+
+def must_compile(dtype: torch.dtype) -> bool:
+    """Whether :func:`load` would compile now, which takes a while."""
+    try:
+        return not native.is_built(SOURCE, *_flags(dtype))
+    except native.BuildError:
+        return False  # and why not, it will say
+
+
+def _flags(dtype: torch.dtype) -> tuple[str, ...]:
+    return (f"-DSTORED={STORED[dtype]}",)
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:

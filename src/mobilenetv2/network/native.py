@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -43,6 +43,31 @@ def build(source: Path, *flags: str) -> Path:
         BuildError: no compiler, a compiler that fails, or a folder that cannot be written.
     """
     compiler, openmp = _compiler(), _openmp_runtime()
+    library = _library(source, compiler, openmp, flags)
+    if _is_intact(library):
+        return library
+    folder = library.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / f"{source.stem}.lock"):
+            if not _is_intact(library):  # else another process was first
+                _compile([*compiler, *FLAGS, *flags], source, openmp, library)
+    except OSError as error:
+        raise BuildError(f"the cache folder {folder} cannot be used ({error.strerror})") from error
+    return library
+
+
+def is_built(source: Path, *flags: str) -> bool:
+    """Whether :func:`build` would find the library in the cache, without compiling.
+
+    Raises:
+        BuildError: it could not be compiled either.
+    """
+    return _is_intact(_library(source, _compiler(), _openmp_runtime(), flags))
+
+
+def _library(source: Path, compiler: list[str], openmp: Path, flags: Sequence[str]) -> Path:
+    """Where the library lies in the cache, or will."""
     fingerprint = hashlib.sha256(
         "\0".join(
             (
@@ -57,18 +82,7 @@ def build(source: Path, *flags: str) -> Path:
             )
         ).encode()
     ).hexdigest()[:20]
-    folder = cache_folder()
-    library = folder / f"{source.stem}-{fingerprint}.so"
-    if _is_intact(library):
-        return library
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / f"{source.stem}.lock"):
-            if not _is_intact(library):  # else another process was first
-                _compile([*compiler, *FLAGS, *flags], source, openmp, library)
-    except OSError as error:
-        raise BuildError(f"the cache folder {folder} cannot be used ({error.strerror})") from error
-    return library
+    return cache_folder() / f"{source.stem}-{fingerprint}.so"
 
 
 def _compile(compiler: list[str], source: Path, openmp: Path, library: Path) -> None:

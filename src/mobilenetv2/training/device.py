@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -40,8 +40,12 @@ class Device:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def choose_device(config: MachineConfig) -> Device:
+def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _: None) -> Device:
     """The device and precision that were asked for, or the best of this machine.
+
+    Args:
+        config: what was asked for.
+        tell: is called with a line for the user where there is something to wait for.
 
     Raises:
         ConfigError: the device is unknown or not there, or cannot do the precision.
@@ -58,7 +62,7 @@ def choose_device(config: MachineConfig) -> Device:
     # What torch.compile takes apart and fuses must be PyTorch's.
     requested = "torch" if compiled and config.fast_ops != "off" else config.fast_ops
     stored = torch.bfloat16 if precision == "bf16" else torch.float32
-    operations = fast_ops.choose(device, requested, stored)
+    operations = fast_ops.choose(device, requested, stored, tell)
     # PyTorch's own bf16 operations on a CPU gain from AMX only; the compiled ones always do.
     gains = device.type != "cpu" or operations.kind == "cpp" or _has_amx()
     if config.precision == "auto" and not gains:

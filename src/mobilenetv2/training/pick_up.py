@@ -10,7 +10,7 @@ from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.training.checkpoints import Checkpoint, labels_digest, require_same_settings
 from mobilenetv2.training.run_folder import RunFolder
-from mobilenetv2.training.start import Start, start, start_again
+from mobilenetv2.training.start import Start, Tell, start, start_again
 
 
 def claim_new(config: TrainConfig, processes: Processes) -> RunFolder:
@@ -78,7 +78,10 @@ def ended_before(path: Path, config: TrainConfig, processes: Processes) -> dict[
 
 
 def pick_up(
-    folder: RunFolder, asked: TrainConfig | None = None, processes: Processes = ALONE
+    folder: RunFolder,
+    asked: TrainConfig | None = None,
+    processes: Processes = ALONE,
+    tell: Tell = lambda _: None,
 ) -> tuple[Start, Checkpoint | None]:
     """What a run goes on with.
 
@@ -86,6 +89,7 @@ def pick_up(
         folder: of the run; the first process alone looks into it.
         asked: the settings that the user has in mind; the run's own where left out.
         processes: those that will go on together, as many as before or not.
+        tell: is called with a line for the user where there is something to wait for.
 
     Returns:
         Data and network as at the beginning, and the newest checkpoint that can be used: None
@@ -99,11 +103,11 @@ def pick_up(
     assert found is not None
     config, checkpoint, notes = found
     if checkpoint is None:
-        return start(config), None
+        return start(config, tell=tell), None
     origin = f"--resume {folder.path}"
     require_same_settings(config, checkpoint.settings, origin)
     stored = checkpoint.build_classifier(str(folder.last))
-    begun = start_again(config, stored.preprocessing)
+    begun = start_again(config, stored.preprocessing, tell)
     if (stored.labels, stored.config) != (begun.classifier.labels, begun.config.network):
         raise ConfigError(
             f"{origin}: the checkpoint is for another network or other labels "

@@ -1,12 +1,14 @@
 """Before the loop: device, pictures, first weights, and how much of the network learns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from mobilenetv2.cache import cache_folder
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import MachineConfig, Preprocessing, TrainConfig
+from mobilenetv2.config import DataConfig, MachineConfig, Preprocessing, TrainConfig
+from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.data.sources import DataSet, load_data
 from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.errors import ConfigError, UserError
@@ -17,6 +19,9 @@ from mobilenetv2.network.pretrained import find_weights, load_weights
 from mobilenetv2.network.weights import Weights, to_grey
 from mobilenetv2.training.device import Device, choose_device, compile_network, find_device
 from mobilenetv2.training.transfer import Tuning, choose_tuning, freeze
+
+Tell = Callable[[str], None]
+"""Takes a line for the user, where there is something to wait for."""
 
 AUTO = "imagenet"
 """What ``--weights auto`` stands for, where it can be had."""
@@ -43,7 +48,7 @@ class Start:
     notes: tuple[str, ...]
 
 
-def start(config: TrainConfig, processes: Processes = ALONE) -> Start:
+def start(config: TrainConfig, processes: Processes = ALONE, tell: Tell = lambda _: None) -> Start:
     """Load the data and make the classifier; its first weights follow from ``config``.
 
     Raises:
@@ -51,9 +56,9 @@ def start(config: TrainConfig, processes: Processes = ALONE) -> Start:
     """
     find_device(config.machine.device)  # what cannot be had is told before anything is loaded
     config, weights, notes = _find_weights(config, processes)
-    data = load_data(config.data)
+    data = _load(config.data, None, tell)
     if weights is None:
-        return _assemble(config, data, notes)
+        return _assemble(config, data, notes, tell)
 
     if data.preprocessing.colour == "grey":
         weights = to_grey(weights)
@@ -62,26 +67,35 @@ def start(config: TrainConfig, processes: Processes = ALONE) -> Start:
     data = replace(data, preprocessing=prepared)
     options = {"width": info.width, "padding": info.padding, "norm_eps": info.norm_eps}
     network = config.network.model_copy(update=options)
-    begun = _assemble(config.model_copy(update={"network": network}), data, notes)
+    begun = _assemble(config.model_copy(update={"network": network}), data, notes, tell)
     assert isinstance(begun.classifier.network, MobileNetV2)
     report = load_weights(begun.classifier.network, weights)
     return replace(begun, notes=(*notes, str(report), begun.tuning.reason))
 
 
-def start_again(config: TrainConfig, preprocessing: Preprocessing) -> Start:
+def start_again(
+    config: TrainConfig, preprocessing: Preprocessing, tell: Tell = lambda _: None
+) -> Start:
     """The same for a run that was begun before; a checkpoint brings the weights afterwards.
 
     Raises:
         UserError: the data cannot be used any more.
     """
     find_device(config.machine.device)
-    return _assemble(config, load_data(config.data, preprocessing), ())
+    return _assemble(config, _load(config.data, preprocessing, tell), (), tell)
 
 
-def _choose_device(machine: MachineConfig, tuning: Tuning) -> Device:
+def _load(config: DataConfig, preprocessing: Preprocessing | None, tell: Tell) -> DataSet:
+    """The data; a folder is examined first, every picture of it."""
+    if config.data not in NAMES:
+        tell(f"examining the pictures in {config.data}")
+    return load_data(config, preprocessing)
+
+
+def _choose_device(machine: MachineConfig, tuning: Tuning, tell: Tell) -> Device:
     """Compiled operations are for steps of training; a head alone is solved without any."""
     if not tuning.head_only or machine.fast_ops == "off":
-        return choose_device(machine)
+        return choose_device(machine, tell)
     device = choose_device(machine.model_copy(update={"fast_ops": "torch"}))
     if device.fast_ops.kind != "torch":
         return device
@@ -89,7 +103,7 @@ def _choose_device(machine: MachineConfig, tuning: Tuning) -> Device:
     return replace(device, fast_ops=replace(device.fast_ops, reason=reason))
 
 
-def _assemble(config: TrainConfig, data: DataSet, notes: tuple[str, ...]) -> Start:
+def _assemble(config: TrainConfig, data: DataSet, notes: tuple[str, ...], tell: Tell) -> Start:
     """A fresh classifier on the device, with the operations and the frozen parts it will have."""
     torch.manual_seed(config.seed)
     size = data.preprocessing
@@ -97,7 +111,7 @@ def _assemble(config: TrainConfig, data: DataSet, notes: tuple[str, ...]) -> Sta
         update={"network": complete(config.network, size.height, size.width)}
     )
     tuning = choose_tuning(config.transfer, data)
-    device = _choose_device(config.machine, tuning)
+    device = _choose_device(config.machine, tuning, tell)
     if tuning.head_only:  # solved in one go: nothing is scheduled
         schedule = config.schedule.model_copy(update={"warmup_epochs": 0.0})
         config = config.model_copy(update={"epochs": 1, "schedule": schedule})

@@ -1,33 +1,18 @@
-"""The training loop.
+"""Train a classifier, go on with a run, or search a learning rate: what happens around the loop."""
 
-Read :meth:`Training.run` first: an epoch is many steps, then a validation, then a checkpoint. Each
-of these is one short method below it. Everything the loop needs was built before it starts.
-"""
-
-import math
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from mobilenetv2 import __version__
 from mobilenetv2.config import TrainConfig
-from mobilenetv2.data.augment import Batch
-from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.distributed import ALONE, Processes, joined
 from mobilenetv2.errors import ConfigError
-from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
 from mobilenetv2.training import portions
-from mobilenetv2.training.announce import announcement
-from mobilenetv2.training.checkpoint_timer import CheckpointTimer
-from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.device import strictly
 from mobilenetv2.training.find_lr import RangeTest, find_lr
-from mobilenetv2.training.finish import deliver, measure
-from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
-from mobilenetv2.training.optimizers import clip_gradient
-from mobilenetv2.training.parallel import ParallelTraining
+from mobilenetv2.training.loop import Training, resume_command, say
 from mobilenetv2.training.pick_up import (
     as_decided,
     claim_new,
@@ -37,12 +22,8 @@ from mobilenetv2.training.pick_up import (
     restarted_run,
 )
 from mobilenetv2.training.progress import TensorBoard
-from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
-from mobilenetv2.training.run_folder import RunFolder
-from mobilenetv2.training.signals import Stopped, StopRequest, stopped_at_once
-from mobilenetv2.training.start import Start, start
-from mobilenetv2.training.state import RunState
-from mobilenetv2.training.transfer import set_train_mode
+from mobilenetv2.training.signals import StopRequest, stopped_at_once
+from mobilenetv2.training.start import Tell, start
 
 
 def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
@@ -66,14 +47,14 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         if begun_before := restarted_run(config, processes):
             config = as_decided(config, begun_before, processes)
         with stopped_at_once("Nothing was written; begin again with the same command", processes):
-            begun = start(config, processes)
+            begun = start(config, processes, _teller(console, processes))
         if begun_before:
             config = begun.config.model_copy(update={"overwrite": False})
             result = ended_before(begun_before, config, processes)
             return result or resume(begun_before, console, config)
         with (
             claim_new(begun.config, processes) as folder,
-            StopRequest(_resume_command(folder.path), processes) as stop,
+            StopRequest(resume_command(folder.path), processes) as stop,
             strictly(begun.config.machine.deterministic),
         ):
             return Training(begun, folder, console, stop, processes).run()
@@ -101,10 +82,10 @@ def resume(
     with (
         joined() as processes,
         claim_old(path, processes) as folder,
-        StopRequest(_resume_command(path), processes) as stop,
+        StopRequest(resume_command(path), processes) as stop,
     ):
         with stop.at_once():
-            begun, checkpoint = pick_up(folder, config, processes)
+            begun, checkpoint = pick_up(folder, config, processes, _teller(console, processes))
         with strictly(begun.config.machine.deterministic):
             return Training(begun, folder, console, stop, processes, checkpoint).run()
 
@@ -122,10 +103,10 @@ def run_range_test(config: TrainConfig, console: Console | None = None) -> Range
         Interrupted: a signal came.
     """
     with stopped_at_once("Nothing was written; search again with the same command"):
-        begun = start(config)
+        begun = start(config, tell=_teller(console))
         if console:
             for note in begun.notes:
-                _say(console, note)
+                say(console, note)
         if begun.tuning.head_only:
             raise ConfigError(
                 f"{begun.tuning.reason}: a head is solved without a learning rate; find one for "
@@ -136,235 +117,8 @@ def run_range_test(config: TrainConfig, console: Console | None = None) -> Range
         )
 
 
-class Training(RunState):
-    """One run: its state, and the loop that drives it."""
-
-    def __init__(
-        self,
-        begun: Start,
-        folder: RunFolder,
-        console: Console | None = None,
-        stop: StopRequest | None = None,
-        processes: Processes = ALONE,
-        checkpoint: Checkpoint | None = None,
-    ) -> None:
-        self.folder = folder
-        self.processes = processes
-        self.console = console if console and processes.is_first else Console(quiet=True)
-        self.stop = stop or StopRequest(_resume_command(folder.path))
-        self.batches = portions.batches(begun, processes)
-        self.features: FrozenFeatures | None = None
-        if begun.tuning.head_only:
-            self.features = FrozenFeatures(begun.classifier)
-            size = (begun.data.preprocessing.height, begun.data.preprocessing.width)
-            self.train_sample = begun.data.train.centre(size)  # all, and not copied
-        else:
-            self.train_sample = portions.to_measure(begun.data)
-        lr = self._peak_lr(begun) if checkpoint is None else checkpoint.lr
-        super().__init__(begun, lr, self.batches.steps_per_epoch)
-        self.parallel = ParallelTraining(
-            self.classifier, processes, self.config.sync_norm, portions.class_weight(begun)
-        )
-        self.timer = CheckpointTimer(self.config.checkpoint_every)
-        self.is_saved = checkpoint is not None
-        if checkpoint is not None:
-            self.restore(checkpoint, str(folder.last))
-            self.timer.saved(self.history.steps)
-            if processes.is_first:
-                self.folder.rewind_events(self.history.steps, self.epoch)
-
-    def run(self) -> dict[str, Any]:
-        """Train to the end, measure what came out, and write it down."""
-        for line in announcement(self.begun, self.batches.steps_per_epoch, self.folder):
-            self._say(line)
-        steps = self.config.epochs * self.batches.steps_per_epoch
-        folder = self.folder if self.processes.is_first else None
-        reporter = start_reporter(self.config, folder, self.console, steps, self.history.steps)
-        try:
-            if not self.is_saved:
-                self._solve_head()
-                self._save(self.folder.last)
-            while self.epoch < self.config.epochs:
-                if not self.tuning.head_only:
-                    self._train_epoch(reporter)
-                self._validate_epoch(reporter)
-            reporter.close()
-            result = self._finish() if self.processes.is_first else {}
-            return self.processes.from_first(result)
-        except Stopped as stopped:
-            raise self._stopped(reporter) from stopped
-        finally:
-            reporter.close()
-
-    def _solve_head(self) -> None:
-        """Pretrained weights get a head for these classes before anything else moves."""
-        if not self.tuning.pretrained:
-            return
-        started = time.perf_counter()
-        balanced = self.config.balance != "none"
-        if self.processes.is_first:
-            with self.stop.at_once():
-                if self.features is not None:
-                    pictures = self.train_sample
-                    features = self.features.of(pictures)
-                else:
-                    pictures = portions.for_first_head(self.data)
-                    features = pooled_features(self.classifier, pictures)
-                words = fit_head(self.classifier, features, pictures.labels, balanced)
-            self._say(words)
-        self.processes.copy_from_first(self.network.parameters())
-        if self.average is not None:
-            self.average.module.load_state_dict(self.network.state_dict())
-        self.history.training_seconds += time.perf_counter() - started
-        self.history.pictures += len(self.data.train)
-
-    def _train_epoch(self, reporter: Reporter) -> None:
-        set_train_mode(self.network, self.tuning)
-        started = time.perf_counter()
-        for batch in self.batches.epoch(self.epoch, first_step=self.step):
-            reporter.step(self._train_step(batch))
-            self.history.training_seconds += time.perf_counter() - started
-            self.stop.check()
-            if self.timer.is_due(self.history.steps):
-                reporter.flush()
-                self._save(self.folder.last)
-            started = time.perf_counter()
-        reporter.flush()
-
-    def _train_step(self, batch: Batch) -> StepOutcome:
-        lr = float(self.schedule.get_last_lr()[0])
-        loss = self.parallel.loss(batch, self.device, self.config.label_smoothing)
-        self.optimizer.zero_grad()
-        loss.for_backward.backward()
-        clip_gradient(self.network, self.config.optimizer.clip_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.network)
-        self.step += 1
-        self.history.steps += 1
-        self.history.pictures += loss.count
-        return StepOutcome(self.epoch + 1, self.history.steps, lr, loss.count, loss.mean, loss.hits)
-
-    def _validate_epoch(self, reporter: Reporter) -> None:
-        """Measure, remember the best, tell, save; only a good epoch is ever saved."""
-        self.parallel.agree(self.network, self.average)
-        with self.stop.at_once():
-            train, val = self._measure(self.train_sample), self._measure(self.data.val)
-        lr = float(self.schedule.get_last_lr()[0])
-        if not math.isfinite(val.loss):
-            step, epoch = self.history.steps, self.epoch + 1
-            raise non_finite("validation loss", val.loss, step, epoch, lr)
-        self.epoch, self.step = self.epoch + 1, 0
-        history = self.history
-        # Of equally good epochs the later one counts: its learning rate was lower, and on a small
-        # validation set an early tie is luck.
-        is_best = val.accuracy >= history.best_accuracy
-        if is_best:
-            history.best_epoch = self.epoch
-            history.best_accuracy = val.accuracy
-        self.tick()
-        event = {
-            "event": "epoch",
-            "epoch": self.epoch,
-            "step": self.history.steps,
-            "train_loss": train.loss,
-            "train_accuracy": train.accuracy,
-            "val_loss": val.loss,
-            "val_accuracy": val.accuracy,
-            "gap": train.accuracy - val.accuracy,
-            "lr": lr,
-            "seconds": history.seconds,
-            "images_per_second": history.pictures / history.training_seconds,
-        }
-        reporter.tell([event])
-        if is_best:
-            self._save(self.folder.best)
-        self._save(self.folder.last)
-
-    def _stopped(self, reporter: Reporter) -> Stopped:
-        """Save where the run is, and say so."""
-        if not self.is_saved:
-            return Stopped()
-        reporter.flush()
-        self._save(self.folder.last)
-        return Stopped(f"after step {self.history.steps}; everything is saved")
-
-    def _save(self, path: Path) -> None:
-        if self.processes.is_first:
-            self.folder.flush_events()
-            previous = self.folder.previous if path == self.folder.last else None
-            self.to_checkpoint().save(path, previous)
-        self.timer.saved(self.history.steps)
-        self.is_saved = True
-
-    def _finish(self) -> dict[str, Any]:
-        made = {
-            "data": self.config.data.data,
-            "epochs": self.config.epochs,
-            "steps": self.history.steps,
-            "best_epoch": self.history.best_epoch,
-            "lr": self.lr,
-            "seed": self.config.seed,
-            "device": str(self.device.device),
-            "precision": self.device.precision,
-            "fast_ops": self.device.fast_ops.kind,
-            "compiled": self.device.compiled,
-            "weights": self.config.transfer.weights,
-            "frozen_blocks": self.tuning.frozen_blocks,
-            "version": __version__,
-        }
-        with self.stop.at_once():
-            classifier = deliver(self.folder, made)
-            figures = measure(
-                classifier, self.data, self.train_sample, self.folder, self.device, self.features
-            )
-        self.tick()
-        speed = {
-            "seconds": self.history.seconds,
-            "training_seconds": self.history.training_seconds,
-            "images_per_second": self.history.pictures / self.history.training_seconds,
-        }
-        result = {**classifier.training, **speed, **figures}
-        self.folder.append_events([{"event": "end", "step": self.history.steps, **result}])
-        self.folder.write_result(result)
-        self.folder.previous.unlink(missing_ok=True)
-        return result | {"run": str(self.folder.path)}
-
-    def _measure(self, pictures: LabelledPictures) -> Evaluation:
-        network = self.network if self.average is None else self.average.module
-        classifier = self.classifier.with_network(network)
-        if self.features is not None:
-            return self.features.evaluate(classifier, pictures)
-        return evaluate(classifier, pictures, processes=self.processes)
-
-    def _peak_lr(self, begun: Start) -> float:
-        lr = begun.config.optimizer.lr
-        if lr != "auto":
-            return lr
-        if begun.tuning.head_only:  # solved without steps, so without a rate
-            return 0.0
-        found = 0.0
-        if self.processes.is_first:
-            with self.stop.at_once():
-                test = find_lr(
-                    begun.classifier,
-                    portions.batches(begun),
-                    begun.config,
-                    begun.device,
-                    begun.tuning,
-                )
-            self._say(f"learning rate {test.suggestion:g}: {test.reason}")
-            found = test.suggestion
-        return self.processes.from_first(found)
-
-    def _say(self, line: str) -> None:
-        _say(self.console, line)
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _resume_command(run: Path) -> str:
-    return f"Go on with: mobilenetv2 train --resume {run}"
+def _teller(console: Console | None, processes: Processes = ALONE) -> Tell:
+    """Says lines on the console, in the first process alone."""
+    if console is None or not processes.is_first:
+        return lambda _: None
+    return partial(say, console)
