@@ -1,9 +1,12 @@
 """A folded network gives the same logits, and leaves the original alone."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from mobilenetv2.network.duplicate import duplicate
 from mobilenetv2.network.first_version import FirstVersion
 from mobilenetv2.network.folding import fold_norms
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
@@ -33,3 +36,35 @@ def test_norms_that_follow_no_convolution_stay() -> None:
     network = FirstVersion().eval()
     pictures = torch.rand(2, 1, 28, 28)
     torch.testing.assert_close(fold_norms(network)(pictures), network(pictures))
+
+
+def test_a_duplicate_shares_nothing_that_is_written_to() -> None:
+    """Weights, statistics, parts, modes and hooks; as `copy.deepcopy` does it."""
+    first = MobileNetV2(5, width=0.1).to(memory_format=torch.channels_last)
+    first.features[0].requires_grad_(False)
+    seen: list[str] = []
+    first.features[1].register_forward_hook(lambda *_: seen.append("first"))
+    second, reference = duplicate(first), copy.deepcopy(first)
+    before = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    for (name, ours), theirs in zip(second.named_parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+        assert ours.requires_grad == theirs.requires_grad
+        assert ours.stride() == theirs.stride()
+    pictures = torch.randn(2, 3, 32, 32)
+    answers = []
+    for network in (second, reference):
+        torch.manual_seed(0)  # of dropout
+        answers.append(network.train()(pictures))
+    torch.testing.assert_close(*answers)
+    assert seen == ["first"] * 2
+    second.features[2].register_forward_hook(lambda *_: seen.append("second"))
+    second.features[3] = nn.Identity()
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.zero_()
+    first.eval()
+    first(pictures)
+    assert seen == ["first"] * 3
+    assert second.training
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

@@ -1,11 +1,12 @@
 """Parameters and multiply-adds, layer by layer, as the papers count them."""
 
-import copy
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from mobilenetv2.network.duplicate import duplicate
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def layer_costs(network: nn.Module, in_channels: int, height: int, width: int) -
     Runs a copy of the network on no pictures at all: shapes are computed, numbers are not. (So they
     are on PyTorch's meta device, but its first use imports the compiler, which takes seconds.)
     """
-    network = copy.deepcopy(network).to_empty(device="cpu").eval()
+    network = duplicate(network).to_empty(device="cpu").eval()
     costs: list[LayerCost] = []
 
     def record(name: str, module: nn.Module, output: Tensor) -> None:
