@@ -2,8 +2,9 @@
 
 import math
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from mobilenetv2.config import (
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.distributed import Processes
-from mobilenetv2.errors import ConfigError, Interrupted, NonFiniteLoss, WorkFailed
+from mobilenetv2.errors import ConfigError, NonFiniteLoss, WorkFailed
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.device import choose_device, has_room
@@ -33,7 +34,7 @@ from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.optimizers import build_optimizer
 from mobilenetv2.training.reporter import Reporter, StepOutcome
 from mobilenetv2.training.schedules import build_schedule, schedule_factor
-from mobilenetv2.training.signals import SIGNALS, StopRequest, stopped_at_once
+from mobilenetv2.training.signals import stopped_at_once
 
 CPU = choose_device(MachineConfig(device="cpu", precision="fp32", fast_ops="off"))
 
@@ -295,58 +296,79 @@ def test_compiling_is_for_those_who_ask_on_a_cpu() -> None:
     assert choose_device(MachineConfig(compile="on", fast_ops="off")).fast_ops.kind == "off"
 
 
-@pytest.fixture
-def _usual_interrupts() -> Iterator[None]:
-    # A shell starts what runs in the background with SIGINT ignored; here it must act as usual.
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    signal.signal(signal.SIGINT, inherited)
+# A signal that went astray would end the process of all tests: these are raised in another one.
+SIGNALS_IN_A_CHILD = """
+import signal, time
+from mobilenetv2.errors import Interrupted
+from mobilenetv2.training.signals import SIGNALS, StopRequest, stopped_at_once
 
+# A shell starts what runs in the background with SIGINT ignored; here it must act as usual.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+before = {number: signal.getsignal(number) for number in SIGNALS}
 
-@pytest.mark.usefixtures("_usual_interrupts")
-def test_the_first_signal_asks_and_the_second_acts_as_usual() -> None:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    with StopRequest("Go on") as stop:
-        assert stop.received is None
-        assert all(signal.getsignal(number) != before[number] for number in SIGNALS)
-        stop.check()
-        signal.raise_signal(signal.SIGINT)
-        assert stop.received == signal.SIGINT
-        assert {number: signal.getsignal(number) for number in SIGNALS} == before
+def handlers():
+    return {number: signal.getsignal(number) for number in SIGNALS}
 
+def interrupted(context, work):
+    try:
+        with context as stop:
+            work(stop)
+    except Interrupted as error:
+        return error.exit_code, str(error)
+    finally:
+        assert handlers() == before
 
-@pytest.mark.usefixtures("_usual_interrupts")
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 130)]
-)
-def test_work_is_left_between_steps_or_at_once(number: signal.Signals, code: int) -> None:
-    words = f"stopped by {number.name} before the first step. Go on so$"
-    with pytest.raises(Interrupted, match=words) as raised, StopRequest("Go on so") as stop:
+def at_once(stop, early=False):
+    if early:
         signal.raise_signal(number)
-        stop.check()
-    assert raised.value.exit_code == code
-    got_on = False
-    with pytest.raises(Interrupted), StopRequest("Go on so") as stop, stop.at_once():
+    with stop.at_once():
         signal.raise_signal(number)
         time.sleep(5)
-        got_on = True
-    assert not got_on
-    with pytest.raises(Interrupted), StopRequest("Go on so") as stop:
-        signal.raise_signal(number)
-        with stop.at_once():  # it came before
-            got_on = True
-    assert not got_on
-    with StopRequest("Go on so") as stop:
-        with stop.at_once():
-            pass
-        signal.raise_signal(number)  # too late: the work is done
-    with pytest.raises(Interrupted, match=words), stopped_at_once("Go on so"):
-        signal.raise_signal(number)
-        time.sleep(5)
-    with stopped_at_once("Go on so"):
+        raise AssertionError("it got on")
+
+def between_steps(stop):
+    stop.check()
+    assert all(handlers()[number] != before[number] for number in SIGNALS)
+    signal.raise_signal(number)
+    assert stop.received == number
+    assert handlers() == before  # the second one acts as usual
+    stop.check()
+    raise AssertionError("it got on")
+
+def too_late(stop):
+    with stop.at_once():
         pass
-    with stopped_at_once("Go on so", Processes(0, 2)):  # of several, each ends as programs do
+    signal.raise_signal(number)
+
+def in_long_work(_):
+    signal.raise_signal(number)
+    time.sleep(5)
+    raise AssertionError("it got on")
+
+for number in SIGNALS:
+    said = 143 if number == signal.SIGTERM else 130, (
+        f"stopped by {number.name} before the first step. Go on so"
+    )
+    assert interrupted(StopRequest("Go on so"), between_steps) == said
+    assert interrupted(StopRequest("Go on so"), at_once) == said
+    assert interrupted(StopRequest("Go on so"), lambda stop: at_once(stop, early=True)) == said
+    assert interrupted(StopRequest("Go on so"), too_late) is None
+    assert interrupted(stopped_at_once("Go on so"), in_long_work) == said
+    assert interrupted(stopped_at_once("Go on so"), lambda _: None) is None
+    print(number.name)
+"""
+
+
+def test_the_first_signal_asks_and_the_second_acts_as_usual() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS_IN_A_CHILD], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["SIGINT", "SIGTERM", "SIGUSR1"]
+
+
+def test_of_several_processes_each_ends_as_programs_do() -> None:
+    with stopped_at_once("Go on so", Processes(0, 2)):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 

@@ -1,7 +1,6 @@
 """A run that was stopped anywhere goes on to the end that it would have had."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -203,7 +202,7 @@ def test_a_signal_during_long_work_leaves_it_at_once(
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
             raise AssertionError("the signal did not leave at once")
         return original(*arguments)
 
@@ -228,7 +227,7 @@ def test_what_was_stopped_before_the_first_step_may_be_begun_anew(
     quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def find_lr(*_: Any) -> RangeTest:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         raise AssertionError
 
     with pytest.MonkeyPatch.context() as patch:

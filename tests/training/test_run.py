@@ -233,7 +233,7 @@ def test_every_step_is_a_place_to_go_on_from(rich_run: Path, tmp_path: Path) -> 
             nonlocal done
             outcome = original(self, batch)
             if self.history.steps == stop_at:  # noqa: B023
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return outcome
 
         Training._train_step = step  # type: ignore[method-assign]
