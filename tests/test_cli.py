@@ -190,25 +190,26 @@ def test_yaml_mistakes_name_file_and_key(run_cli: Run, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_is_never_overwritten_unless_asked(
-    run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: Run, tmp_path: Path, picture_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    few = (picture_folder(name="few"), "--val-fraction", "0.3", *QUICK)
     for _ in range(2):
-        code, out, _ = run_cli("train", "--quiet", *QUICK)
+        code, out, _ = run_cli("train", "--quiet", *few)
         assert code == 0
         assert len(out.strip().splitlines()) == 1
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"digits", "digits-2"}
-    first = (tmp_path / "runs" / "digits" / "result.json").read_text()
-    code, _, error = run_cli("train", "--out", "runs/digits", *QUICK)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"few", "few-2"}
+    first = (tmp_path / "runs" / "few" / "result.json").read_text()
+    code, _, error = run_cli("train", "--out", "runs/few", *few)
     assert code == 2
     assert "--overwrite" in error
-    assert (tmp_path / "runs" / "digits" / "result.json").read_text() == first
-    code, *_ = run_cli("train", "--out", "runs/digits", "--overwrite", "--seed", "5", *QUICK)
+    assert (tmp_path / "runs" / "few" / "result.json").read_text() == first
+    code, *_ = run_cli("train", "--out", "runs/few", "--overwrite", "--seed", "5", *few)
     assert code == 0
-    assert json.loads((tmp_path / "runs" / "digits" / "result.json").read_text())["seed"] == 5
+    assert json.loads((tmp_path / "runs" / "few" / "result.json").read_text())["seed"] == 5
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    code, _, error = run_cli("train", "--out", "mine", "--overwrite", *QUICK)
+    code, _, error = run_cli("train", "--out", "mine", "--overwrite", *few)
     assert code == 2
     assert "thesis.txt" in error
 
@@ -334,7 +335,7 @@ def test_find_lr_suggests_and_draws(
     run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run_cli("find-lr", "digits", *QUICK, "--batch-size", "64")
+    code, out, _ = run_cli("find-lr", "digits", *QUICK, "--batch-size", "16")
     assert code == 0
     assert out.startswith("suggested learning rate: 0.")
     assert (tmp_path / "find-lr.png").exists()

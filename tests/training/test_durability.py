@@ -7,7 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -174,12 +174,15 @@ def test_killed_at_every_call_of_a_save(unfinished: Path) -> None:
     assert len(done.stdout.split()) >= 10
 
 
+@pytest.mark.parametrize(
+    "damages", [("flip", "gone"), pytest.param(("cut", "empty"), marks=pytest.mark.slow)]
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
-    quick: Quick, unfinished: Path, capsys: pytest.CaptureFixture[str]
+    damages: Sequence[str], quick: Quick, unfinished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = quick("whole", ema=0.5)
     result = mobilenetv2.train(whole)
-    for damage in ("flip", "cut", "empty", "gone"):
+    for damage in damages:
         run = unfinished.parent / damage
         run.mkdir()
         for file in unfinished.iterdir():

@@ -312,7 +312,11 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize(
-    ("second", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+    ("second", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, -signal.SIGTERM),
+    ],
 )
 def test_a_second_signal_leaves_at_once(
     few_pictures: Path, tmp_path: Path, second: signal.Signals, code: int
