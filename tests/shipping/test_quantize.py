@@ -141,7 +141,7 @@ def test_no_scale_is_stored_twice(
     assert np.abs(logits - exact.numpy()).max() < 0.5 * exact.std()
 
 
-@pytest.mark.parametrize("tool", ["onnxruntime", "nncf"])
+@pytest.mark.parametrize("tool", ["onnxruntime", pytest.param("nncf", marks=pytest.mark.slow)])
 def test_no_sum_overflows_on_old_processors(
     tool: str, small_classifier: Classifier, batches: list[np.ndarray]
 ) -> None:

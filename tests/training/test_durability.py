@@ -252,6 +252,7 @@ def test_events_reach_the_disk_before_the_checkpoint_that_relies_on_them(
     assert order == ["flush", "save"] * (len(order) // 2)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_in_words_and_loses_nothing(unfinished: Path) -> None:
     """The kernel's own refusal: no file may grow past half of a checkpoint."""
     before = (unfinished / "last.pth.tar").read_bytes()

@@ -240,6 +240,7 @@ def test_nothing_is_compiled_for_a_head(
     assert start(config.model_copy(update={"machine": off})).device.fast_ops.kind == "off"
 
 
+@pytest.mark.slow
 def test_a_head_needs_no_compiler(
     weights_file: Path, picture_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

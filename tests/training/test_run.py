@@ -26,7 +26,7 @@ from mobilenetv2.training.checkpoints import Checkpoint, to_archive
 from mobilenetv2.training.run_folder import RunFolder
 
 TINY: dict[str, Any] = {
-    "width": 0.1, "epochs": 2, "batch_size": 256, "lr": 0.05, "warmup_epochs": 0.5,
+    "width": 0.05, "epochs": 2, "batch_size": 256, "lr": 0.05, "warmup_epochs": 0.5,
     "strides": None, "fast_ops": "off",
 }  # fmt: skip
 RICH = {**TINY, "ema": 0.9, "dropout": 0.3, "mixup": 0.3, "rotate": 10, "clip_norm": 1.0}
@@ -263,8 +263,8 @@ def test_what_cannot_go_on_is_said(rich_run: Path, tmp_path: Path) -> None:
     shutil.copytree(rich_run, copy)
     (copy / "result.json").unlink()
     text = (copy / "config.yaml").read_text()
-    write_text(copy / "config.yaml", text.replace("width: 0.1", "width: 0.35"))
-    with pytest.raises(ConfigError, match=r"width was 0\.1 and is 0\.35"):
+    write_text(copy / "config.yaml", text.replace("width: 0.05", "width: 0.35"))
+    with pytest.raises(ConfigError, match=r"width was 0\.05 and is 0\.35"):
         mobilenetv2.resume(copy)
     for name in ("last.pth.tar", "best.pth.tar"):
         (copy / name).write_bytes(b"")
