@@ -103,14 +103,22 @@ def _second_moments(layer: nn.Conv2d | nn.Linear, inputs: Tensor) -> Tensor:
     total: Tensor | float = 0.0
     for few in inputs.split(CHUNK):
         if isinstance(layer, nn.Linear):
-            patches = few.T[None]  # G×K×L, of L places
+            patches = few.T[None, None]  # N×G×K×L, of L places
         else:
-            patches = F.unfold(few, _pair(layer.kernel_size), _pair(layer.dilation),
-                               _pair(layer.padding), _pair(layer.stride))  # fmt: skip
-            patches = patches.unflatten(1, (layer.groups, -1)).permute(1, 2, 0, 3).flatten(2)
-        total = total + (patches @ patches.mT).double()
+            patches = _patches(layer, few).unflatten(1, (layer.groups, -1))
+        total = total + (patches @ patches.mT).sum(0).double()
     assert isinstance(total, Tensor)
     return total
+
+
+def _patches(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
+    """What a convolution looks at in each of L places: N×(G·K)×L."""
+    if layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0):
+        return inputs.flatten(2)
+    return F.unfold(
+        inputs, _pair(layer.kernel_size), _pair(layer.dilation), _pair(layer.padding),
+        _pair(layer.stride),
+    )  # fmt: skip
 
 
 def _pair(numbers: object) -> tuple[int, int]:
@@ -136,7 +144,8 @@ def round_rows(rows: Tensor, moments: Tensor, levels: int) -> Tensor:
     >>> round_rows(rows, alike, 2)
     tensor([[[1.0000, 0.5000, 0.0000]]])
     """
-    free = rows.double()
+    exact = rows.double()
+    free = exact.clone()
     scale = free.abs().amax(2, keepdim=True).clamp(min=1e-8) / levels
     largest = F.one_hot(free.abs().argmax(2), free.shape[2]).bool()
     moments = moments + torch.eye(free.shape[2], dtype=torch.float64) * (
@@ -149,8 +158,8 @@ def round_rows(rows: Tensor, moments: Tensor, levels: int) -> Tensor:
     for place in range(free.shape[2]):
         now = free[:, :, place : place + 1]
         nearest = (now / scale).round().clamp(-levels, levels) * scale
-        end = rows.double()[:, :, place : place + 1]
-        nearest = torch.where(largest[:, :, place : place + 1], end, nearest)
+        end = largest[:, :, place : place + 1]
+        nearest = torch.where(end, exact[:, :, place : place + 1], nearest)
         rounded[:, :, place : place + 1] = nearest
         lost = (now - nearest) / factor[:, place, place].view(-1, 1, 1)
         free[:, :, place + 1 :] -= lost * factor[:, place, place + 1 :].unsqueeze(1)
