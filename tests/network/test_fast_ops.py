@@ -435,6 +435,8 @@ def test_who_must_wait_is_told(tmp_path, monkeypatch, nothing_loaded):
         choose(CPU, requested, torch.bfloat16, told.append)
     monkeypatch.setenv("CXX", "no-such-compiler")
     choose(CPU, "auto", torch.bfloat16, told.append)
+    monkeypatch.setattr(kernels, "SOURCE", tmp_path / "gone.cpp")
+    assert choose(CPU, "auto", torch.bfloat16, told.append).kind == "torch"
     assert len(told) == 1
 
 

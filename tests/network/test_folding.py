@@ -38,6 +38,16 @@ def test_norms_that_follow_no_convolution_stay() -> None:
     torch.testing.assert_close(fold_norms(network)(pictures), network(pictures))
 
 
+def test_what_stands_twice_is_no_part_of_the_original() -> None:
+    activation = nn.ReLU()
+    first = nn.Sequential(nn.Linear(2, 2), activation, nn.BatchNorm1d(2), activation)
+    second = duplicate(first)
+    assert not set(map(id, first.modules())) & set(map(id, second.modules()))
+    second.eval().register_buffer("own", torch.zeros(1), persistent=False)
+    assert all(part.training for part in first.modules())
+    assert "own" not in first._non_persistent_buffers_set
+
+
 def test_a_duplicate_shares_nothing_that_is_written_to() -> None:
     """Weights, statistics, parts, modes and hooks; as `copy.deepcopy` does it."""
     first = MobileNetV2(5, width=0.1).to(memory_format=torch.channels_last)

@@ -6,9 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mobilenetv2.classifier import Classifier
+from mobilenetv2.network.duplicate import duplicate
+from mobilenetv2.network.mobilenetv2 import KerasPaddedConv2d
 from mobilenetv2.shipping import compensate
 from mobilenetv2.shipping.compensate import compensated, round_rows
 from mobilenetv2.shipping.quantize import calibration, float_core, with_onnxruntime
@@ -74,6 +77,15 @@ def test_few_weights_are_nearly_as_good_as_can_be() -> None:
     assert ours.mean() < 0.5 * nearest.mean()
 
 
+def test_blocks_are_for_speed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    rows, moments = torch.randn(1, 20, 40), moving_together(40, 2)
+    monkeypatch.setattr(compensate, "BLOCK", 100)
+    whole = round_rows(rows, moments, 64)
+    monkeypatch.setattr(compensate, "BLOCK", 7)
+    torch.testing.assert_close(round_rows(rows, moments, 64), whole)
+
+
 def test_inputs_that_never_move_do_no_harm() -> None:
     rows = torch.randn(2, 3, 4)
     rounded = round_rows(rows, torch.zeros(2, 4, 4, dtype=torch.float64), 127)
@@ -87,7 +99,10 @@ def test_inputs_that_never_move_do_no_harm() -> None:
         pytest.param(nn.Conv2d(6, 4, 1), (6, 5, 7), id="1x1"),
         pytest.param(nn.Conv2d(3, 8, 3, stride=2, padding=1), (3, 9, 8), id="stem"),
         pytest.param(nn.Conv2d(6, 6, 3, groups=6, stride=2, padding=1), (6, 9, 8), id="depthwise"),
-        pytest.param(nn.Conv2d(6, 6, 3, groups=6, stride=2), (6, 9, 8), id="padded before"),
+        pytest.param(
+            KerasPaddedConv2d(6, 6, 3, groups=6, stride=2, padding=1), (6, 9, 8), id="Keras, 9×8"
+        ),
+        pytest.param(KerasPaddedConv2d(3, 8, 3, stride=2, padding=1), (3, 6, 7), id="Keras, 6×7"),
         pytest.param(nn.Conv2d(8, 12, 3, groups=4, padding=1), (8, 4, 4), id="groups"),
         pytest.param(nn.Linear(6, 4), (6,), id="linear"),
     ],
@@ -95,7 +110,7 @@ def test_inputs_that_never_move_do_no_harm() -> None:
 def test_second_moments_say_what_a_layer_puts_out(
     layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compensate, "CHUNK", 3)
+    monkeypatch.setattr(compensate, "PATCHED_PIXELS", 250)  # three pictures or so
     inputs = torch.randn(7, *shape)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -183,6 +198,52 @@ def test_logits_are_nearer(small_classifier: Classifier, batches: list[np.ndarra
         plain = (nearest.network(pictures) - exact).abs().mean()
         ours = compensated(small_classifier, batches, 7).network(pictures) - exact
     assert ours.abs().mean() < 0.7 * plain
+
+
+def test_layers_make_up_for_what_rounding_loses(small_classifier: Classifier) -> None:
+    """With the inputs that a layer really gets; biases, which make up for means, do not count."""
+    torch.manual_seed(0)
+    smooth = F.interpolate(torch.randn(64, 1, 6, 6), (64, 64), mode="bilinear")  # as photos are
+    batches = [few.numpy() for few in smooth.split(16)]
+    exact = layers(small_classifier)
+    folded = compensated(small_classifier, batches, 7)
+    errors: dict[str, tuple[float, float]] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def measure(layer: nn.Module, inputs: tuple[torch.Tensor], _: torch.Tensor) -> None:
+            def error(weight: torch.Tensor) -> float:
+                changed = duplicate(exact[name])
+                changed.weight.copy_(weight - exact[name].weight)
+                off = changed(*inputs)
+                return float((off - off.mean((0, 2, 3), keepdim=True)).square().mean())
+
+            whole = exact[name].weight
+            if inputs[0].shape[2] >= 8:  # elsewhere there is hardly anything to learn from
+                errors[name] = error(layer.weight), error(round_weight(whole, 7))
+
+        return measure
+
+    for name, layer in folded.network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(look(name))
+    with torch.inference_mode():
+        folded.network(torch.from_numpy(np.concatenate(batches)))
+    ratios = [ours / nearest for ours, nearest in errors.values()]
+    assert len(ratios) == 20
+    assert np.exp(np.log(ratios).mean()) < 0.85
+
+
+def test_what_runs_in_another_library_stays_too(
+    small_classifier: Classifier, batches: list[np.ndarray]
+) -> None:
+    """A classifier with an engine is its own copy for inference."""
+    before = {name: one.clone() for name, one in small_classifier.network.state_dict().items()}
+    done = compensated(small_classifier.with_engine(lambda pictures: pictures), batches)
+    assert done.engine is None
+    assert not any(module._forward_hooks for module in small_classifier.network.modules())
+    assert not any(module._forward_hooks for module in done.network.modules())
+    for name, one in small_classifier.network.state_dict().items():
+        assert torch.equal(one, before[name]), name
 
 
 def test_what_is_kept_stays(small_classifier: Classifier, batches: list[np.ndarray]) -> None:

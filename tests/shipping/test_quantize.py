@@ -14,6 +14,7 @@ import torch
 import mobilenetv2
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.runtimes.processor import weight_bits
 from mobilenetv2.runtimes.sessions import openvino_session
 from mobilenetv2.shipping import ladder
 from mobilenetv2.shipping.equalise import equalised
@@ -23,7 +24,7 @@ from mobilenetv2.shipping.int8 import as_delivered
 from mobilenetv2.shipping.openvino_file import OpenVinoFormat
 from mobilenetv2.shipping.proof import Comparison, Threshold
 from mobilenetv2.shipping.quantize import calibration, float_core, with_nncf, with_onnxruntime
-from mobilenetv2.shipping.rounding import round_weight, rounded
+from mobilenetv2.shipping.rounding import round_weight, trained_with_rounding
 
 RunCli = Callable[..., tuple[int, str, str]]
 FLOOR = Threshold(None, 0.98, 0.005)
@@ -74,7 +75,7 @@ def test_equalised_channels_reach_their_range(
 
 def test_trained_with_rounding(small_classifier: Classifier, batches: list[np.ndarray]) -> None:
     before = {name: one.clone() for name, one in small_classifier.network.state_dict().items()}
-    tuned = rounded(small_classifier, batches, steps=3)
+    tuned = trained_with_rounding(small_classifier, small_classifier, batches, steps=3)
     for name, one in small_classifier.network.state_dict().items():
         assert torch.equal(one, before[name]), "the classifier itself must not change"
     for module in tuned.network.modules():
@@ -87,6 +88,51 @@ def test_trained_with_rounding(small_classifier: Classifier, batches: list[np.nd
     with torch.inference_mode():
         difference = tuned.network(inputs) - small_classifier.for_inference().network(inputs)
     assert 0 < difference.abs().max() < 1
+
+
+def test_the_teacher_is_whole(
+    small_classifier: Classifier, batches: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last rung starts from compensated weights, and learns from the float32 network."""
+    seen: dict[str, Classifier] = {}
+
+    def train(start: Classifier, teacher: Classifier, *_: Any) -> Classifier:
+        seen.update(start=start, teacher=teacher)
+        raise EOFError
+
+    monkeypatch.setattr(ladder, "with_onnxruntime", lambda *_: None)
+    monkeypatch.setattr(ladder, "quantisers", dict)
+    monkeypatch.setattr(ladder, "trained_with_rounding", train)
+    with pytest.raises(EOFError):
+        for attempt in ladder._attempts(small_classifier, batches):
+            list(attempt)
+    assert seen["teacher"] is small_classifier
+    weight = seen["start"].network.get_submodule("features.18.0").weight
+    torch.testing.assert_close(round_weight(weight, weight_bits()), weight, rtol=0, atol=1e-6)
+
+
+def test_a_rung_is_judged_with_its_preparation(
+    small_classifier: Classifier, batches: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the file is delivered, and timed alone."""
+    pictures = torch.zeros(64, 1, 16, 16, dtype=torch.uint8)
+    held = HeldOut(
+        "x", LabelledPictures(pictures, torch.zeros(64, dtype=torch.int64)),
+        np.zeros((64, 16, 16, 3), np.uint8), 16,
+    )  # fmt: skip
+    seen: list[tuple[bool, str, tuple[int, ...]]] = []
+
+    def opened(core: Any, *, raw: bool) -> Any:
+        def run(inputs: np.ndarray) -> dict[str, np.ndarray]:
+            seen.append((raw, str(inputs.dtype), inputs.shape[1:]))
+            return {"logits": np.zeros((len(inputs), 3), np.float32)}
+
+        return run
+
+    monkeypatch.setattr(ladder, "_attempts", lambda *_: iter([iter([("one", None)])]))
+    ladder.climb(small_classifier, held, batches, FLOOR, False, opened, lambda _: 0.2)
+    assert set(seen) == {(False, "uint8", (16, 16, 3)), (True, "float32", (1, 16, 16))}
+    assert [raw for raw, *_ in seen[:2]] == [False] * 2
 
 
 def test_a_layer_that_suffers_moves_ahead(
@@ -201,7 +247,7 @@ def test_the_ladder_judges_the_file_and_not_the_network_in_it(
     inputs = np.concatenate(batches)
     form = OpenVinoFormat()
     judged = as_delivered(form, content, tmp_path)
-    answers = [judged(core, True)(inputs)["logits"] for _ in range(2)]
+    answers = [judged(core, raw=True)(inputs)["logits"] for _ in range(2)]
     file = form.write(replace(content, core=core, raw=True), tmp_path, "file")
     assert (answers[0] == form.open(file)(inputs)["logits"]).all()
     assert (answers[0] == answers[1]).all()
@@ -287,7 +333,7 @@ def test_the_climb_ends_where_the_floor_holds(
         def __init__(self, wrong: int) -> None:
             self.wrong = wrong
 
-    def open_core(core: Any, raw: bool) -> Any:
+    def open_core(core: Any, *, raw: bool) -> Any:
         state = {"done": 0}
 
         def run(inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -372,7 +418,7 @@ def test_size_counts_where_it_can_be_kept(
         def __init__(self, share: float, error: float) -> None:
             self.share, self.error = share, error
 
-    def open_core(core: Any, raw: bool) -> Any:
+    def open_core(core: Any, *, raw: bool) -> Any:
         error = core.error
 
         def run(inputs: np.ndarray) -> dict[str, np.ndarray]:

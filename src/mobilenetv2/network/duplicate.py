@@ -8,8 +8,9 @@ from torch import nn
 def duplicate(network: nn.Module) -> nn.Module:
     """As `copy.deepcopy`, in a third of the time: every epoch of a small data set waits for it.
 
-    Parameters, buffers, parts and hooks are the copy's own; what else a part holds, such as its
-    stride, is shared, and must not be changed in place.
+    Parameters, buffers, parts and the lists of hooks are the copy's own; what else a part holds,
+    such as its stride, is shared, and must not be changed in place. What stands in two places of
+    the network stands there as two in the copy.
 
     >>> first = nn.Sequential(nn.Linear(2, 1), nn.ReLU())
     >>> second = duplicate(first)
@@ -19,13 +20,14 @@ def duplicate(network: nn.Module) -> nn.Module:
     """
     twin = copy.copy(network)
     for name, value in vars(network).items():
-        if isinstance(value, dict):  # of parameters, buffers, parts and hooks
+        if isinstance(value, dict | set):  # of parameters, buffers, parts and hooks
             vars(twin)[name] = value.copy()
-    for name, part in network.named_children():
-        twin._modules[name] = duplicate(part)
-    for name, parameter in network.named_parameters(recurse=False):
-        own = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-        twin._parameters[name] = own
-    for name, buffer in network.named_buffers(recurse=False):
-        twin._buffers[name] = buffer.clone()
+    for name, part in network._modules.items():
+        twin._modules[name] = None if part is None else duplicate(part)
+    for name, parameter in network._parameters.items():
+        if parameter is not None:
+            own = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            twin._parameters[name] = own
+    for name, buffer in network._buffers.items():
+        twin._buffers[name] = None if buffer is None else buffer.clone()
     return twin

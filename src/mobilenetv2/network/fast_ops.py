@@ -94,7 +94,9 @@ def choose(
     if requested == "torch":
         return FastOps("torch", "fast operations: PyTorch only, as asked")
     if kernels.must_compile(dtype):
-        tell("compiling the fast operations for this processor, once: some ten seconds")
+        tell(
+            "compiling the fast operations for this processor and precision, once: some ten seconds"
+        )
     try:
         kernels.load(dtype)
     except (native.BuildError, OSError, AttributeError) as error:

@@ -209,7 +209,7 @@ def must_compile(dtype: torch.dtype) -> bool:
     """Whether :func:`load` would compile now, which takes a while."""
     try:
         return not native.is_built(SOURCE, *_flags(dtype))
-    except native.BuildError:
+    except (native.BuildError, OSError):
         return False  # and why not, it will say
 
 

@@ -108,10 +108,22 @@ class KerasPaddedConv2d(nn.Conv2d):
         """Features N×C×H×W in, N×C'×⌈H/2⌉×⌈W/2⌉ out."""
         height, width = input.shape[-2:]
         if self.weight.requires_grad and torch.is_grad_enabled():
-            padded = F.pad(input, (width % 2, 1, height % 2, 1))
+            padded = F.pad(input, padding_of(self, height, width))
             return F.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
         kernel = F.pad(self.weight, (1 - width % 2, 0, 1 - height % 2, 0))
         return F.conv2d(input, kernel, self.bias, self.stride, 1, 1, self.groups)
+
+
+def padding_of(layer: nn.Conv2d, height: int, width: int) -> tuple[int, int, int, int]:
+    """Zeros that a convolution adds left, right, above and below features of this size.
+
+    >>> padding_of(KerasPaddedConv2d(3, 8, 3, stride=2, padding=1), 224, 225)
+    (1, 1, 0, 1)
+    """
+    if isinstance(layer, KerasPaddedConv2d):
+        return width % 2, 1, height % 2, 1
+    above, left = (int(side) for side in layer.padding)
+    return left, left, above, above
 
 
 class ConvNormActivation(nn.Sequential):

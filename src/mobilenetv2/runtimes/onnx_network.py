@@ -17,7 +17,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.errors import UserError
 from mobilenetv2.network.folding import fold_norms
-from mobilenetv2.network.mobilenetv2 import KerasPaddedConv2d
+from mobilenetv2.network.mobilenetv2 import KerasPaddedConv2d, padding_of
 from mobilenetv2.runtimes.installed import require
 
 if TYPE_CHECKING:
@@ -186,11 +186,7 @@ def _name(node: fx.Node) -> str:
 def _convolution(
     graph: Graph, layer: nn.Conv2d, pictures: str, output: str, shape: Sequence[int]
 ) -> None:
-    height, width = shape[2:]
-    if isinstance(layer, KerasPaddedConv2d):
-        pads = [height % 2, width % 2, 1, 1]
-    else:
-        pads = [int(side) for side in layer.padding] * 2
+    left, right, above, below = padding_of(layer, *shape[2:])
     weights = [graph.constant(f"{output}.weight", layer.weight)]
     if layer.bias is not None:
         weights.append(graph.constant(f"{output}.bias", layer.bias))
@@ -200,7 +196,7 @@ def _convolution(
         output,
         kernel_shape=list(layer.kernel_size),
         strides=list(layer.stride),
-        pads=pads,
+        pads=[above, left, below, right],
         group=layer.groups,
     )
 

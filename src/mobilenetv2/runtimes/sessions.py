@@ -163,6 +163,8 @@ def litert_session(model: bytes | Path, output: str, workers: int = 1) -> Sessio
             try:
                 return {output: answers(inputs)}
             except RuntimeError:  # some converters write down how many numbers there are
+                if len(inputs) < 2:
+                    raise
                 own.interpreter, own.resizes = start(), False
         return {output: np.concatenate([answers(one[None]) for one in inputs])}
 

@@ -7,10 +7,11 @@ are still free, by least squares (Hassibi & Stork 1993, "Optimal Brain Surgeon";
 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2). Layers
 are rounded from the first to the last, each with the inputs that the rounded ones before it give.
 
-Nothing is trained and no label is needed; some hundred pictures pass once.
+Nothing is trained and no label is needed; some pictures pass twice, whole and rounded.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,30 +20,36 @@ from torch import Tensor, nn
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.evaluation.metrics import Array
+from mobilenetv2.network.mobilenetv2 import padding_of
 from mobilenetv2.shipping.rounding import levels_of
 
 MOST_PIXELS = 128 * 224 * 224
 """Of the pictures that pass together, whose activations are in memory at once."""
+PATCHED_PIXELS = 8 * 112 * 112
+"""Of the feature maps whose patches are in memory at once."""
 DAMPING = 0.01
 """Share of the mean second moment that is added to each: inputs that never move are safe."""
-CHUNK = 8
-"""Pictures whose patches are in memory at once."""
+BLOCK = 64
+"""Weights of a row after which the rest of it learns what they have lost."""
+
+Layer = nn.Conv2d | nn.Linear
 
 
 def compensated(
     classifier: Classifier, batches: Sequence[Array], bits: int = 8, keep: Sequence[str] = ()
 ) -> Classifier:
-    """The classifier, folded, with weights that rounding again does not change.
+    """The classifier, folded, with weights that rounding to the nearest leaves as they are.
 
     Args:
         classifier: is not changed.
-        batches: normalised pictures, float32 N×C×H×W.
-        bits: that a weight uses.
-        keep: names of layers whose weights stay as they are.
+        batches: normalised pictures, float32 N×C×H×W; as many of the first as ``MOST_PIXELS`` are.
+        bits: that a weight uses, 8 or 7.
+        keep: names of layers whose weights stay as they are; their biases take up what the layers
+            before have lost.
     """
-    exact, network = classifier.for_inference().network, classifier.for_inference().network
-    pictures = torch.from_numpy(np.concatenate(batches))
-    pictures = pictures[: max(1, MOST_PIXELS // pictures[0, 0].numel())]
+    alone = classifier.with_engine(None)
+    exact, network = alone.for_inference().network, alone.for_inference().network
+    pictures = _first(batches)
     means: dict[str, Tensor] = {}
     for name, layer in _layers(exact):
 
@@ -52,37 +59,42 @@ def compensated(
         layer.register_forward_hook(remember)
     hooks = []
     for name, layer in _layers(network):
-
-        def replace_weight(layer: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
-            if name not in keep:
-                layer.weight.copy_(_round_layer(layer, inputs[0], levels_of(bits)))
+        if name not in keep:
+            replaced = partial(_replace_weight, levels=levels_of(bits))
+            hooks.append(layer.register_forward_pre_hook(replaced))
 
         def correct_bias(layer: nn.Module, _: object, output: Tensor, name: str = name) -> Tensor:
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            assert isinstance(layer, Layer)
             if layer.bias is None:
                 return output
             lost = means[name] - _channel_means(output)
             layer.bias += lost
             return output + lost.view(-1, *[1] * (output.ndim - 2))
 
-        hooks.append(layer.register_forward_pre_hook(replace_weight))
         hooks.append(layer.register_forward_hook(correct_bias))
     with torch.no_grad():
         exact(pictures)
         network(pictures)
     for hook in hooks:
         hook.remove()
-    return classifier.with_network(network)
+    return alone.with_network(network)
 
 
-def _layers(network: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
+def _first(batches: Sequence[Array]) -> Tensor:
+    """The first pictures that are not too many: float32 N×C×H×W, at least one."""
+    count = max(1, MOST_PIXELS // batches[0][0, 0].size)
+    taken: list[Array] = []
+    for batch in batches:
+        if count <= 0:
+            break
+        taken.append(batch[:count])
+        count -= len(batch)
+    return torch.from_numpy(np.concatenate(taken))
+
+
+def _layers(network: nn.Module) -> list[tuple[str, Layer]]:
     """What holds weights, with names."""
-    return [
-        (name, layer)
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear)
-    ]
+    return [(name, part) for name, part in network.named_modules() if isinstance(part, Layer)]
 
 
 def _channel_means(output: Tensor) -> Tensor:
@@ -90,18 +102,19 @@ def _channel_means(output: Tensor) -> Tensor:
     return output.flatten(2).mean((0, 2)) if output.ndim > 2 else output.mean(0)
 
 
-def _round_layer(layer: nn.Conv2d | nn.Linear, inputs: Tensor, levels: int) -> Tensor:
-    """The weight of a layer, rounded for these inputs."""
+def _replace_weight(layer: nn.Module, inputs: tuple[Tensor], levels: int) -> None:
+    """Round the weight of a layer for these inputs (in place)."""
+    assert isinstance(layer, Layer)
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     weight = layer.weight.detach()
     rows = weight.reshape(groups, weight.shape[0] // groups, -1)
-    return round_rows(rows, _second_moments(layer, inputs), levels).view_as(weight)
+    layer.weight.copy_(round_rows(rows, _second_moments(layer, inputs[0]), levels).view_as(weight))
 
 
-def _second_moments(layer: nn.Conv2d | nn.Linear, inputs: Tensor) -> Tensor:
+def _second_moments(layer: Layer, inputs: Tensor) -> Tensor:
     """Sums of products of the inputs that meet a row of weights: float64 G×K×K for G groups."""
     total: Tensor | float = 0.0
-    for few in inputs.split(CHUNK):
+    for few in inputs.split(max(1, PATCHED_PIXELS // inputs[0, 0].numel())):
         if isinstance(layer, nn.Linear):
             patches = few.T[None, None]  # N×G×K×L, of L places
         else:
@@ -113,17 +126,11 @@ def _second_moments(layer: nn.Conv2d | nn.Linear, inputs: Tensor) -> Tensor:
 
 def _patches(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
     """What a convolution looks at in each of L places: N×(G·K)×L."""
-    if layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0):
-        return inputs.flatten(2)
-    return F.unfold(
-        inputs, _pair(layer.kernel_size), _pair(layer.dilation), _pair(layer.padding),
-        _pair(layer.stride),
-    )  # fmt: skip
-
-
-def _pair(numbers: object) -> tuple[int, int]:
-    assert isinstance(numbers, tuple)
-    return numbers
+    padded = F.pad(inputs, padding_of(layer, *inputs.shape[2:]))
+    kernel, stride = ((pair[0], pair[1]) for pair in (layer.kernel_size, layer.stride))
+    if kernel == stride == (1, 1):
+        return padded.flatten(2)
+    return F.unfold(padded, kernel, stride=stride)
 
 
 def round_rows(rows: Tensor, moments: Tensor, levels: int) -> Tensor:
@@ -144,23 +151,29 @@ def round_rows(rows: Tensor, moments: Tensor, levels: int) -> Tensor:
     >>> round_rows(rows, alike, 2)
     tensor([[[1.0000, 0.5000, 0.0000]]])
     """
-    exact = rows.double()
-    free = exact.clone()
-    scale = free.abs().amax(2, keepdim=True).clamp(min=1e-8) / levels
-    largest = F.one_hot(free.abs().argmax(2), free.shape[2]).bool()
-    moments = moments + torch.eye(free.shape[2], dtype=torch.float64) * (
-        DAMPING * moments.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1) + 1e-12
-    )
+    # In NumPy: thousands of small steps, in each of which PyTorch's threads would wait for another.
+    exact = rows.double().numpy()
+    size = exact.shape[2]
+    scale = np.maximum(np.abs(exact).max(2), 1e-8) / levels
+    ends = np.abs(exact) == np.abs(exact).max(2, keepdims=True)
+    damping = DAMPING * moments.diagonal(dim1=1, dim2=2).mean(1) + 1e-12
+    moments = moments + damping.view(-1, 1, 1) * torch.eye(size, dtype=torch.float64)
     # Row k of the factor: how the error at weight k is divided among itself and those after it.
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
-    factor = torch.linalg.cholesky(inverse, upper=True)
-    rounded = torch.empty_like(free)
-    for place in range(free.shape[2]):
-        now = free[:, :, place : place + 1]
-        nearest = (now / scale).round().clamp(-levels, levels) * scale
-        end = largest[:, :, place : place + 1]
-        nearest = torch.where(end, exact[:, :, place : place + 1], nearest)
-        rounded[:, :, place : place + 1] = nearest
-        lost = (now - nearest) / factor[:, place, place].view(-1, 1, 1)
-        free[:, :, place + 1 :] -= lost * factor[:, place, place + 1 :].unsqueeze(1)
-    return rounded.float()
+    factor = torch.linalg.cholesky(inverse, upper=True).numpy()
+    free, rounded = exact.copy(), np.empty_like(exact)
+    for start in range(0, size, BLOCK):
+        stop = min(size, start + BLOCK)
+        lost = np.empty_like(exact[:, :, start:stop])
+        for place in range(start, stop):
+            now = free[:, :, place]
+            nearest = np.clip(np.rint(now / scale), -levels, levels) * scale
+            nearest = np.where(ends[:, :, place], exact[:, :, place], nearest)
+            rounded[:, :, place] = nearest
+            error = (now - nearest) / factor[:, place, place, None]
+            free[:, :, place + 1 : stop] -= (
+                error[:, :, None] * factor[:, None, place, place + 1 : stop]
+            )
+            lost[:, :, place - start] = error
+        free[:, :, stop:] -= lost @ factor[:, start:stop, stop:]
+    return torch.from_numpy(rounded).float()

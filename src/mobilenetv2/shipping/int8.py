@@ -1,7 +1,7 @@
 """An export in 8 bits: the ladder first, then the proof on pictures that chose nothing."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,7 +63,7 @@ def export_int8(
         notes.append("the pictures that prove the file also chose how it was quantised")
     learned = training_pictures(config.model, config.source.data_dir, classifier)
     if learned is None:
-        learned = choosing.prepared.pictures
+        learned = shuffled(choosing.prepared.pictures)  # a folder's are sorted by class
         notes.append("calibrated on pictures that chose how it was quantised: no run is known")
     content = Content(classifier, config.raw, "int8")
     floor = threshold(config, content)
@@ -107,9 +107,7 @@ def export_int8(
     )
 
 
-def as_delivered(
-    form: Format, content: Content, folder: Path
-) -> Callable[["onnx.ModelProto", bool], Session]:
+def as_delivered(form: Format, content: Content, folder: Path) -> ladder.Opened:
     """How the ladder runs a network: from a file, since writing one may round what it holds.
 
     With its preparation too: 8 bits are coarse enough to make a label of what float32 leaves open.
@@ -121,7 +119,7 @@ def as_delivered(
     """
     numbers = itertools.count()
 
-    def opened(core: "onnx.ModelProto", raw: bool) -> Session:
+    def opened(core: "onnx.ModelProto", *, raw: bool) -> Session:
         written = form.write(replace(content, core=core, raw=raw), folder, f"rung-{next(numbers)}")
         return form.open(written)
 
@@ -142,5 +140,9 @@ def training_pictures(model: Path, data_dir: Path | None, classifier: Classifier
         return None
     wanted = classifier.preprocessing
     train = load_data(data, wanted).train.centre((wanted.height, wanted.width))
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    return train.pictures[order[:MOST]]
+    return shuffled(train.pictures)[:MOST]
+
+
+def shuffled(pictures: Tensor) -> Tensor:
+    """The same pictures in an order that is always the same."""
+    return pictures[torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))]

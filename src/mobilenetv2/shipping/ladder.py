@@ -13,7 +13,7 @@ first attempt, which keeps no layer in float32, are too large, size is not waite
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from mobilenetv2.shipping.proof import (
     reference_logits,
 )
 from mobilenetv2.shipping.quantize import float_core, with_nncf, with_onnxruntime
-from mobilenetv2.shipping.rounding import round_weight, rounded
+from mobilenetv2.shipping.rounding import round_weight, trained_with_rounding
 
 if TYPE_CHECKING:
     import onnx
@@ -100,13 +100,20 @@ class Rung:
         )
 
 
+class Opened(Protocol):
+    """How a network runs as a file would: alone, or with its preparation."""
+
+    def __call__(self, core: "onnx.ModelProto", *, raw: bool) -> Session:
+        """The file with this network."""
+
+
 def climb(
     classifier: Classifier,
     pictures: HeldOut,
     batches: Sequence[Array],
     floor: Threshold,
     raw: bool,
-    opened: Callable[["onnx.ModelProto", bool], Session],
+    opened: Opened,
     share: Callable[["onnx.ModelProto"], float],
     tell: Callable[[Rung], None] = lambda _: None,
 ) -> list[Rung]:
@@ -118,7 +125,7 @@ def climb(
         batches: normalised pictures to calibrate and to train on, float32 N×C×H×W.
         floor: what must be kept.
         raw: whether the file will hold the network alone.
-        opened: runs a network as a file would: alone, or with its preparation.
+        opened: makes a file of a network, and runs it.
         share: bytes of the file with a network, as a share of the float32 file's.
         tell: is called with each rung as it is measured.
     """
@@ -126,9 +133,11 @@ def climb(
     tried: list[Rung] = []
 
     def judge(name: str, core: "onnx.ModelProto") -> Rung:
-        logits = file_logits(opened(core, raw), classifier, pictures, raw=raw)
+        delivered = opened(core, raw=raw)
+        logits = file_logits(delivered, classifier, pictures, raw=raw)
         compared = compare(reference, logits, pictures.labels)
-        taken = milliseconds(partial(opened(core, True), batches[0][:1]))
+        alone = delivered if raw else opened(core, raw=True)
+        taken = milliseconds(partial(alone, batches[0][:1]))
         rung = Rung(name, compared, share(core), taken, core)
         tell(rung)
         return rung
@@ -153,28 +162,28 @@ def _attempts(classifier: Classifier, batches: Sequence[Array]) -> Iterator[Atte
     """Ways to quantise in the order in which they are tried; each gives one network or more."""
     bits = weight_bits()
 
-    def with_each(name: str, prepared: Classifier) -> Attempt:
+    def by_each_tool(name: str, prepared: Classifier) -> Attempt:
         core = float_core(prepared)
         for tool, quantise in quantisers().items():
             yield f"{name}, {tool}", quantise(core, batches, (), bits)
 
     # On weights that lie on its grid, ONNX Runtime's tool changes nothing; NNCF's 7 bits have
     # another grid.
-    def as_rounded(name: str, prepared: Classifier, keep: Sequence[str] = ()) -> Attempt:
+    def by_onnxruntime(name: str, prepared: Classifier, keep: Sequence[str] = ()) -> Attempt:
         yield name, with_onnxruntime(float_core(prepared), batches, keep, bits)
 
-    yield with_each("per channel", classifier)
+    yield by_each_tool("per channel", classifier)
     even = equalised(classifier, batches)
-    yield with_each("equalised", even)
-    whole = compensated(even, batches, bits)
-    yield as_rounded("compensated", whole)
+    yield by_each_tool("equalised", even)
+    all_rounded = compensated(even, batches, bits)
+    yield by_onnxruntime("compensated", all_rounded)
     sensitive = sensitive_layers(even, batches, bits)
     for count in KEPT:
         keep = sensitive[:count]
-        yield as_rounded(
-            f"compensated, {count} layers in float32", compensated(even, batches, bits, keep), keep
-        )
-    yield as_rounded("trained with rounding", rounded(whole, batches, bits))
+        most_rounded = compensated(even, batches, bits, keep)
+        yield by_onnxruntime(f"compensated, {count} layers in float32", most_rounded, keep)
+    trained = trained_with_rounding(all_rounded, classifier, batches, bits)
+    yield by_onnxruntime("trained with rounding", trained)
 
 
 def quantisers() -> Mapping[str, Quantiser]:
@@ -183,7 +192,7 @@ def quantisers() -> Mapping[str, Quantiser]:
 
 
 def sensitive_layers(classifier: Classifier, batches: Sequence[Array], bits: int = 8) -> list[str]:
-    """Convolutions by what their rounding costs for each weight, the most sensitive first.
+    """Convolutions by what rounding to the nearest costs for each weight, the most sensitive first.
 
     The cost is the mean square of what changes in the logits when the weights of this layer alone
     are rounded. For each weight, because that is what a layer kept in float32 takes in the file:

@@ -53,8 +53,8 @@ def _int8(classifier: Classifier, pictures: Tensor) -> bytes:
     """
     batches = calibration(classifier, pictures)
     bits = weight_bits()
-    rounded = compensated(equalised(classifier, batches), batches, bits)
-    core = with_onnxruntime(float_core(rounded), batches, bits=bits)
+    all_rounded = compensated(equalised(classifier, batches), batches, bits)
+    core = with_onnxruntime(float_core(all_rounded), batches, bits=bits)
     contents: bytes = network_model(classifier, normalise=True, core=core).SerializeToString()
     return contents
 

@@ -20,29 +20,34 @@ RATE = 1e-4
 STEPS = 100
 
 
-def rounded(
-    classifier: Classifier, batches: Sequence[Array], bits: int = 8, steps: int = STEPS
+def trained_with_rounding(
+    classifier: Classifier,
+    teacher: Classifier,
+    batches: Sequence[Array],
+    bits: int = 8,
+    steps: int = STEPS,
 ) -> Classifier:
     """The classifier, folded, with weights that lose less when they are quantised.
 
     Args:
-        classifier: is not changed.
+        classifier: what training starts from; is not changed.
+        teacher: the float32 one.
         batches: normalised pictures to learn on, float32 N×C×H×W; passed over again and again.
         bits: that a weight uses.
         steps: batches to learn from.
     """
-    teacher = classifier.for_inference().network
+    exact = teacher.for_inference().network
     student = classifier.for_inference().network
     student.requires_grad_(True)
     layers = [m for m in student.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", _RoundedWeight(bits))
-    _round_activations(student, teacher, batches)
+    _round_activations(student, classifier.for_inference().network, batches)
     optimizer = torch.optim.Adam(student.parameters(), lr=RATE)
     for step in range(steps):
         inputs = torch.from_numpy(batches[step % len(batches)])
         with torch.no_grad():
-            target = teacher(inputs).log_softmax(1)
+            target = exact(inputs).log_softmax(1)
         loss = F.kl_div(student(inputs).log_softmax(1), target, log_target=True,
                         reduction="batchmean")  # fmt: skip
         optimizer.zero_grad()
@@ -62,7 +67,7 @@ def levels_of(bits: int) -> int:
     >>> levels_of(8), levels_of(7)
     (127, 64)
     """
-    return 127 if bits == 8 else 2 ** (bits - 1)
+    return {8: 127, 7: 64}[bits]
 
 
 def round_weight(weight: Tensor, bits: int = 8) -> Tensor:
@@ -96,14 +101,14 @@ class _RoundedOutput(nn.Module):
         return torch.fake_quantize_per_tensor_affine(output, self.scale, self.zero, 0, 255)
 
 
-def _round_activations(student: nn.Module, teacher: nn.Module, batches: Sequence[Array]) -> None:
-    """Let every activation and every projection of the student be rounded."""
+def _round_activations(student: nn.Module, plain: nn.Module, batches: Sequence[Array]) -> None:
+    """Let activations and projections of the student be rounded, in bounds of its plain self."""
     bounds: dict[str, tuple[float, float]] = {}
     hooks = []
-    measured = [name for name, module in teacher.named_modules() if isinstance(module, nn.ReLU6)]
+    measured = [name for name, module in plain.named_modules() if isinstance(module, nn.ReLU6)]
     measured += [
         f"{name}.conv.{len(block.conv) - 1}"  # the end of the projection
-        for name, block in teacher.named_modules()
+        for name, block in plain.named_modules()
         if isinstance(block, InvertedResidual)
     ]
     for name in measured:
@@ -112,10 +117,10 @@ def _round_activations(student: nn.Module, teacher: nn.Module, batches: Sequence
             low, high = bounds.get(name, (0.0, 0.0))
             bounds[name] = min(low, float(output.min())), max(high, float(output.max()))
 
-        hooks.append(teacher.get_submodule(name).register_forward_hook(look))
+        hooks.append(plain.get_submodule(name).register_forward_hook(look))
     with torch.inference_mode():
         for batch in batches[:8]:
-            teacher(torch.from_numpy(batch))
+            plain(torch.from_numpy(batch))
     for hook in hooks:
         hook.remove()
     for name, (low, high) in bounds.items():
