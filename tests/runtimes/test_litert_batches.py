@@ -1,4 +1,4 @@
-"""LiteRT files that take batches, and files that know one picture alone; the library is a double."""
+"""LiteRT files that take batches, and files for one picture alone; the library is a double."""
 
 import sys
 from types import ModuleType
