@@ -364,6 +364,21 @@ def test_the_climb_ends_where_the_floor_holds(
     assert rungs[-1].holds(FLOOR)
 
 
+def test_what_gives_no_numbers_is_said(
+    small_classifier: Classifier, tmp_path: Path, run_cli: RunCli, picture_folder: Any
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    with torch.no_grad():
+        next(small_classifier.network.parameters()).fill_(float("nan"))
+    small_classifier.save(tmp_path / "m.safetensors")
+    data = picture_folder(classes=small_classifier.labels, mode="L", count=2)
+    code, _, error = run_cli("export", tmp_path / "m.safetensors", "--int8", "--verify", data)
+    assert code == 1
+    assert "not all numbers" in error
+    assert not list(tmp_path.glob("*.onnx"))
+
+
 Tried = tuple[float, float]
 """Share of the float32 file, and error of the logits; above 1, all labels are wrong."""
 

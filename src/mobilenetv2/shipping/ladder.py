@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from mobilenetv2.classifier import Classifier
+from mobilenetv2.errors import WorkFailed
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.runtimes.installed import installed
 from mobilenetv2.runtimes.processor import weight_bits
@@ -128,8 +129,13 @@ def climb(
         opened: makes a file of a network, and runs it.
         share: bytes of the file with a network, as a share of the float32 file's.
         tell: is called with each rung as it is measured.
+
+    Raises:
+        WorkFailed: the classifier gives what is not a number.
     """
     reference = reference_logits(classifier, pictures)
+    if not np.isfinite(reference).all():
+        raise WorkFailed("the classifier's own logits are not all numbers: it cannot be quantised")
     tried: list[Rung] = []
 
     def judge(name: str, core: "onnx.ModelProto") -> Rung:
