@@ -81,6 +81,8 @@ def test_who_must_wait_is_told(
         start(config, tell=told.append)
     told.clear()
     with pytest.raises(DataError, match=re.escape("told before: []")):
+        start(mobilenetv2.configure("no-such-folder", weights="none"), tell=told.append)
+    with pytest.raises(DataError, match=re.escape("told before: []")):
         start(mobilenetv2.configure("digits"), tell=told.append)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -87,7 +88,7 @@ def start_again(
 
 def _load(config: DataConfig, preprocessing: Preprocessing | None, tell: Tell) -> DataSet:
     """The data; a folder is examined first, every picture of it."""
-    if config.data not in NAMES:
+    if config.data not in NAMES and Path(config.data).is_dir():
         tell(f"examining the pictures in {config.data}")
     return load_data(config, preprocessing)
 
