@@ -15,7 +15,7 @@ from mobilenetv2.network.mobilenetv2 import KerasPaddedConv2d
 from mobilenetv2.shipping import compensate
 from mobilenetv2.shipping.compensate import compensated, round_rows
 from mobilenetv2.shipping.quantize import calibration, float_core, with_onnxruntime
-from mobilenetv2.shipping.rounding import round_weight
+from mobilenetv2.shipping.weight_grid import round_weight
 
 LevelsAndBits = pytest.mark.parametrize("bits", [7, 8])
 

@@ -24,7 +24,8 @@ from mobilenetv2.shipping.int8 import as_delivered
 from mobilenetv2.shipping.openvino_file import OpenVinoFormat
 from mobilenetv2.shipping.proof import Comparison, Threshold
 from mobilenetv2.shipping.quantize import calibration, float_core, with_nncf, with_onnxruntime
-from mobilenetv2.shipping.rounding import round_weight, trained_with_rounding
+from mobilenetv2.shipping.train_rounded import trained_with_rounding
+from mobilenetv2.shipping.weight_grid import round_weight
 
 RunCli = Callable[..., tuple[int, str, str]]
 FLOOR = Threshold(None, 0.98, 0.005)

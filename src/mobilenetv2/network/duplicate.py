@@ -6,7 +6,7 @@ from torch import nn
 
 
 def duplicate(network: nn.Module) -> nn.Module:
-    """As `copy.deepcopy`, in a third of the time: every epoch of a small data set waits for it.
+    """As `copy.deepcopy`, but sooner: every epoch of a small data set waits for it.
 
     Parameters, buffers, parts and the lists of hooks are the copy's own; what else a part holds,
     such as its stride, is shared, and must not be changed in place. What stands in two places of

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.network.mobilenetv2 import padding_of
-from mobilenetv2.shipping.rounding import levels_of
+from mobilenetv2.shipping.weight_grid import levels_of
 
 MOST_PIXELS = 128 * 224 * 224
 """Of the pictures that pass together, whose activations are in memory at once."""

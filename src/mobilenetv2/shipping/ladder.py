@@ -38,7 +38,8 @@ from mobilenetv2.shipping.proof import (
     reference_logits,
 )
 from mobilenetv2.shipping.quantize import float_core, with_nncf, with_onnxruntime
-from mobilenetv2.shipping.rounding import round_weight, trained_with_rounding
+from mobilenetv2.shipping.train_rounded import trained_with_rounding
+from mobilenetv2.shipping.weight_grid import round_weight
 
 if TYPE_CHECKING:
     import onnx
