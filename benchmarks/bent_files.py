@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from mobilenetv2.classifier import METADATA_KEY, Classifier
+from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import NetworkConfig, Preprocessing
+from mobilenetv2.model_file import METADATA_KEY
 from mobilenetv2.seals import BLANK, DIGEST_KEY, HEX_DIGITS, seal_safetensors, seal_zip
 from mobilenetv2.training.checkpoints import FORMAT, VERSION, to_archive
 

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mobilenetv2.config import DataConfig
-from mobilenetv2.data.folders import list_pictures
 from mobilenetv2.data.named_sets import read_named_set
+from mobilenetv2.data.picture_tree import list_pictures
 from mobilenetv2.data.pictures import UnreadablePicture, read_picture
 
 SMALLEST = 0.5

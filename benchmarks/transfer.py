@@ -25,7 +25,7 @@ PLAIN = """
 import sys
 from pathlib import Path
 import mobilenetv2
-from mobilenetv2.data.folders import list_pictures
+from mobilenetv2.data.picture_tree import list_pictures
 from predict import plain
 paths = list_pictures([Path(sys.argv[2])])
 plain(mobilenetv2.load(sys.argv[1]), paths, Path(sys.argv[3]), workers=0)

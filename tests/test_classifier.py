@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save
 
-from mobilenetv2.classifier import LONGEST_DESCRIPTION, METADATA_KEY, MOST_TENSORS, Classifier
+from mobilenetv2.classifier import Classifier
 from mobilenetv2.errors import ModelFileError, UserError, WorkFailed
+from mobilenetv2.model_file import LONGEST_DESCRIPTION, METADATA_KEY, MOST_TENSORS
 from mobilenetv2.seals import seal_safetensors
 
 

@@ -108,7 +108,7 @@ def test_every_command_is_understood(
         "training.train.resume",
         "training.train.run_range_test",
         "training.load.load",
-        "data.folders.list_pictures",
+        "data.picture_tree.list_pictures",
     ):
         monkeypatch.setattr(f"mobilenetv2.{work}", reach)
     monkeypatch.setattr(command_arguments, "_settings_of", lambda run: {})  # the run is not there

@@ -15,26 +15,21 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from pydantic import FailFast, Field, TypeAdapter
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors_bytes
 from torch import Tensor, nn
 
 from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.data.picture_files import fit, read_file
 from mobilenetv2.errors import ConfigError, ModelFileError, UserError
-from mobilenetv2.files import written_whole
+from mobilenetv2.model_file import (
+    as_float32,
+    read_model_file,
+    require_stored,
+    write_model_file,
+)
 from mobilenetv2.network.build import build_network
 from mobilenetv2.network.folding import fold_norms
-from mobilenetv2.seals import safetensors_is_whole, seal_safetensors
 
-METADATA_KEY = "mobilenetv2"
-"""Where the safetensors file keeps the JSON that describes the classifier."""
-
-LONGEST_DESCRIPTION = 1 << 20  # characters; nested lists of more keep the parser busy for seconds
-LONGEST_HEADER = 4 * LONGEST_DESCRIPTION  # bytes, where quotes and backslashes are written as two
 LONGEST_SECTION = 10_000  # characters of one part of the description that is no list of labels
-MOST_TENSORS = 10_000
-PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PREDICT_BATCH = 32
 
 Item = TypeVar("Item")
@@ -198,18 +193,7 @@ class Classifier:
         Raises:
             ModelFileError: labels and settings are too long for :meth:`load`.
         """
-        weights = {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in self.network.state_dict().items()
-        }
-        # Escaped to ASCII, so that labels from folder names in a broken encoding survive too.
-        text = json.dumps(self.metadata(), indent=1)
-        if len(text) > LONGEST_DESCRIPTION:
-            raise ModelFileError(f"{path}: labels and settings take {len(text):,} characters")
-        contents = bytearray(to_safetensors_bytes(weights, {METADATA_KEY: text}))
-        seal_safetensors(contents)
-        with written_whole(Path(path)) as file:
-            file.write(contents)
+        write_model_file(Path(path), self.metadata(), self.network.state_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "Classifier":
@@ -218,23 +202,7 @@ class Classifier:
         Raises:
             ModelFileError: the file is missing, damaged, or holds something else.
         """
-        try:
-            with Path(path).open("rb") as bytes_:
-                header_size = int.from_bytes(bytes_.read(8), "little")
-                if header_size > LONGEST_HEADER or not safetensors_is_whole(bytes_):
-                    raise ModelFileError(
-                        f"{path}: not a whole model of this program: its SHA-256 is missing or "
-                        "does not match, so it was cut off, damaged or written by another"
-                    )
-            with safe_open(str(path), framework="pt") as file:
-                description = _described(file.metadata() or {}, str(path))
-                names = file.keys()
-                if len(names) > MOST_TENSORS:
-                    raise ModelFileError(f"{path}: {len(names):,} tensors are no classifier's")
-                weights = {name: _as_float32(file.get_tensor(name), str(path)) for name in names}
-        except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]  # PyTorch's own, of a shape, go on for pages
-            raise ModelFileError(f"{path}: not a readable safetensors file ({reason})") from error
+        description, weights = read_model_file(Path(path))
         return cls.from_parts(description, weights, str(path))
 
     @classmethod
@@ -265,7 +233,7 @@ class Classifier:
             with torch.device("meta"):
                 network = build_network(config, len(labels), preprocessing.channels)
             require_stored(weights)
-            floats = {name: _as_float32(tensor, origin) for name, tensor in weights.items()}
+            floats = {name: as_float32(tensor, origin) for name, tensor in weights.items()}
             network.load_state_dict(floats, assign=True)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
@@ -274,26 +242,6 @@ class Classifier:
             ) from error
         network.requires_grad_().to(memory_format=torch.channels_last)
         return cls(network, config, preprocessing, labels, training)
-
-
-def _described(metadata: Mapping[str, str], origin: str) -> Any:
-    """What a file says of the classifier in it, as JSON values of any kind.
-
-    Raises:
-        ModelFileError: nothing, or nothing that can be read.
-    """
-    text = metadata.get(METADATA_KEY)
-    if text is None:
-        raise ModelFileError(
-            f"{origin}: holds weights but no classifier (no {METADATA_KEY!r} metadata: labels "
-            "and preprocessing are missing)"
-        )
-    if len(text) > LONGEST_DESCRIPTION:
-        raise ModelFileError(f"{origin}: its description is damaged: {len(text):,} characters")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{origin}: its metadata is not JSON ({error})") from error
 
 
 def check_top(top: int) -> None:
@@ -327,35 +275,6 @@ def _section(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
     if len(json.dumps(section)) > LONGEST_SECTION:
         raise ValueError(f"{name}: too long")
     return section
-
-
-def require_stored(weights: Mapping[str, Tensor]) -> None:
-    """Make sure that the numbers are all there: a view can claim a thousand times what it shows.
-
-    Raises:
-        ValueError: they are not.
-    """
-    for name, tensor in weights.items():
-        if tensor.layout is not torch.strided or tensor.device.type == "meta":
-            raise ValueError(f"{name} is not stored as plain numbers")
-    stored = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in weights.values()
-    }
-    if sum(tensor.nbytes for tensor in weights.values()) > sum(stored.values()):
-        raise ValueError("fewer numbers are stored than the weights have")
-
-
-def _as_float32(weight: Tensor, origin: str) -> Tensor:
-    """Weights of another precision in the one that networks predict in; counters as they are."""
-    if weight.dtype == torch.int64:
-        return weight
-    if weight.dtype not in PRECISIONS:
-        raise ModelFileError(
-            f"{origin}: the weights do not fit the network that the file describes: they are "
-            f"{weight.dtype}, not real numbers of 16 bits or more"
-        )
-    return weight.float()
 
 
 def _to_image(array: np.ndarray[Any, Any]) -> Image.Image:

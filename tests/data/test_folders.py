@@ -3,7 +3,8 @@ import unicodedata
 
 import pytest
 
-from mobilenetv2.data.folders import PictureFile, list_pictures, scan_folder
+from mobilenetv2.data.folders import PictureFile, scan_folder
+from mobilenetv2.data.picture_tree import list_pictures
 from mobilenetv2.errors import DataError
 
 

@@ -19,9 +19,9 @@ from mobilenetv2.data.pictures import (
     MAX_PIXELS,
     UnreadablePicture,
     read_picture,
-    resize_and_crop,
     to_array,
 )
+from mobilenetv2.data.resizing import resize_and_crop
 from mobilenetv2.errors import DataError
 
 
@@ -325,7 +325,7 @@ def test_extreme_shapes_take_little_memory(size):
 def test_direct_cropping_agrees_with_the_long_way(monkeypatch):
     picture = photo(14, 30, 900)
     expected = pixels(resize_and_crop(picture, 32, 32, 40))
-    monkeypatch.setattr("mobilenetv2.data.pictures.MAX_PIXELS", 100)
+    monkeypatch.setattr("mobilenetv2.data.resizing.MAX_PIXELS", 100)
     assert np.abs(pixels(resize_and_crop(picture, 32, 32, 40)) - expected).max() <= 1
 
 

@@ -23,7 +23,7 @@ import mobilenetv2
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import DemoConfig, PageConfig
 from mobilenetv2.config import NetworkConfig, Preprocessing
-from mobilenetv2.data.pictures import resize_and_crop
+from mobilenetv2.data.resizing import resize_and_crop
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.shipping import drawing_style, web_export, web_page, web_runtime
 from mobilenetv2.shipping.demo import served

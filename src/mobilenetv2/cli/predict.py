@@ -28,7 +28,7 @@ def predict_command(arguments: list[str]) -> int:
 
 def _predict_with(config: PredictConfig, processes: "Processes") -> int:
     """Processes share the files; the first one prints and writes."""
-    from mobilenetv2.data.folders import list_pictures
+    from mobilenetv2.data.picture_tree import list_pictures
     from mobilenetv2.evaluation.predict_files import predict_together, workers_for
     from mobilenetv2.training.device import find_device
     from mobilenetv2.training.load import load

@@ -7,11 +7,19 @@ to any depth. Nothing is opened or decoded here; what is no picture is passed ov
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilenetv2.data.pictures import PICTURE_SUFFIXES
+from mobilenetv2.data.picture_tree import (
+    SUFFIX_HINT,
+    check_folder,
+    folder_identity,
+    is_hidden,
+    is_visible_folder,
+    sorted_entries,
+    walk,
+    why_passed_over,
+)
 from mobilenetv2.errors import DataError
 
 SPLIT_NAMES = {
@@ -21,9 +29,6 @@ SPLIT_NAMES = {
     "validation": "val",
     "test": "test",
 }
-_SYSTEM_NAMES = frozenset(
-    ["__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"]
-)
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,13 @@ def scan_folder(folder: Path) -> PictureFolder:
             empty class; pictures lie beside the class folders; or the classes of ``train/`` differ
             from those beside it.
     """
-    _check_folder(folder)
+    check_folder(folder)
     passed_over: list[tuple[Path, str]] = []
     split_folders = _split_folders(folder, passed_over)
     for where in split_folders.values():
-        _check_folder(where)
+        check_folder(where)
     # A link from inside a class to one of these would make every class part of it.
-    above = {_identity(where) for where in (folder, *split_folders.values())}
+    above = {folder_identity(where) for where in (folder, *split_folders.values())}
     classes_of = {
         split: _classes_of(where, above, passed_over)
         for split, where in (split_folders or {"train": folder}).items()
@@ -106,50 +111,9 @@ def scan_folder(folder: Path) -> PictureFolder:
     )
 
 
-def list_pictures(paths: Iterable[Path]) -> list[Path]:
-    """The pictures that files and folders name, each once.
-
-    Args:
-        paths: Files, taken whatever their names end with; and folders, searched to any depth for
-            pictures, which come sorted.
-
-    Raises:
-        DataError: A path does not exist, or there is no picture at all.
-    """
-    paths = list(paths)
-    found: dict[Path, None] = {}
-    for path in paths:
-        if path.is_dir():
-            _check_folder(path)
-            found.update(dict.fromkeys(sorted(_walk(path, set(), []), key=lambda path: path.parts)))
-        elif path.exists():
-            found[path] = None
-        else:
-            raise DataError(f"{path} does not exist. Name picture files, or folders of them.")
-    if not paths:
-        raise DataError("No pictures are named. Name picture files, or folders of them.")
-    if not found:
-        raise DataError(f"No pictures in {', '.join(map(str, paths))}. {_SUFFIX_HINT}")
-    return list(found)
-
-
-_SUFFIX_HINT = "Pictures are files whose names end with .jpg, .png, .webp and the like."
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.exists():
-        raise DataError(f"The folder {folder} does not exist. Check the path.")
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is a file. Name the folder that holds one folder of pictures per class."
-        )
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise DataError(f"No permission to list {folder}. Change its permissions, or copy it.")
-
-
 def _split_folders(folder: Path, passed_over: list[tuple[Path, str]]) -> dict[str, Path]:
     """The folders of the splits, by split name; empty when the folder has no splits."""
-    folders = [entry for entry in _entries(folder) if _is_visible_folder(entry)]
+    folders = [entry for entry in sorted_entries(folder) if is_visible_folder(entry)]
     by_split: dict[str, list[Path]] = {}
     for entry in folders:
         if split := SPLIT_NAMES.get(entry.name.lower()):
@@ -171,9 +135,9 @@ def _split_folders(folder: Path, passed_over: list[tuple[Path, str]]) -> dict[st
             raise DataError(f"{folder} has {names}, both for {split}. Rename one of them.")
     passed_over += [(Path(entry.path), "beside train/") for entry in beside]
     passed_over += [
-        (Path(entry.path), "hidden" if _is_hidden(entry.name) else "beside train/")
-        for entry in _entries(folder)
-        if not _is_visible_folder(entry)
+        (Path(entry.path), "hidden" if is_hidden(entry.name) else "beside train/")
+        for entry in sorted_entries(folder)
+        if not is_visible_folder(entry)
     ]
     return {split: found[0] for split, found in by_split.items()}
 
@@ -182,8 +146,8 @@ def _is_train_alone(train: Path, beside: list[os.DirEntry[str]]) -> bool:
     """Whether a ``train/`` without ``val/`` and ``test/`` holds classes, rather than being one."""
     if beside:
         return False
-    _check_folder(train)
-    return any(_is_visible_folder(entry) for entry in _entries(train))
+    check_folder(train)
+    return any(is_visible_folder(entry) for entry in sorted_entries(train))
 
 
 def _classes_of(
@@ -192,14 +156,14 @@ def _classes_of(
     """The pictures of each class folder, by class name."""
     classes: dict[str, list[Path]] = {}
     loose = []
-    for entry in _entries(folder):
+    for entry in sorted_entries(folder):
         path = Path(entry.path)
-        if _is_visible_folder(entry):
-            _check_folder(path)
+        if is_visible_folder(entry):
+            check_folder(path)
             # macOS writes é as e and an accent; elsewhere it is one character.
             name = unicodedata.normalize("NFC", entry.name)
-            classes.setdefault(name, []).extend(_walk(path, set(above), passed_over))
-        elif reason := _why_not(entry):
+            classes.setdefault(name, []).extend(walk(path, set(above), passed_over))
+        elif reason := why_passed_over(entry):
             passed_over.append((path, reason))
         else:
             loose.append(path)
@@ -225,7 +189,7 @@ def _check_classes(
     if not any(train.values()):
         raise DataError(
             f"No pictures in {where}. It should hold one folder per class, with pictures in each. "
-            + _SUFFIX_HINT
+            + SUFFIX_HINT
         )
     if len(train) == 1:
         raise DataError(
@@ -245,68 +209,8 @@ def _check_classes(
         if empty := sorted(name for name, files in found.items() if not files):
             raise DataError(
                 f"No pictures in the {_listed(empty)} of {where}. Add some, or remove the folder. "
-                + _SUFFIX_HINT
+                + SUFFIX_HINT
             )
-
-
-def _walk(
-    folder: Path, visited: set[tuple[int, int]], passed_over: list[tuple[Path, str]]
-) -> Iterator[Path]:
-    """The pictures below a folder; each real folder is entered once, so links cannot loop."""
-    try:
-        identity = _identity(folder)
-        entries = _entries(folder)
-    except OSError as error:
-        passed_over.append((folder, f"cannot be listed: {error.strerror}"))
-        return
-    if identity in visited:
-        passed_over.append((folder, "a link to a folder that is already counted"))
-        return
-    visited.add(identity)
-    for entry in entries:
-        if _is_visible_folder(entry):
-            yield from _walk(Path(entry.path), visited, passed_over)
-        elif reason := _why_not(entry):
-            passed_over.append((Path(entry.path), reason))
-        else:
-            yield Path(entry.path)
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        # Real folders before links to them, so that a link is what gets passed over.
-        return sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
-
-
-def _is_visible_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return not _is_hidden(entry.name) and entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
-
-
-def _why_not(entry: os.DirEntry[str]) -> str | None:
-    """Why something that is no visible folder is not taken; None for a picture."""
-    if _is_hidden(entry.name):
-        return "hidden"
-    if os.path.splitext(entry.name)[1].lower() not in PICTURE_SUFFIXES:  # noqa: PTH122 - speed
-        return "not a picture"
-    try:
-        is_file = entry.is_file()
-    except OSError:
-        is_file = False
-    if is_file:
-        return None
-    return "a link to nothing" if entry.is_symlink() else "not a regular file"
 
 
 def _listed(classes: list[str]) -> str:

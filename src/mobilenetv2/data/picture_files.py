@@ -21,10 +21,10 @@ from mobilenetv2.data.pictures import (
     Colour,
     decode,
     open_file,
-    resize_and_crop,
     to_array,
     to_colour,
 )
+from mobilenetv2.data.resizing import resize_and_crop
 from mobilenetv2.data.unreadable import UnreadablePicture, as_unreadable
 
 

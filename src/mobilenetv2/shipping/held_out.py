@@ -13,7 +13,8 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import DataConfig
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.data.named_sets import NAMES, read_named_set
-from mobilenetv2.data.pictures import read_picture, resize_and_crop
+from mobilenetv2.data.pictures import read_picture
+from mobilenetv2.data.resizing import resize_and_crop
 from mobilenetv2.data.sources import load_data, load_for_measuring
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.evaluation.metrics import Array

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
-from mobilenetv2.classifier import require_stored
+from mobilenetv2.model_file import require_stored
 from mobilenetv2.seals import COMMENT_SIZE
 
 STORAGES = {

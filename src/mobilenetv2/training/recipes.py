@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from mobilenetv2.config import TrainConfig, TransferConfig
-from mobilenetv2.data.folders import list_pictures
 from mobilenetv2.data.named_sets import NAMES
+from mobilenetv2.data.picture_tree import list_pictures
 from mobilenetv2.errors import DataError
 from mobilenetv2.settings import merge, nest, parse_settings, validate
 
