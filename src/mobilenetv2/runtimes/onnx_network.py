@@ -63,7 +63,7 @@ class Graph:
 
         if not isinstance(values, np.ndarray):
             values = torch.as_tensor(values, dtype=torch.float32).detach().cpu().numpy()
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
         return name
 
 

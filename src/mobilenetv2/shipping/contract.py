@@ -93,6 +93,8 @@ class Prepare(nn.Module):
 
     Pillow resizes in two passes, across and then down, and rounds after each. Both are matrix
     products, so the two matrices are computed from the size of the pictures, and multiplied with.
+    A pixel of the result depends on few of the picture, so a matrix is zero but for a band: what
+    multiplies is blocks of neighbouring rows, each with the window of the picture that it needs.
     Pillow's weights are multiples of 2⁻²²; each is split into two numbers of 11 bits, whose
     products with pixels a float32 sum holds exactly. The result is Pillow's, bit for bit, wherever
     products are computed in float32. (A runtime's own resizing would be shorter, but each rounds
@@ -102,59 +104,87 @@ class Prepare(nn.Module):
     def __init__(self, wanted: Preprocessing) -> None:
         super().__init__()
         self.wanted = wanted
+        self.block = block_size(wanted)
         self.grey: Tensor
-        self.register_buffer("grey", torch.tensor(GREY).view(1, 3, 1, 1) / 65536)
+        self.register_buffer("grey", torch.tensor(GREY) / 65536)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Prepared pictures, float32 N×C×height×width of whole numbers 0…255."""
         wanted = self.wanted
-        pixels = pictures.permute(0, 3, 1, 2).float()
-        if wanted.colour == "grey":
-            pixels = ((pixels * self.grey).sum(1, keepdim=True) + 0.5).floor()
+        # The side that is resized comes first and the other one last: long rows are copied quickly.
+        if wanted.colour == "rgb":  # moved as bytes, but LiteRT looks up no bytes
+            pixels = pictures.permute(0, 2, 3, 1).contiguous().float()
+        else:
+            grey = ((pictures.float() * self.grey).sum(3, keepdim=True) + 0.5).floor()
+            pixels = grey.permute(0, 2, 3, 1)
         height, width = pictures.shape[1:3]
         fixed = isinstance(height, int) and isinstance(width, int)  # no symbols
         if fixed and min(height, width) == wanted.resize:
             top, left = height - wanted.height, width - wanted.width
             if top >= 0 and left >= 0:  # nothing to resize and no black around
                 top, left = round(top / 2), round(left / 2)
-                return pixels[:, :, top : top + wanted.height, left : left + wanted.width]
+                pixels = pixels[:, left : left + wanted.width, :, top : top + wanted.height]
+                return pixels.permute(0, 2, 3, 1)
         short: Any = torch.sym_min(height, width)  # sizes are symbols while a program is exported
-        across = resizing_matrix(width, wanted.resize * width // short, wanted.width)
-        down = resizing_matrix(height, wanted.resize * height // short, wanted.height)
-        # The two halves of the weights lie side by side, so that a pass is one product.
-        pixels = _rounded(*(pixels @ across.T).split(wanted.width, 3))
-        return _rounded(*(down @ pixels).split(wanted.height, 2))
+        across = resizing_windows(width, wanted.resize * width // short, wanted.width, self.block)
+        down = resizing_windows(height, wanted.resize * height // short, wanted.height, self.block)
+        pixels = _resized(pixels, *across)[:, : wanted.width]
+        pixels = _resized(pixels.permute(0, 3, 2, 1), *down)[:, : wanted.height]
+        return pixels.permute(0, 2, 1, 3)
 
 
-def _rounded(upper: Tensor, lower: Tensor) -> Tensor:
-    """The sum of both halves, rounded like Pillow's; what cannot change it is dropped early."""
-    return (upper + lower.floor() * 2.0**-11 + 0.5).floor()
+def block_size(wanted: Preprocessing) -> int:
+    """Pixels of the prepared picture that are computed from one window; sides need not be whole."""
+    sides = (wanted.height, wanted.width)
+    whole = (size for size in range(16, 7, -1) if not any(side % size for side in sides))
+    return next(whole, 16)
 
 
-def resizing_matrix(side: int, resized: int, crop: int) -> Tensor:
-    """Weights of the ``side`` pixels in each of ``crop`` pixels: float32 2·crop × side.
+def _resized(pixels: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """One pass over pixels N×side×C×M: float32 N×(blocks·block)×C×M."""
+    blocks, window = index.shape
+    block = weights.shape[1] // 2
+    windows = pixels.contiguous().index_select(1, index.flatten())
+    windows = windows.flatten(2).unflatten(1, (blocks, window))
+    # The two halves of the weights lie below each other, so that a pass is one product.
+    upper, lower = (weights @ windows).split(block, 2)
+    resized: Tensor = (upper + lower.floor() * 2.0**-11 + 0.5).floor()
+    rows, channels = blocks * block, pixels.shape[2]
+    return resized.reshape(pixels.shape[0], rows, channels, pixels.shape[3])
 
-    First the upper halves of the weights, then the lower halves times 2¹¹: upper + 2⁻¹¹·lower is
-    the weight, and both are multiples of 2⁻¹¹. Positions outside the resized picture weigh nothing:
-    black.
+
+def resizing_windows(side: int, resized: int, crop: int, block: int) -> tuple[Tensor, Tensor]:
+    """Which pixels of a picture each block of pixels after cropping is made of, and their weights.
+
+    The upper halves of a block's weights, and below them the lower halves times 2¹¹:
+    upper + 2⁻¹¹·lower is the weight, and both are multiples of 2⁻¹¹. Positions outside the resized
+    picture weigh nothing: black.
 
     Args:
         side: pixels of the picture along this axis.
         resized: pixels after resizing.
         crop: pixels that are kept, around the middle.
+        block: pixels that share a window.
+
+    Returns:
+        Positions in the picture int64 blocks×window, and weights float32 blocks×2·block×window.
     """
     extra: Any = torch.sym_max(resized - crop, 0)
     missing: Any = torch.sym_max(crop - resized, 0)
     longer: Any = torch.sym_max(side, resized)
     # Python rounds half pixels to even, as the crop of a picture does.
     first = (extra + extra % 4 // 3) // 2 - missing // 2
-    column = (torch.arange(crop) + first).unsqueeze(1)
-    row = torch.arange(side)
-    # Pillow's triangle in whole numbers: all distances times twice the longer of both sides.
+    lead = (torch.arange(0, crop, block) + first).view(-1, 1, 1)
+    column = lead + torch.arange(block).view(1, -1, 1)
+    # Pillow's triangle in whole numbers: all distances times twice the longer of both sides. A
+    # window begins where the first pixel's triangle does, and reaches over the last pixel's.
+    start = ((lead * 2 + 1) * side - longer * 2 - resized).clamp(min=0) // (resized * 2)
+    window: Any = torch.sym_min((side * (block - 1) + longer * 2) // resized + 3, side)
+    row = start + torch.arange(window)
     distance = ((row * 2 + 1) * resized - (column * 2 + 1) * side).abs()
     triangle = (longer * 2 - distance).clamp(min=0)
-    remainder = triangle * ((column >= 0) & (column < resized))
-    total = remainder.sum(1, keepdim=True).clamp(min=1)
+    remainder = triangle * ((column >= 0) & (column < resized) & (row < side))
+    total = remainder.sum(2, keepdim=True).clamp(min=1)
     halves = []
     for steps in WEIGHT_STEPS:
         half = torch.zeros_like(remainder)
@@ -165,7 +195,8 @@ def resizing_matrix(side: int, resized: int, crop: int) -> Tensor:
             half = half * 2**bits + digit
         halves.append(half)
     halves[1] = halves[1] + (remainder * 2 >= total)
-    return torch.cat(halves).float() * 2.0**-11
+    index = row.clamp(max=side - 1).squeeze(1)
+    return index, torch.cat(halves, 1).float() * 2.0**-11
 
 
 def _to_json(value: Any) -> str:

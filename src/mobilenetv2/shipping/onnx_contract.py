@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobilenetv2.classifier import Classifier
+from mobilenetv2.config import Preprocessing
 from mobilenetv2.runtimes import onnx_network
 from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.onnx_network import Graph
@@ -19,6 +20,7 @@ from mobilenetv2.shipping.contract import (
     PICTURES,
     PROBABILITIES,
     WEIGHT_STEPS,
+    block_size,
     metadata,
 )
 
@@ -84,55 +86,86 @@ def add_preparation(graph: Graph, classifier: Classifier) -> str:
     """From ``pictures`` to prepared ones, float32 N×C×height×width of whole numbers 0…255."""
     wanted = classifier.preprocessing
     write = Writer(graph, "prepare")
-    pixels = write("Transpose", PICTURES, perm=[0, 3, 1, 2]).cast(np.float32)
-    if wanted.colour == "grey":
+    # The side that is resized comes first and the other one last: long rows are copied quickly.
+    if wanted.colour == "rgb":
+        pixels = write("Transpose", PICTURES, perm=[0, 2, 3, 1])
+    else:
+        pixels = write("Transpose", PICTURES, perm=[0, 3, 1, 2]).cast(np.float32)
         weights = np.array(GREY, np.float32).reshape(1, 3, 1, 1) / 65536
         pixels = write("Floor", write("Conv", pixels, weights) + np.float32(0.5))
+        pixels = write("Transpose", pixels, perm=[0, 3, 1, 2])
     sides = write("Shape", PICTURES, start=1, end=3).cast(np.int32)
     short = write("ReduceMin", sides, axes=[0], keepdims=1)
-    resized = sides * wanted.resize // short
-    crop = (wanted.height, wanted.width)
-    down, across = (
-        _resizing_matrix(write, sides.at(axis), resized.at(axis), crop[axis]) for axis in (0, 1)
-    )
-    # The two halves of the weights lie side by side, so that a pass is one product.
-    upper, lower = write.split(
-        write("MatMul", pixels, write("Transpose", across, perm=[1, 0])), 3, wanted.width
-    )
-    pixels = _rounded(write, upper, lower)
-    upper, lower = write.split(write("MatMul", down, pixels), 2, wanted.height)
-    return str(_rounded(write, upper, lower))
+    index, weight = _resizing_windows(write, sides, sides * wanted.resize // short, wanted)
+    down, across = [(index.only(axis), weight.only(axis)) for axis in (0, 1)]
+    pixels = _resized(write, pixels, *across, wanted, wanted.width)
+    pixels = write("Transpose", pixels, perm=[0, 3, 2, 1])
+    pixels = _resized(write, pixels, *down, wanted, wanted.height)
+    return str(write("Transpose", pixels, perm=[0, 2, 1, 3]))
 
 
-def _rounded(write: "Writer", upper: "Value", lower: "Value") -> "Value":
-    """The sum of both halves, rounded like Pillow's; what cannot change it is dropped early."""
+def _resized(
+    write: "Writer",
+    pixels: "Value",
+    index: "Value",
+    weight: "Value",
+    wanted: Preprocessing,
+    crop: int,
+) -> "Value":
+    """One pass over pixels N×side×C×M: float32 N×crop×C×M."""
+    block = block_size(wanted)
+    rows = -(-max(wanted.height, wanted.width) // block) * block
+    windows = write("Gather", pixels, index, axis=1).cast(np.float32)
+    # The two halves of the weights lie below each other, so that a pass is one product.
+    both = write("MatMul", weight, write("Reshape", windows, np.array([0, 0, 0, -1])))
+    upper, lower = write.split(both, 2, block)
     lower = write("Floor", lower) * np.float32(2.0**-11)
-    return write("Floor", upper + lower + np.float32(0.5))
+    resized = write("Floor", upper + lower + np.float32(0.5))
+    resized = write("Reshape", resized, np.array([0, rows, wanted.channels, -1]))
+    if rows == crop:
+        return resized
+    return write("Slice", resized, np.array([0]), np.array([crop]), np.array([1]))
 
 
-def _resizing_matrix(write: "Writer", side: "Value", resized: "Value", crop: int) -> "Value":
-    """Weights of the ``side`` pixels in each of ``crop`` pixels: float32 2·crop × side.
+def _resizing_windows(
+    write: "Writer", sides: "Value", resized: "Value", wanted: Preprocessing
+) -> tuple["Value", "Value"]:
+    """Which pixels of a picture each block of pixels after cropping is made of, and their weights.
 
-    First the upper halves in units of 2⁻¹¹, then the lower halves of the weights, so that
-    upper + 2⁻¹¹·lower is the weight. Positions outside the resized picture weigh nothing: black.
+    Of both axes at once, as many blocks of each as the longer side needs. The upper halves of a
+    block's weights in units of 2⁻¹¹, and below them the lower halves, so that upper + 2⁻¹¹·lower is
+    the weight. Positions outside the resized picture weigh nothing: black.
 
     Args:
         write: adds to the graph.
-        side: pixels of the picture along this axis, int32 of one number.
-        resized: pixels after resizing.
-        crop: pixels that are kept, around the middle.
+        sides: height and width of the picture, int32.
+        resized: both after resizing, int32.
+        wanted: height and width after cropping.
+
+    Returns:
+        Positions in the picture int32 2×blocks×window, and weights float32 2×blocks×2·block×window.
     """
-    extra, missing = write("Max", resized - crop, 0), write("Max", crop - resized, 0)
+    kept, block = np.array([wanted.height, wanted.width], np.int32), block_size(wanted)
+    extra, missing = write("Max", resized - kept, 0), write("Max", write("Sub", kept, resized), 0)
     # Python rounds half pixels to even, as the crop of a picture does.
     first = (extra + extra % 4 // 3) // 2 - missing // 2
-    column = write("Unsqueeze", first + np.arange(crop, dtype=np.int32), np.array([1]))
-    row = write("Range", 0, write("Squeeze", side), 1)
-    # Pillow's triangle, in whole numbers: distances times twice the longer of both sides.
+    first, side, resized = (
+        write("Unsqueeze", one, np.array([1, 2, 3])) for one in (first, sides, resized)
+    )
+    twice = write("Max", side, resized) * 2
+    lead = first + np.arange(0, kept.max(), block, dtype=np.int32).reshape(1, -1, 1, 1)
+    column = lead + np.arange(block, dtype=np.int32).reshape(1, 1, -1, 1)
+    # Pillow's triangle, in whole numbers: distances times twice the longer of both sides. A window
+    # begins where the first pixel's triangle does, and reaches over the last pixel's.
+    start = write("Max", (lead * 2 + 1) * side - twice - resized, 0) // (resized * 2)
+    reach = write("Min", (side * (block - 1) + twice) // resized + 3, side)
+    row = start + write("Range", 0, write("ReduceMax", reach, keepdims=0), 1)
     distance = write("Abs", (row * 2 + 1) * resized - (column * 2 + 1) * side)
-    triangle = write("Max", write("Max", side, resized) * 2 - distance, 0)
+    triangle = write("Max", twice - distance, 0)
     inside = write("And", write("Less", column, resized), write("Less", -1, column))
+    inside = write("And", inside, write("Less", row, side))
     remainder = triangle * inside.cast(np.int32)
-    total = write("Max", write("ReduceSum", remainder, np.array([1]), keepdims=1), 1)
+    total = write("Max", write("ReduceSum", remainder, np.array([3]), keepdims=1), 1)
     halves = []
     for steps in WEIGHT_STEPS:
         half: Value | None = None
@@ -144,8 +177,9 @@ def _resizing_matrix(write: "Writer", side: "Value", resized: "Value", crop: int
         assert half is not None
         halves.append(half)
     halves[1] = halves[1] + write("Less", total - 1, remainder * 2).cast(np.int32)
-    both = write("Concat", *halves, axis=0)
-    return both.cast(np.float32) * np.float32(2.0**-11)
+    weight = write("Concat", *halves, axis=2).cast(np.float32) * np.float32(2.0**-11)
+    index = write("Squeeze", write("Min", row, side - 1), np.array([2]))
+    return index, weight
 
 
 class Writer:
@@ -213,9 +247,9 @@ class Value:
         """The same numbers in another type."""
         return self.writer("Cast", self, to=helper_type(dtype))
 
-    def at(self, index: int) -> "Value":
-        """One number of a vector, as a vector of one."""
-        return self.writer("Gather", self, np.array([index]), axis=0)
+    def only(self, index: int) -> "Value":
+        """What lies at one place of the first axis, without that axis."""
+        return self.writer("Gather", self, index, axis=0)
 
 
 def helper_type(dtype: Any) -> int:
