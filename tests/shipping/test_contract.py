@@ -1,5 +1,6 @@
 """Preparation inside a file, against Pillow, for every size and colour."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,8 @@ def test_prepared_as_by_pillow(height: int, width: int, name: str, seed: int) ->
 
 
 SIZES = [(28, 28), (224, 224), (400, 300), (300, 400), (641, 97), (97, 641), (30, 40), (9, 500)]
+THIN = [(1, 1), (1, 9), (1, 5000), (2, 5000), (5000, 3), (11_000, 8), (14, 11_000)]
+"""Resized, they are up to 1.4 million pixels long; int32 ends at 46,341²."""
 
 
 @pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
@@ -87,7 +90,7 @@ def test_every_runtime_prepares_as_pillow(library: str, case: Classifier) -> Non
     pytest.importorskip(library)
     model = preparation_graph(case)
     run: Any = {"onnxruntime": onnxruntime_session, "openvino": openvino_session}[library](model)
-    for seed, size in enumerate(SIZES):
+    for seed, size in enumerate(SIZES + THIN):
         both = np.stack([picture(seed, *size), picture(seed + 50, *size)])
         (result,) = run(both).values()
         expected = np.stack([case.prepare(one).numpy() for one in both])
@@ -100,3 +103,18 @@ def test_a_very_large_picture(case: Classifier) -> None:
     # Sums of more than 32 pixels with the lower halves may be rounded: one picture in a thousand.
     assert (result[0] - case.prepare(pixels).float()).abs().max() <= 1
     assert (result[0] == case.prepare(pixels)).float().mean() > 0.9999
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 5000), (300, 400)])
+def test_an_exported_program_takes_any_size(case: Classifier, size: tuple[int, int]) -> None:
+    pixels = picture(3, *size)
+    program = exported(case.preprocessing)
+    result = program.module()(torch.from_numpy(pixels)[None])
+    assert torch.equal(result[0], case.prepare(pixels).float())
+
+
+@functools.cache
+def exported(wanted: Preprocessing) -> torch.export.ExportedProgram:
+    shapes = dict.fromkeys((0, 1, 2), torch.export.Dim.DYNAMIC)
+    example = torch.zeros(2, wanted.height + 3, wanted.width + 5, 3, dtype=torch.uint8)
+    return torch.export.export(Prepare(wanted).eval(), (example,), dynamic_shapes=(shapes,))

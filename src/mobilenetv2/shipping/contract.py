@@ -23,7 +23,7 @@ GREY = (19595, 38470, 7471)
 
 WEIGHT_STEPS = ((6, 5), (6, 5))
 """How the 22 bits of a weight are found by long division: two halves, each in two steps. Small
-steps keep every number below 2³¹, for pictures of up to 11,000 px a side."""
+steps keep every number below 2³¹, for pictures of up to 11,000 px a side, however thin."""
 
 INPUT = "uint8 N×H×W×3, RGB, upright; any batch, any size"
 OUTPUT = "probabilities float32 N×K, logits float32 N×K"
@@ -96,9 +96,11 @@ class Prepare(nn.Module):
     A pixel of the result depends on few of the picture, so a matrix is zero but for a band: what
     multiplies is blocks of neighbouring rows, each with the window of the picture that it needs.
     Pillow's weights are multiples of 2⁻²²; each is split into two numbers of 11 bits, whose
-    products with pixels a float32 sum holds exactly. The result is Pillow's, bit for bit, wherever
-    products are computed in float32. (A runtime's own resizing would be shorter, but each rounds
-    its own way.) Cropping is a matter of which rows of the matrices are made.
+    products with pixels a float32 sum holds exactly, of up to 32 pixels. The result is Pillow's,
+    bit for bit, wherever products are computed in float32; where a picture becomes more than 16
+    times smaller, now and then a pixel may be one level off. (A runtime's own resizing would be
+    shorter, but each rounds its own way.) Cropping is a matter of which rows of the matrices are
+    made.
     """
 
     def __init__(self, wanted: Preprocessing) -> None:
@@ -176,12 +178,16 @@ def resizing_windows(side: int, resized: int, crop: int, block: int) -> tuple[Te
     first = (extra + extra % 4 // 3) // 2 - missing // 2
     lead = (torch.arange(0, crop, block) + first).view(-1, 1, 1)
     column = lead + torch.arange(block).view(1, -1, 1)
-    # Pillow's triangle in whole numbers: all distances times twice the longer of both sides. A
-    # window begins where the first pixel's triangle does, and reaches over the last pixel's.
-    start = ((lead * 2 + 1) * side - longer * 2 - resized).clamp(min=0) // (resized * 2)
-    window: Any = torch.sym_min((side * (block - 1) + longer * 2) // resized + 3, side)
-    row = start + torch.arange(window)
-    distance = ((row * 2 + 1) * resized - (column * 2 + 1) * side).abs()
+    # Pillow's triangle in whole numbers: all distances times twice the longer of both sides, from
+    # the middle of the picture, so that they stay small for long and thin ones. A window begins
+    # before the first pixel's triangle does, and reaches over the last pixel's. It has two pixels
+    # or more, as an exported program takes a size of 1 for one that never changes.
+    start = (
+        side // 2 + ((lead * 2 + 1 - resized) * side - longer * 2 - resized) // (resized * 2) - 1
+    )
+    reach: Any = torch.sym_min((side * (block - 1) + longer * 2) // resized + 4, side)
+    row = start.clamp(min=0) + torch.arange(torch.sym_max(reach, 2))
+    distance = ((row * 2 + 1 - side) * resized - (column * 2 + 1 - resized) * side).abs()
     triangle = (longer * 2 - distance).clamp(min=0)
     remainder = triangle * ((column >= 0) & (column < resized) & (row < side))
     total = remainder.sum(2, keepdim=True).clamp(min=1)

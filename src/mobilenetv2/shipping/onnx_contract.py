@@ -155,12 +155,15 @@ def _resizing_windows(
     twice = write("Max", side, resized) * 2
     lead = first + np.arange(0, kept.max(), block, dtype=np.int32).reshape(1, -1, 1, 1)
     column = lead + np.arange(block, dtype=np.int32).reshape(1, 1, -1, 1)
-    # Pillow's triangle, in whole numbers: distances times twice the longer of both sides. A window
-    # begins where the first pixel's triangle does, and reaches over the last pixel's.
-    start = write("Max", (lead * 2 + 1) * side - twice - resized, 0) // (resized * 2)
-    reach = write("Min", (side * (block - 1) + twice) // resized + 3, side)
+    # Pillow's triangle, in whole numbers: distances times twice the longer of both sides, from the
+    # middle of the picture, so that they stay small for long and thin ones. A window begins before
+    # the first pixel's triangle does, and reaches over the last pixel's.
+    begin = ((lead * 2 + 1 - resized) * side - twice - resized) // (resized * 2)
+    start = write("Max", side // 2 + begin - 1, 0)
+    reach = write("Min", (side * (block - 1) + twice) // resized + 4, side)
     row = start + write("Range", 0, write("ReduceMax", reach, keepdims=0), 1)
-    distance = write("Abs", (row * 2 + 1) * resized - (column * 2 + 1) * side)
+    from_middle = (row * 2 + 1 - side) * resized
+    distance = write("Abs", from_middle - (column * 2 + 1 - resized) * side)
     triangle = write("Max", twice - distance, 0)
     inside = write("And", write("Less", column, resized), write("Less", -1, column))
     inside = write("And", inside, write("Less", row, side))
