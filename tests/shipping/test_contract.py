@@ -22,6 +22,7 @@ CASES = {
     "grey": ("grey", 28, 28, 28),
     "black around": ("rgb", 64, 48, 40),
     "odd": ("grey", 33, 20, 37),
+    "one block": ("grey", 8, 8, 8),
 }
 
 
