@@ -242,7 +242,7 @@ class MachineConfig(DeviceConfig):
 
     precision: Precision = "auto"
     """fp32, bf16 where the device has it natively, or auto."""
-    deterministic: FlagCreatePairsOff[bool] = False
+    deterministic: bool = False
     """Refuse operations that may give other bits from run to run; on a GPU this costs time."""
     fast_ops: Annotated[Literal["auto", "cpp", "torch", "off"], YamlWord] = "auto"
     """Faster training operations on a CPU: compiled C++, PyTorch only, or none."""
@@ -281,7 +281,7 @@ class Preprocessing(Section):
 class OutputConfig(Section):
     """What is printed."""
 
-    quiet: FlagCreatePairsOff[bool] = False
+    quiet: bool = False
     """Print nothing but errors and the result."""
 
 
@@ -323,14 +323,18 @@ class TrainConfig(OutputConfig):
     """Save within epochs too, so often: `10min`, `500steps`; or `epoch`, at their ends alone."""
     resume: Annotated[Path | None, unset("RUN")] = None
     """Go on with the run in this folder; its own settings apply."""
-    tensorboard: FlagCreatePairsOff[bool] = False
+    tensorboard: bool = False
     """Also write TensorBoard events into the run folder."""
     _without_weights: "TrainConfig | None" = PrivateAttr(default=None)
 
     @property
     def without_weights(self) -> "TrainConfig":
         """What to train with where ``weights: auto`` finds none."""
-        return (self._without_weights or self).with_weights("none")
+        settings = (self._without_weights or self).with_weights("none")
+        if settings.transfer.tune == "all":
+            return settings
+        chosen = settings.transfer.model_copy(update={"tune": "auto"})
+        return settings.model_copy(update={"transfer": chosen})
 
     def with_weights(self, weights: str) -> "TrainConfig":
         """The same settings, starting from these weights."""

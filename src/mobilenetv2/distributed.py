@@ -155,10 +155,19 @@ def _backend() -> str:
 
 
 def _from_environment() -> Processes:
+    """What ``torchrun`` says; a rank that somebody left behind means nothing without a count.
+
+    Raises:
+        ValueError: it makes no sense.
+    """
     rank, count, restarts = (
         int(os.environ.get(name, default))
         for name, default in (
             ("RANK", "0"), ("WORLD_SIZE", "1"), ("TORCHELASTIC_RESTART_COUNT", "0"),
         )
     )  # fmt: skip
+    if count == 1:
+        return Processes(0, 1, restarts)
+    if not 0 <= rank < count:
+        raise ValueError(f"RANK is {rank}, WORLD_SIZE {count}")
     return Processes(rank, count, restarts)

@@ -77,7 +77,8 @@ def print_network(network: "nn.Module", config: NetworkConfig, size: tuple[int, 
         maps = [cost.output for cost in costs if len(cost.output) == 3]
         print(f"strides (stem, seven stages): {plan}; last map {maps[-1][1]}×{maps[-1][2]}")
     params, madds = sum(cost.params for cost in costs), sum(cost.madds for cost in costs)
+    width_of = f" width {config.width:g}" if config.width else ""
     print(
-        f"{config.network} width {config.width:g}, {channels}×{height}×{width}: {params:,} "
+        f"{config.network}{width_of}, {channels}×{height}×{width}: {params:,} "
         f"parameters, {madds / 1e6:,.2f} M multiply-adds"
     )

@@ -82,7 +82,7 @@ def test_batches_depend_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize(
     ("count", "size", "sizes"),
-    [(1, 64, [1]), (65, 64, [63, 2]), (3, 2, [2, 1]), (3, 1, [1, 1, 1]), (5, 99, [5])],
+    [(1, 64, [1]), (65, 64, [63, 2]), (3, 2, [3]), (5, 2, [2, 3]), (3, 1, [1, 1, 1]), (5, 99, [5])],
 )
 def test_the_last_batch_of_one(count: int, size: int, sizes: list[int]) -> None:
     assert [end - start for start, end in batch_bounds(count, size)] == sizes

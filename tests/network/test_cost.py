@@ -52,8 +52,9 @@ def test_the_first_version() -> None:
 def test_settings_are_completed() -> None:
     config = complete(NetworkConfig(), 28, 28)
     assert (config.width, config.strides) == (1.0, (2, 1, 2, 2, 1, 1, 1, 1))
-    config = complete(NetworkConfig(network="first-version"), 28, 28)
-    assert config.strides is None
+    settings = NetworkConfig(network="first-version", width=0.5, strides=(2,) * 8)
+    config = complete(settings, 28, 28)
+    assert (config.width, config.strides) == (None, None)  # it has neither
     assert isinstance(build_network(config, 10, 1), FirstVersion)
 
 

@@ -126,6 +126,12 @@ def test_an_unwritable_cache_folder_is_named(cache, source):
         native.build(source)
 
 
+def test_the_library_may_lie_in_a_folder_with_spaces():
+    library = "/my home/venv/torch/lib/libgomp.so.1"
+    maps = f"7f12-7f13 r-xp 00000000 08:01 42    {library}\n7f14-7f15 r--p 00000000 00:00 0\n"
+    assert native._openmp_libraries(maps) == [library]
+
+
 def test_uses_the_threads_of_pytorch(cache, source):
     answer(native.build(source))
     maps = Path("/proc/self/maps").read_text()

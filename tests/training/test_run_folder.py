@@ -11,6 +11,7 @@ import pytest
 
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.errors import ConfigError, Interrupted, ModelFileError, WorkFailed
+from mobilenetv2.settings import to_yaml
 from mobilenetv2.training.run_folder import RUN_FILES, RunFolder, to_lines
 from mobilenetv2.training.run_lock import RunLock
 
@@ -51,11 +52,44 @@ def test_leave_to_overwrite_is_not_written_down(tmp_path: Path) -> None:
 def test_overwriting_takes_the_files_of_a_run_and_no_others(tmp_path: Path) -> None:
     RunFolder.create(TrainConfig(out=tmp_path)).close()
     events = "events.out.tfevents.1.host.2.0"
-    for name in (*RUN_FILES, ".last.pth.tar.abc.part", events, "notes.txt"):
+    for name in (*RUN_FILES[1:], ".last.pth.tar.abc.part", events, "notes.txt"):
         (tmp_path / name).write_text("old")
-    with RunFolder.create(TrainConfig(out=tmp_path, overwrite=True)) as folder:
-        assert folder.config.read_text() != "old"
+    with RunFolder.create(TrainConfig(out=tmp_path, overwrite=True, epochs=3)) as folder:
+        assert folder.last.read_text() == "old"  # until there is something to put in its place
+        folder.begin()
+        assert folder.read_config().epochs == 3
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "notes.txt"}
+
+
+def test_a_run_that_fails_before_it_begins_overwrites_nothing(tmp_path: Path) -> None:
+    RunFolder.create(TrainConfig(out=tmp_path)).close()
+    (tmp_path / "last.pth.tar").write_text("old")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(WorkFailed), RunFolder.create(TrainConfig(out=tmp_path, overwrite=True)):
+        raise WorkFailed
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "others", [{"config.yaml": "lr: 0.2  # mine"}, {"config.yaml": None, "main.py": "mine"}]
+)
+def test_what_no_run_has_written_is_not_touched(
+    tmp_path: Path, others: dict[str, str | None], overwrite: bool
+) -> None:
+    for name, text in others.items():
+        (tmp_path / name).write_text(to_yaml(TrainConfig()) if text is None else text)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=f"holds other files .such as {list(others)[-1]}"):
+        RunFolder.create(TrainConfig(out=tmp_path, overwrite=overwrite))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_settings_of_a_run_that_never_began_come_back_with_a_failure(tmp_path: Path) -> None:
+    RunFolder.create(TrainConfig(out=tmp_path, epochs=3)).close()
+    with pytest.raises(WorkFailed), RunFolder.create(TrainConfig(out=tmp_path)):
+        raise WorkFailed
+    assert RunFolder.open(tmp_path).read_config().epochs == 3
 
 
 @pytest.mark.parametrize("damage", ["never begun", "no settings"])

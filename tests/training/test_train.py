@@ -277,7 +277,8 @@ def test_the_average_keeps_pretrained_weights(
 
         def noted(self: Training, *arguments: Any, original: Any = original) -> Any:
             outcome = original(self, *arguments)
-            passed.append({key: now.clone() for key, now in self.network.state_dict().items()})
+            state = (getattr(self, "begun", None) or arguments[0]).classifier.network.state_dict()
+            passed.append({key: now.clone() for key, now in state.items()})
             return outcome
 
         monkeypatch.setattr(Training, name, noted)

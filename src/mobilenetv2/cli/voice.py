@@ -7,7 +7,7 @@ from rich.console import Console
 
 def is_first() -> bool:
     """Whether this process speaks for all that ``torchrun`` has started."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def complain(message: str) -> None:

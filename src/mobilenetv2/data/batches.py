@@ -109,15 +109,19 @@ def batch_bounds(pictures: int, batch_size: int) -> list[tuple[int, int]]:
     """Start and end of each batch; the last one is kept.
 
     Batch norm cannot learn from a single picture whose last feature map is 1×1, so a last batch of
-    one takes a second picture from its neighbour, where that has more than two. The number of steps
-    does not change.
+    one takes a second picture from its neighbour, or joins it where that has no more than two.
 
     >>> batch_bounds(7, 3)
     [(0, 3), (3, 5), (5, 7)]
+    >>> batch_bounds(5, 2)
+    [(0, 2), (2, 5)]
     >>> len(batch_bounds(50_000, 64))
     782
     """
     starts = list(range(0, pictures, batch_size))
-    if len(starts) > 1 and batch_size > 2 and pictures - starts[-1] == 1:
-        starts[-1] -= 1
+    if len(starts) > 1 and batch_size > 1 and pictures - starts[-1] == 1:
+        if batch_size > 2:
+            starts[-1] -= 1
+        else:
+            starts.pop()
     return list(zip(starts, [*starts[1:], pictures], strict=True))

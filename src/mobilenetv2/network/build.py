@@ -11,10 +11,12 @@ def complete(config: NetworkConfig, height: int, width: int) -> NetworkConfig:
     """The settings with everything written in that was left to us.
 
     The width multiplier is 1 unless given, the strides are the plan for pictures of ``height`` ×
-    ``width`` pixels.
+    ``width`` pixels. The plain first version has neither.
     """
+    if config.network == "first-version":
+        return config.model_copy(update={"width": None, "strides": None})
     config = config.model_copy(update={"width": config.width or 1.0})
-    if config.network == "first-version" or config.strides is not None:
+    if config.strides is not None:
         return config
     return config.model_copy(update={"strides": stride_plan(height, width)})
 

@@ -136,11 +136,18 @@ def _compiler() -> list[str]:
 def _openmp_runtime() -> Path:
     """The OpenMP library in this process; PyTorch's own where several packages brought one."""
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    found = sorted(set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)\b[^/\s]*\.so\S*)", maps)))
+    found = _openmp_libraries(maps)
     if not found:
         raise BuildError("PyTorch was built without OpenMP here")
     site_packages = str(Path(torch.__file__).parent.parent)
     return Path(min(found, key=lambda path: not path.startswith(f"{site_packages}/torch")))
+
+
+def _openmp_libraries(maps: str) -> list[str]:
+    """Paths in a process's memory map; they may have spaces."""
+    paths = {fields[5] for line in maps.splitlines() if len(fields := line.split(None, 5)) == 6}
+    library = re.compile(r"lib(?:gomp|iomp5|omp)\b[^/]*\.so[^/]*")
+    return sorted(path for path in paths if library.fullmatch(Path(path).name))
 
 
 def _processor() -> str:

@@ -21,7 +21,7 @@ from mobilenetv2.errors import ModelFileError
 from mobilenetv2.network.downloads import Progress
 from mobilenetv2.network.mobilenetv2 import KerasPaddedConv2d, MobileNetV2
 from mobilenetv2.network.published import NAMES, fetch_published
-from mobilenetv2.network.weights import Convention, Weights, WeightsInfo, to_grey
+from mobilenetv2.network.weights import Convention, Weights, WeightsInfo, for_channels
 from mobilenetv2.network.weights_files import (
     completed,
     info_of_file,
@@ -36,7 +36,7 @@ def find_weights(
     *,
     width: float | None = None,
     image_size: tuple[int, int] = (224, 224),
-    in_channels: int = 3,
+    in_channels: int | None = 3,
     top: bool = False,
     convention: Convention | None = None,
     base_url: str | None = None,
@@ -48,21 +48,21 @@ def find_weights(
     ``imagenet-keras`` is Keras' for every width. Of Keras' weights those are taken that were
     trained at the size nearest to ``image_size``.
 
-    A file is ``.pth``, ``.pt`` or ``.tar`` (a state dict, or a dict that holds one),
+    A file is ``.pth``, ``.pt`` or ``.tar`` (a state dict, a dict that holds one, or a checkpoint),
     ``.safetensors`` or Keras' ``.h5``. It rarely says how it was trained. Unless ``convention``
-    does, an ``.h5`` is Keras', a ``.safetensors`` what its metadata tell (those of a saved
-    classifier, or ``padding``, "keras" or "symmetric", and ``norm_eps``), and everything else is
-    taken for torchvision's.
+    does, an ``.h5`` is Keras', a ``.safetensors`` or a checkpoint what its metadata tell (those of
+    a saved classifier, or ``padding``, "keras" or "symmetric", and ``norm_eps``), and everything
+    else is taken for torchvision's.
 
     For grey pictures (``in_channels=1``) the weights of an RGB network are converted: see
-    :func:`to_grey`.
+    :func:`.to_grey`.
 
     Args:
         name_or_path: a name or a file.
         cache: folder for downloads.
         width: what the weights must fit; None takes the file's, and 1.0 for a name.
         image_size: height and width of the pictures in pixels.
-        in_channels: 3, or 1 for grey.
+        in_channels: 3, or 1 for grey; None takes the file's.
         top: whether Keras' 1000-class head is wanted too; torchvision's file always has it.
         convention: who trained a file: padding, epsilon and normalisation follow from it.
         base_url: another place for the published files.
@@ -86,13 +86,7 @@ def find_weights(
 
     info = completed(info, tensors, width, path)
     weights = Weights(info, tensors)
-    if info.in_channels == in_channels:
-        return weights
-    if info.in_channels == 3 and in_channels == 1:
-        return to_grey(weights)
-    raise ModelFileError(
-        f"{path} has weights for pictures of {info.in_channels} channels, not of {in_channels}."
-    )
+    return weights if in_channels is None else for_channels(weights, in_channels)
 
 
 @dataclass(frozen=True)

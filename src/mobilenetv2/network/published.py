@@ -85,7 +85,7 @@ def _fetch_keras(
     # Between two sizes the larger: its weights are the better ones.
     size = min(KERAS_SIZES[width], key=lambda known: (abs(2 * known - sum(image_size)), -known))
     name = (
-        f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{width}_{size}"
+        f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{float(width)}_{size}"
         f"{'' if top else '_no_top'}.h5"
     )
     require_h5py(name)  # or it would be downloaded in vain

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mobilenetv2.errors import ModelFileError
 from mobilenetv2.network.mobilenetv2 import Padding
 
 Convention = Literal["torchvision", "keras"]
@@ -84,6 +85,22 @@ def to_grey(weights: Weights) -> Weights:
         weights.tensors["features.0.1.running_mean"] - constant
     ).float()
     return Weights(averaged(info, 1), tensors)
+
+
+def for_channels(weights: Weights, channels: int) -> Weights:
+    """The weights for pictures of 1 or 3 channels; those for colour can be made grey.
+
+    Raises:
+        ModelFileError: those for grey were given colour.
+    """
+    if weights.info.in_channels == channels:
+        return weights
+    if weights.info.in_channels == 3 and channels == 1:
+        return to_grey(weights)
+    raise ModelFileError(
+        f"{weights.info.origin} has weights for pictures of {weights.info.in_channels} channels, "
+        f"not of {channels}{'; add --colour grey' if weights.info.in_channels == 1 else ''}."
+    )
 
 
 def averaged(info: WeightsInfo, channels: int) -> WeightsInfo:

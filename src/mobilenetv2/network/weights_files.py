@@ -29,6 +29,9 @@ WRAPPERS = ("module.", "_orig_mod.", "network.", "model.")
 CLASSIFIER_KEY = "mobilenetv2"
 """Metadata of a classifier that this package saved, as JSON."""
 
+CHECKPOINT_KEYS = ("averaged", "weights")
+"""Weights in a checkpoint of this package, the first that are there; beside its ``classifier``."""
+
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "network", "net")
 
 
@@ -53,7 +56,7 @@ def read_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         case ".safetensors":
             tensors, metadata = _read_safetensors(path)
         case ".pth" | ".pt" | ".tar":
-            tensors = _read_torch(path)
+            tensors, metadata = _read_torch(path)
         case suffix:
             raise ModelFileError(
                 f"{path} is no weights file: its name ends in {suffix or 'nothing'!r}; known are "
@@ -82,7 +85,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about oddities of files that are refused anyway
@@ -96,12 +99,17 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(
             f"{path} is not a whole PyTorch file ({error}). Fetch or save it again."
         ) from error
+    metadata = {}
+    if isinstance(content, Mapping) and {"classifier", *CHECKPOINT_KEYS} <= content.keys():
+        metadata = {CLASSIFIER_KEY: json.dumps(content["classifier"], default=str)}
+        content = next(content[key] for key in CHECKPOINT_KEYS if content[key] is not None)
     for key in STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
         raise ModelFileError(f"{path} holds no state dict but a {type(content).__name__}.")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    return tensors, metadata
 
 
 def info_of_file(

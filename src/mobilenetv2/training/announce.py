@@ -21,7 +21,7 @@ def announcement(begun: Start, steps_per_epoch: int, folder: RunFolder) -> Itera
         f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation{test} pictures; "
         f"{len(data.classes)} classes; {size.height}×{size.width} {size.colour}"
     )
-    width = "" if network.network == "first-version" else f" width {network.width:g}"
+    width = f" width {network.width:g}" if network.width else ""
     yield (
         f"{network.network}{width}: {params:,} parameters, {madds / 1e6:,.1f} M multiply-adds; "
         f"{begun.device.device}, {begun.device.precision}; {begun.device.fast_ops.reason}"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import TrainConfig
@@ -54,8 +55,17 @@ def find_lr(
     config: TrainConfig,
     device: Device,
     tuning: Tuning = Tuning(),  # noqa: B008  (immutable)
+    class_weight: Tensor | None = None,
 ) -> RangeTest:
     """Run the test on a copy of the network; nothing of ``classifier`` changes.
+
+    Args:
+        classifier: with the weights that training would start from.
+        batches: to train on.
+        config: every setting.
+        device: where it runs.
+        tuning: how much of the network learns.
+        class_weight: what a picture of each class counts for, as :func:`batch_loss` takes it.
 
     Raises:
         WorkFailed: the loss never fell, so nothing can be suggested.
@@ -73,7 +83,7 @@ def find_lr(
         lr = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = lr * share
-        loss, _ = batch_loss(trial, batch, device, config.label_smoothing)
+        loss, _ = batch_loss(trial, batch, device, config.label_smoothing, class_weight)
         optimizer.zero_grad()
         loss.backward()
         clip_gradient(trial.network, config.optimizer.clip_norm)
@@ -104,9 +114,11 @@ def suggest(lrs: list[float], losses: list[float], smoothed: list[float]) -> Ran
             "the labels and the pictures (`mobilenetv2 inspect`)"
         )
     suggestion = float(f"{lrs[lowest] / MARGIN:.1g}")
+    after = "and rises after it" if lowest < len(smoothed) - 1 else "the highest that was tried"
     reason = (
         f"the smoothed loss is lowest ({smoothed[lowest]:.3f}) at a learning rate of "
-        f"{lrs[lowest]:.2g} and rises after it; a quarter of that leaves room for a whole run"
+        f"{lrs[lowest]:.2g}{',' if lowest == len(smoothed) - 1 else ''} {after}; a quarter of that "
+        "leaves room for a whole run"
     )
     return RangeTest(lrs, losses, smoothed, suggestion, reason)
 

@@ -14,25 +14,31 @@ from mobilenetv2.training.head import FrozenFeatures
 from mobilenetv2.training.run_folder import RunFolder
 
 
-def deliver(folder: RunFolder, summary: dict[str, Any]) -> Classifier:
+def deliver(folder: RunFolder, summary: dict[str, Any]) -> tuple[Classifier, tuple[str, ...]]:
     """Write ``model.safetensors`` from the best checkpoint, and read it back.
 
-    What is measured afterwards is the file that people get, not what the loop remembers.
+    What is measured afterwards is the file that people get, not what the loop remembers. Where the
+    best checkpoint was damaged meanwhile, the last one takes its place.
 
     Args:
-        folder: holds ``best.pth.tar``.
+        folder: holds ``best.pth.tar`` and ``last.pth.tar``.
         summary: of the training, kept inside the file.
+
+    Returns:
+        The classifier, and what is wrong with a checkpoint that was not taken.
     """
-    best = Checkpoint.load(folder.best).build_classifier(str(folder.best))
+    found, notes = Checkpoint.load_first_good(folder.best, folder.last, folder.previous)
+    best = found.build_classifier(str(folder.path))
     size = best.preprocessing
     summary = summary | {
+        "best_epoch": found.epoch,
         "network": best.config.network,
         "width": best.config.width,
         "params": count_params(best.network),
         "madds": count_madds(best.network, size.channels, size.height, size.width),
     }
     Classifier(best.network, best.config, size, best.labels, summary).save(folder.model)
-    return Classifier.load(folder.model)
+    return Classifier.load(folder.model), notes
 
 
 def measure(

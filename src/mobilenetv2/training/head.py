@@ -14,6 +14,7 @@ from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate, evaluate_logits, measuring_batch
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training.logistic import Heads, solve
+from mobilenetv2.training.start import Start
 
 STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(-10, 1))
 """Inverse regularisation strengths that cross-validation chooses from, the strictest first."""
@@ -68,6 +69,27 @@ def pooled_features(classifier: Classifier, pictures: LabelledPictures) -> Tenso
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             parts.append(network.pooled_features(inputs).float().cpu())
     return torch.cat(parts).clone()  # outside of inference mode, so that gradients may pass
+
+
+def fit_first_head(
+    begun: Start, pictures: LabelledPictures, frozen: FrozenFeatures | None = None
+) -> str:
+    """Solve the head that pretrained weights start with, on training pictures (in place).
+
+    Args:
+        begun: its classifier's head is overwritten.
+        pictures: as evaluation sees them.
+        frozen: keeps the features, if they are wanted again.
+
+    Returns:
+        As :func:`fit_head`.
+    """
+    if frozen is None:
+        features = pooled_features(begun.classifier, pictures)
+    else:
+        features = frozen.of(pictures)
+    balanced = begun.config.balance != "none"
+    return fit_head(begun.classifier, features, pictures.labels, balanced)
 
 
 def fit_head(

@@ -65,7 +65,7 @@ def own_data(model: Path, directory: Path | None) -> DataConfig:
 def _from_run(folder: RunFolder) -> Classifier:
     if folder.model.exists():
         return Classifier.load(folder.model)
-    for checkpoint in (folder.best, folder.last, folder.previous):
-        if checkpoint.exists():
-            return Checkpoint.load(checkpoint).build_classifier(str(checkpoint))
-    raise ModelFileError(f"{folder.path}: this run has not saved a model yet")
+    saved = [file for file in (folder.best, folder.last, folder.previous) if file.exists()]
+    if not saved:
+        raise ModelFileError(f"{folder.path}: this run has not saved a model yet")
+    return Checkpoint.load_first_good(*saved)[0].build_classifier(str(folder.path))

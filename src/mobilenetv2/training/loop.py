@@ -22,7 +22,7 @@ from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.find_lr import find_lr
 from mobilenetv2.training.finish import deliver, measure
-from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
+from mobilenetv2.training.head import FrozenFeatures, fit_first_head
 from mobilenetv2.training.optimizers import clip_gradient
 from mobilenetv2.training.parallel import ParallelTraining
 from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
@@ -48,7 +48,7 @@ class Training(RunState):
         self.folder = folder
         self.processes = processes
         self.console = console if console and processes.is_first else Console(quiet=True)
-        self.stop = stop or StopRequest(resume_command(folder.path))
+        self.stop = stop or StopRequest(folder.go_on)
         self.batches = portions.batches(begun, processes)
         self.features: FrozenFeatures | None = None
         if begun.tuning.head_only:
@@ -57,8 +57,15 @@ class Training(RunState):
             self.train_sample = begun.data.train.centre(size)  # all, and not copied
         else:
             self.train_sample = portions.to_measure(begun.data)
+        for line in announcement(begun, self.batches.steps_per_epoch, folder):
+            self._say(line)
+        started = time.perf_counter()
+        head_seen = self._solve_head(begun) if checkpoint is None else 0
+        head_seconds = time.perf_counter() - started
         lr = self._peak_lr(begun) if checkpoint is None else checkpoint.lr
         super().__init__(begun, lr, self.batches.steps_per_epoch)
+        self.history.training_seconds += head_seconds
+        self.history.pictures += head_seen
         self.parallel = ParallelTraining(
             self.classifier, processes, self.config.sync_norm, portions.class_weight(begun)
         )
@@ -72,15 +79,12 @@ class Training(RunState):
 
     def run(self) -> dict[str, Any]:
         """Train to the end, measure what came out, and write it down."""
-        for line in announcement(self.begun, self.batches.steps_per_epoch, self.folder):
-            self._say(line)
+        if not self.is_saved:
+            self._save(self.folder.last)
         steps = self.config.epochs * self.batches.steps_per_epoch
         folder = self.folder if self.processes.is_first else None
         reporter = start_reporter(self.config, folder, self.console, steps, self.history.steps)
         try:
-            if not self.is_saved:
-                self._solve_head()
-                self._save(self.folder.last)
             while self.epoch < self.config.epochs:
                 if not self.tuning.head_only:
                     self._train_epoch(reporter)
@@ -93,27 +97,21 @@ class Training(RunState):
         finally:
             reporter.close()
 
-    def _solve_head(self) -> None:
-        """Pretrained weights get a head for these classes before anything else moves."""
-        if not self.tuning.pretrained:
-            return
-        started = time.perf_counter()
-        balanced = self.config.balance != "none"
+    def _solve_head(self, begun: Start) -> int:
+        """Pretrained weights get a head for these classes before anything else moves.
+
+        Returns:
+            Pictures that were looked at.
+        """
+        if not begun.tuning.pretrained:
+            return 0
+        pictures = self.train_sample if self.features else portions.for_first_head(begun.data)
         if self.processes.is_first:
             with self.stop.at_once():
-                if self.features is not None:
-                    pictures = self.train_sample
-                    features = self.features.of(pictures)
-                else:
-                    pictures = portions.for_first_head(self.data)
-                    features = pooled_features(self.classifier, pictures)
-                words = fit_head(self.classifier, features, pictures.labels, balanced)
+                words = fit_first_head(begun, pictures, self.features)
             self._say(words)
-        self.processes.copy_from_first(self.network.parameters())
-        if self.average is not None:
-            self.average.module.load_state_dict(self.network.state_dict())
-        self.history.training_seconds += time.perf_counter() - started
-        self.history.pictures += len(self.data.train)
+        self.processes.copy_from_first(begun.classifier.network.parameters())
+        return len(pictures)
 
     def _train_epoch(self, reporter: Reporter) -> None:
         set_train_mode(self.network, self.tuning)
@@ -181,14 +179,14 @@ class Training(RunState):
 
     def _stopped(self, reporter: Reporter) -> Stopped:
         """Save where the run is, and say so."""
-        if not self.is_saved:
-            return Stopped()
         reporter.flush()
         self._save(self.folder.last)
         return Stopped(f"after step {self.history.steps}; everything is saved")
 
     def _save(self, path: Path) -> None:
         if self.processes.is_first:
+            self.folder.begin()
+            self.stop.go_on = self.folder.go_on
             self.folder.flush_events()
             previous = self.folder.previous if path == self.folder.last else None
             self.to_checkpoint().save(path, previous)
@@ -200,7 +198,6 @@ class Training(RunState):
             "data": self.config.data.data,
             "epochs": self.config.epochs,
             "steps": self.history.steps,
-            "best_epoch": self.history.best_epoch,
             "lr": self.lr,
             "seed": self.config.seed,
             "device": str(self.device.device),
@@ -212,7 +209,9 @@ class Training(RunState):
             "version": __version__,
         }
         with self.stop.at_once():
-            classifier = deliver(self.folder, made)
+            classifier, notes = deliver(self.folder, made)
+            for note in notes:
+                self._say(note)
             figures = measure(
                 classifier, self.data, self.train_sample, self.folder, self.device, self.features
             )
@@ -250,6 +249,7 @@ class Training(RunState):
                     begun.config,
                     begun.device,
                     begun.tuning,
+                    portions.class_weight(begun),
                 )
             self._say(f"learning rate {test.suggestion:g}: {test.reason}")
             found = test.suggestion
@@ -262,8 +262,3 @@ class Training(RunState):
 def say(console: Console, line: str) -> None:
     """A line for the user, as it is."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def resume_command(run: Path) -> str:
-    """What to do with a run that was stopped."""
-    return f"Go on with: mobilenetv2 train --resume {run}"

@@ -14,8 +14,10 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -52,6 +54,8 @@ class RunFolder:
         self.path = path
         self._lock = lock
         self._is_new = is_new
+        self._settings = ""  # that wait for a folder in which another run lies
+        self._config_before: bytes | None = None
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
@@ -63,6 +67,8 @@ class RunFolder:
     @classmethod
     def create(cls, config: TrainConfig) -> "RunFolder":
         """Take a folder for a new run, lock it, and write ``config.yaml`` into it.
+
+        A run that lies there and may be overwritten stays until :meth:`begin`.
 
         Raises:
             ConfigError: it holds something already, another program is at work in it, or it
@@ -77,7 +83,8 @@ class RunFolder:
                 _refuse_other_files(path)
             folder = cls(path, RunLock(path), is_new=True)
             with folder._closed_if_it_fails():
-                folder._make_room(config.overwrite)
+                folder._refuse_a_run(config.overwrite)
+                folder._remember_config()
         except OSError as error:
             where = error.filename or path
             raise ConfigError(
@@ -86,8 +93,31 @@ class RunFolder:
             ) from error
         with folder._closed_if_it_fails():
             # What is read from there later was not asked to overwrite anything.
-            write_text(folder.config, to_yaml(config.model_copy(update={"overwrite": False})))
+            folder._settings = to_yaml(config.model_copy(update={"overwrite": False}))
+            if not folder.has_begun:
+                folder.begin()
         return folder
+
+    @property
+    def go_on(self) -> str:
+        """What the user can do with a run that was stopped, in a sentence."""
+        if self._settings:
+            return f"The run in {self.path} is as it was; begin again with the same command"
+        return f"Go on with: mobilenetv2 train --resume {self.path}"
+
+    def begin(self) -> None:
+        """Empty the folder for this run, if that was not done yet, and write ``config.yaml``."""
+        if not self._settings:
+            return
+        # Checkpoints first: what is left when the power fails in between is a run that never began.
+        for name in RUN_FILES:
+            remove_leftovers(self.path / name)
+            if self.path / name != self.config:  # which is about to be replaced
+                (self.path / name).unlink(missing_ok=True)
+        for events in self.path.glob(TENSORBOARD_FILES):
+            events.unlink(missing_ok=True)
+        write_text(self.config, self._settings)
+        self._settings = ""
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -131,7 +161,9 @@ class RunFolder:
     ) -> None:
         # A new run that failed before it began leaves nothing; an interrupted one can go on.
         failed = isinstance(error, UserError | WorkFailed) and self._is_new and not self.has_begun
-        if failed:
+        if failed and self._config_before is not None:
+            self.config.write_bytes(self._config_before)
+        elif failed:
             self.config.unlink(missing_ok=True)
         self.close()
         if failed:
@@ -210,20 +242,17 @@ class RunFolder:
             with self._metrics_for_appending() as file:
                 flush_to_disk(file)
 
-    def _make_room(self, overwrite: bool) -> None:
-        """Empty the folder for a new run, where one may be overwritten or never got anywhere."""
+    def _remember_config(self) -> None:
+        """What a run that fails before it begins gives back."""
+        if self.config.is_file():
+            self._config_before = self.config.read_bytes()
+
+    def _refuse_a_run(self, overwrite: bool) -> None:
         if self.has_begun and not overwrite:
             raise ConfigError(
                 f"--out {self.path}: already holds a run; name another folder, go on with it "
                 f"(--resume {self.path}), or add --overwrite to start it anew"
             )
-        # Checkpoints first: what is left when the power fails in between is a run that never began.
-        for name in RUN_FILES:
-            remove_leftovers(self.path / name)
-            if self.path / name != self.config:  # which is about to be replaced
-                (self.path / name).unlink(missing_ok=True)
-        for events in self.path.glob(TENSORBOARD_FILES):
-            events.unlink(missing_ok=True)
 
     @contextmanager
     def _closed_if_it_fails(self) -> Iterator[None]:
@@ -263,11 +292,27 @@ def _next_free(parent: Path, name: str) -> Path:
 
 
 def _refuse_other_files(path: Path) -> None:
-    if (path / "config.yaml").is_file():
-        return
-    known = (".DS_Store", LOCK_NAME)
-    others = [file.name for file in path.iterdir() if file.name not in known]
+    """Make sure that a folder is empty, or holds a run, perhaps one that never began."""
+    folder = RunFolder(path)
+    known = [".DS_Store", LOCK_NAME]
+    if _is_of_a_run(folder.config):
+        if folder.has_begun:
+            return
+        known += ["config.yaml", *(f".{name}.*.part" for name in RUN_FILES), TENSORBOARD_FILES]
+    names = sorted(file.name for file in path.iterdir())
+    others = [name for name in names if not any(fnmatchcase(name, one) for one in known)]
     if others:
         raise ConfigError(
             f"--out {path}: holds other files (such as {others[0]}); name an empty folder"
         )
+
+
+def _is_of_a_run(config: Path) -> bool:
+    """Whether a ``config.yaml`` is what a run writes, whole or torn, rather than somebody's own."""
+    try:
+        text = config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return not text or all(
+        re.search(rf"^{name}:", text, re.MULTILINE) for name in TrainConfig.model_fields
+    )

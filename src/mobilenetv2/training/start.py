@@ -8,7 +8,7 @@ import torch
 
 from mobilenetv2.cache import cache_folder
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import DataConfig, MachineConfig, Preprocessing, TrainConfig
+from mobilenetv2.config import DataConfig, MachineConfig, NetworkConfig, Preprocessing, TrainConfig
 from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.data.sources import DataSet, load_data
 from mobilenetv2.distributed import ALONE, Processes
@@ -17,7 +17,7 @@ from mobilenetv2.network import fast_ops
 from mobilenetv2.network.build import complete
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.network.pretrained import find_weights, load_weights
-from mobilenetv2.network.weights import Weights, to_grey
+from mobilenetv2.network.weights import Weights, for_channels
 from mobilenetv2.training.device import Device, choose_device, compile_network, find_device
 from mobilenetv2.training.transfer import Tuning, choose_tuning, freeze
 
@@ -56,13 +56,13 @@ def start(config: TrainConfig, processes: Processes = ALONE, tell: Tell = lambda
         UserError: the settings, the data or the weights cannot be used.
     """
     find_device(config.machine.device)  # what cannot be had is told before anything is loaded
+    _check_tune(config)
     config, weights, notes = _find_weights(config, processes)
     data = _load(config.data, None, tell)
     if weights is None:
         return _assemble(config, data, notes, tell)
 
-    if data.preprocessing.colour == "grey":
-        weights = to_grey(weights)
+    weights = for_channels(weights, data.preprocessing.channels)
     info = weights.info
     prepared = data.preprocessing.model_copy(update={"mean": info.mean, "std": info.std})
     data = replace(data, preprocessing=prepared)
@@ -72,6 +72,15 @@ def start(config: TrainConfig, processes: Processes = ALONE, tell: Tell = lambda
     assert isinstance(begun.classifier.network, MobileNetV2)
     report = load_weights(begun.classifier.network, weights)
     return replace(begun, notes=(*notes, str(report), begun.tuning.reason))
+
+
+def _check_tune(config: TrainConfig) -> None:
+    tune = config.transfer.tune
+    if config.transfer.weights == "none" and tune not in ("auto", "all"):
+        raise ConfigError(
+            f"--tune {tune}: without pretrained weights everything has to learn; add --weights "
+            "imagenet (or a file), or leave --tune out"
+        )
 
 
 def start_again(
@@ -158,9 +167,20 @@ def _weights(config: TrainConfig, wanted: str) -> Weights:
     if config.network.network != "mobilenetv2":
         raise ConfigError(f"--weights {wanted}: there are none for {config.network.network}")
     size = config.data.image_size or 224
-    return find_weights(
+    asked = config.network
+    weights = find_weights(
         wanted,
         cache_folder() / "weights",
-        width=config.network.width,
+        width=asked.width,
         image_size=(size, size) if isinstance(size, int) else size,
+        in_channels=None,
+        convention="keras" if asked.padding == "keras" else None,
     )
+    for name in ("padding", "norm_eps"):
+        value, needed = getattr(asked, name), getattr(weights.info, name)
+        if value not in (needed, NetworkConfig.model_fields[name].default):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value}: {weights.info.origin} was trained with "
+                f"{needed}; leave it out, or take other weights"
+            )
+    return weights

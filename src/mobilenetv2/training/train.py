@@ -12,7 +12,8 @@ from mobilenetv2.errors import ConfigError
 from mobilenetv2.training import portions
 from mobilenetv2.training.device import strictly
 from mobilenetv2.training.find_lr import RangeTest, find_lr
-from mobilenetv2.training.loop import Training, resume_command, say
+from mobilenetv2.training.head import fit_first_head
+from mobilenetv2.training.loop import Training, say
 from mobilenetv2.training.pick_up import (
     as_decided,
     claim_new,
@@ -30,7 +31,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     """Train a classifier into a new run folder.
 
     Args:
-        config: every setting.
+        config: every setting; with ``resume``, the run's own settings apply.
         console: where to show progress; nowhere if left out.
 
     Returns:
@@ -41,6 +42,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         NonFiniteLoss: the loss left the numbers; the last good checkpoint is kept.
         Interrupted: a signal came; everything was saved.
     """
+    if config.resume is not None:
+        return resume(config.resume, console)
     if config.tensorboard:
         TensorBoard.require()
     with joined() as processes:
@@ -54,7 +57,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             return result or resume(begun_before, console, config)
         with (
             claim_new(begun.config, processes) as folder,
-            StopRequest(resume_command(folder.path), processes) as stop,
+            StopRequest(folder.go_on, processes) as stop,
             strictly(begun.config.machine.deterministic),
         ):
             return Training(begun, folder, console, stop, processes).run()
@@ -82,7 +85,7 @@ def resume(
     with (
         joined() as processes,
         claim_old(path, processes) as folder,
-        StopRequest(resume_command(path), processes) as stop,
+        StopRequest(folder.go_on, processes) as stop,
     ):
         with stop.at_once():
             begun, checkpoint = pick_up(folder, config, processes, _teller(console, processes))
@@ -112,8 +115,15 @@ def run_range_test(config: TrainConfig, console: Console | None = None) -> Range
                 f"{begun.tuning.reason}: a head is solved without a learning rate; find one for "
                 "--tune all, or for a number of blocks"
             )
+        if begun.tuning.pretrained:  # the test starts from what training starts from
+            fit_first_head(begun, portions.for_first_head(begun.data))
         return find_lr(
-            begun.classifier, portions.batches(begun), begun.config, begun.device, begun.tuning
+            begun.classifier,
+            portions.batches(begun),
+            begun.config,
+            begun.device,
+            begun.tuning,
+            portions.class_weight(begun),
         )
 
 
