@@ -372,3 +372,16 @@ def test_restarts_need_a_folder(quick: Quick, monkeypatch: pytest.MonkeyPatch) -
     assert mobilenetv2.train(quick()) == first
     with pytest.raises(ConfigError, match="holds another run"):
         mobilenetv2.train(quick(label_smoothing=0.2))
+
+
+def test_a_rank_without_others_is_the_first(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch, run_cli: Any
+) -> None:
+    """A cluster's leftover must not make a run that shows nothing and saves nothing."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    config = quick(epochs=1)
+    assert mobilenetv2.train(config)["run"] == str(config.out)
+    code, out, _ = run_cli("inspect", config.out)
+    assert (code, "2 classes" in out) == (0, True)
+    assert run_cli("predict", "missing", "missing")[2]

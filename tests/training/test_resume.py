@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import mobilenetv2
 from mobilenetv2.config import TrainConfig
@@ -340,3 +341,52 @@ def test_a_second_signal_leaves_at_once(
     assert child.returncode == code
     assert "Traceback" not in stderr
     assert mobilenetv2.load(tmp_path / "run").labels == ("dark", "light")
+
+
+def test_a_damaged_best_checkpoint_costs_no_run(unfinished: Path) -> None:
+    best = unfinished / "best.pth.tar"
+    best.write_bytes(best.read_bytes()[:-100])
+    assert mobilenetv2.load(unfinished).labels == ("dark", "light")
+    result = mobilenetv2.resume(unfinished)
+    assert (result["epochs"], result["best_epoch"]) == (2, 2)
+
+
+def test_a_damaged_best_checkpoint_at_the_end(
+    unfinished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last epoch is delivered, and says so."""
+    original = Training._finish
+
+    def damaged(self: Training) -> dict[str, Any]:
+        self.folder.best.write_bytes(b"damaged")
+        return original(self)
+
+    monkeypatch.setattr(Training, "_finish", damaged)
+    result = mobilenetv2.resume(unfinished, Console())
+    assert result["best_epoch"] == 2
+    assert "best.pth.tar" in capsys.readouterr().out
+
+
+def test_settings_with_a_run_to_resume_go_on_with_it(unfinished: Path) -> None:
+    result = mobilenetv2.train(mobilenetv2.configure("digits", resume=unfinished))
+    assert result["run"] == str(unfinished)
+    assert result["epochs"] == 2
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "--no-quiet", "--deterministic", "--tensorboard"])
+def test_what_a_run_was_begun_with_may_be_said_again(
+    quick: Callable[..., TrainConfig], run_cli: Any, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    config = quick(quiet=True, deterministic=True, tensorboard=True)
+    with RunFolder.create(config):
+        pass
+    reached: list[TrainConfig] = []
+
+    def note(path: Path, console: Any, config: TrainConfig) -> dict[str, Any]:
+        reached.append(config)
+        raise WorkFailed("reached")
+
+    monkeypatch.setattr("mobilenetv2.training.train.resume", note)
+    code, _, error = run_cli("train", "--resume", config.out, flag)
+    assert (code, error) == (1, "mobilenetv2: reached\n")
+    assert reached[0].quiet == (flag != "--no-quiet")

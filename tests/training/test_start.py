@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import mobilenetv2
+from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.distributed import Processes, Value
-from mobilenetv2.errors import ConfigError, DataError, ModelFileError
+from mobilenetv2.errors import ConfigError, DataError, ModelFileError, WorkFailed
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.network.pretrained import find_weights
 from mobilenetv2.network.weights import Weights
 from mobilenetv2.training import start as module
 from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.find_lr import RangeTest
 from mobilenetv2.training.loop import Training
 from mobilenetv2.training.start import start
 from mobilenetv2.training.train import run_range_test
@@ -140,3 +143,83 @@ def test_a_restart_does_not_search_for_weights_anew(
 def test_no_rate_is_searched_for_a_head(photos: Callable[..., TrainConfig]) -> None:
     with pytest.raises(ConfigError, match="solved without a learning rate"):
         run_range_test(photos(tune="head"))
+
+
+def test_the_rate_is_searched_from_the_solved_head(
+    photos: Callable[..., TrainConfig],
+    online: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """And with the loss that training will have."""
+    seen: list[tuple[Tensor, Tensor | None]] = []
+
+    def note(classifier: Classifier, *others: Any) -> RangeTest:
+        assert isinstance(classifier.network, MobileNetV2)
+        seen.append((classifier.network.classifier[1].weight.clone(), others[-1]))
+        return RangeTest([], [], [], 1e-4, "because")
+
+    monkeypatch.setattr("mobilenetv2.training.train.find_lr", note)
+    monkeypatch.setattr("mobilenetv2.training.loop.find_lr", note)
+    config = photos(lr="auto", balance="loss", out=tmp_path / "run", epochs=1)
+    run_range_test(config)
+    mobilenetv2.train(config)
+    (searched, weight), (trained, same_weight) = seen
+    fresh = start(config).classifier.network.classifier[1].weight
+    assert not torch.equal(searched, fresh)
+    assert torch.equal(searched, trained)
+    assert weight is not None
+    assert same_weight is not None
+    assert torch.equal(weight, same_weight)
+
+
+def test_a_failed_search_for_a_rate_overwrites_nothing(
+    quick: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> RangeTest:
+        raise WorkFailed("the loss did not fall")
+
+    config = quick(epochs=1)
+    mobilenetv2.train(config)
+    assert config.out is not None
+    before = {path.name: path.read_bytes() for path in config.out.iterdir()}
+    monkeypatch.setattr("mobilenetv2.training.loop.find_lr", fail)
+    with pytest.raises(WorkFailed, match="did not fall"):
+        mobilenetv2.train(quick(lr="auto", overwrite=True))
+    assert {path.name: path.read_bytes() for path in config.out.iterdir()} == before
+
+
+@pytest.mark.parametrize("suffix", ["model.safetensors", "best.pth.tar"])
+def test_a_grey_classifier_or_its_checkpoint_starts_a_grey_run(
+    quick: Callable[..., TrainConfig], suffix: str
+) -> None:
+    config = quick(epochs=1, ema=0.5)
+    mobilenetv2.train(config)
+    assert config.out is not None
+    begun = start(quick("second", weights=str(config.out / suffix), tune="all"))
+    first = mobilenetv2.load(config.out)
+    assert begun.data.preprocessing.mean == first.preprocessing.mean
+    for name, tensor in first.network.named_parameters():
+        assert torch.equal(tensor, begun.classifier.network.state_dict()[name]), name
+    with pytest.raises(ModelFileError, match="of 1 channels, not of 3; add --colour grey"):
+        start(quick("third", weights=str(config.out / suffix), colour="rgb", tune="all"))
+
+
+def test_padding_that_was_asked_for_says_who_trained_a_file(
+    photos: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    trunk = tmp_path / "trunk.pth"
+    torch.save(MobileNetV2(num_classes=1000, width=0.05).state_dict(), trunk)
+    guessed = start(photos(weights=str(trunk)))
+    assert guessed.config.network.padding == "symmetric"
+    said = start(photos(weights=str(trunk), padding="keras", norm_eps=1e-3))
+    assert (said.config.network.padding, said.config.network.norm_eps) == ("keras", 1e-3)
+    assert said.data.preprocessing.mean == (0.5, 0.5, 0.5)
+    with pytest.raises(ConfigError, match=r"--norm-eps 0.002: trunk\.pth was trained with 1e-05"):
+        start(photos(weights=str(trunk), norm_eps=2e-3))
+
+
+@pytest.mark.parametrize("tune", ["head", 3])
+def test_nothing_is_tuned_without_weights(quick: Callable[..., TrainConfig], tune: Any) -> None:
+    with pytest.raises(ConfigError, match=f"--tune {tune}: without pretrained weights"):
+        start(quick(tune=tune))
