@@ -18,6 +18,8 @@ from PIL import Image
 import mobilenetv2
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.cli import COMMANDS
+from mobilenetv2.cli.voice import complain
+from mobilenetv2.terminal import print_evaluation
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = (
@@ -305,6 +307,53 @@ def test_predict_into_a_file_goes_on_where_it_stopped(
     code, *_ = run_cli("predict", run_folder, album, f"--{kind}", target, "--top", "2")
     assert code == 2
     assert target.read_text() == "something else\n"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_what_an_earlier_call_wrote_is_counted_right(
+    run_cli: Run, run_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    first, second = write_digit(tmp_path / "1.png"), write_digit(tmp_path / "2.png", 99)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"x")
+    into = (f"--{kind}", tmp_path / f"out.{kind}")
+    assert run_cli("predict", run_folder, first, broken, *into)[0] == 0
+    code, out, _ = run_cli("predict", run_folder, second, broken, *into)
+    assert code == 0
+    assert "2 pictures, 1 unreadable, 1 from an earlier call: " in out
+    assert "1 could not be read in an earlier call; to try again, remove the line" in out
+    _, out, _ = run_cli("predict", run_folder, second, *into)
+    assert "1 pictures, 0 unreadable, 1 from an earlier call: " in out
+    code, _, error = run_cli("predict", run_folder, second, *into, "--top", "2")
+    assert code == 2
+    assert "--top" in error
+
+
+def test_predictions_into_a_pipe(run_folder: Path, tmp_path: Path) -> None:
+    picture = write_digit(tmp_path / "1.png")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "mobilenetv2", "predict", run_folder, picture,
+            "--csv", "/dev/stdout",
+        ],
+        capture_output=True, text=True, check=True, timeout=100,
+    )  # fmt: skip
+    assert [row["path"] for row in csv.DictReader(done.stdout.splitlines())] == [str(picture)]
+    assert "1 pictures, 0 unreadable" in done.stderr
+
+
+def test_odd_class_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [":cat:", "a\\", "[red]b", "new\nline"]
+    row = {"pictures": 3, "predicted": 3, "precision": 0.5, "recall": 0.5, "f1": 0.5}
+    summary = {
+        "accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "loss": 1.0, "macro_f1": 0.5,
+        "pictures": 12, "classes": [row | {"class": name} for name in names],
+    }  # fmt: skip
+    print_evaluation("test", summary, quiet=False)
+    printed = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in printed] == [":cat:", "a\\", "[red]b", r"new\nline"]
+    complain(":cat: is missing")
+    assert ":cat: is missing" in capsys.readouterr().err
 
 
 def test_inspect_shows_plan_costs_and_health(
