@@ -352,6 +352,9 @@ def test_odd_class_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[s
     print_evaluation("test", summary, quiet=False)
     printed = capsys.readouterr().out.splitlines()[2:]
     assert [line.split()[0] for line in printed] == [":cat:", "a\\", "[red]b", r"new\nline"]
+    unseen = row | {"class": "unseen", "pictures": 0, "predicted": 0}
+    print_evaluation("test", summary | {"classes": [unseen]}, quiet=False)
+    assert capsys.readouterr().out.split()[-4:] == ["0", "–", "–", "–"]
     complain(":cat: is missing")
     assert ":cat: is missing" in capsys.readouterr().err
 

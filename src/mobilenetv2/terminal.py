@@ -41,7 +41,11 @@ def print_evaluation(name: str, summary: dict[str, Any], quiet: bool) -> None:
 
     table = Table("class", "pictures", "precision", "recall", "F1", box=None, pad_edge=False)
     for row in summary["classes"]:
-        figures = (f"{row[key]:.1%}" for key in ("precision", "recall", "f1"))
+        counted = (row["predicted"], row["pictures"], row["predicted"] + row["pictures"])
+        figures = (
+            f"{row[key]:.1%}" if count else "–"
+            for key, count in zip(("precision", "recall", "f1"), counted, strict=True)
+        )
         table.add_row(Text(printable(row["class"])), f"{row['pictures']:,}", *figures)
     Console().print(table)
 

@@ -67,7 +67,7 @@ class Evaluation:
     def summary(self, labels: Sequence[str]) -> dict[str, Any]:
         """The figures as JSON-ready values, with one row per class."""
         classes = self.per_class
-        present = self.confusion.sum(1)
+        predicted, present = self.confusion.sum(0), self.confusion.sum(1)
         return {
             "pictures": self.count,
             "accuracy": self.accuracy,
@@ -79,6 +79,7 @@ class Evaluation:
                 {
                     "class": label,
                     "pictures": int(present[index]),
+                    "predicted": int(predicted[index]),
                     "precision": float(classes.precision[index]),
                     "recall": float(classes.recall[index]),
                     "f1": float(classes.f1[index]),
