@@ -2,11 +2,14 @@
 
 import contextlib
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mobilenetv2.config import (
     DataConfig,
@@ -163,6 +166,26 @@ def test_photos_start_from_weights_where_they_can(picture_folder: Callable[..., 
     assert configure("minst").transfer.weights == "none", "no download for a misspelt name"
     small = configure(str(picture_folder(name="small")))
     assert small.transfer.weights == "none"
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "recipe"),
+    [
+        ("L", "uint8", "small-grey"),
+        ("I;16", "uint16", "small-grey"),
+        ("RGB", "uint8", "small-colour"),
+    ],
+)
+def test_small_grey_pictures_of_any_depth_are_grey(
+    tmp_path: Path, mode: str, dtype: str, recipe: str
+) -> None:
+    shape = (28, 28, 3) if mode == "RGB" else (28, 28)
+    picture = Image.fromarray(np.full(shape, 99, dtype))
+    assert picture.mode == mode
+    picture.save(tmp_path / "a.png")
+    assert recipe_settings(str(tmp_path)) == parse_settings(
+        (resources.files("mobilenetv2") / "recipes" / f"{recipe}.yaml").read_text(), recipe
+    )
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

@@ -30,12 +30,13 @@ NAMES = ("digits", *IDX_SETS, *CIFAR_SETS)
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_TEST_SEED = 0  # the test set is the same for every run, whatever its seeds
 
+MNIST_LABELS = "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"
+"""SHA-256 of MNIST's training labels, a byte each: the three sets have files of the same names."""
+
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-MNIST_LABELS = "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"
-"""SHA-256 of MNIST's training labels, a byte each: the three sets have files of the same names."""
 KMNIST_CLASSES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 

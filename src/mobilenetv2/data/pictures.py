@@ -25,6 +25,7 @@ from mobilenetv2.data.unreadable import UnreadablePicture, as_unreadable
 __all__ = [
     "MAX_PIXELS",
     "PICTURE_SUFFIXES",
+    "SMALL_SIDE",
     "Colour",
     "PictureHeader",
     "UnreadablePicture",
@@ -46,6 +47,9 @@ overlooked: Pillow cannot decode it."""
 
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM")
 """The decoders that a file may reach. Pillow has forty more, some of which start other programs."""
+
+SMALL_SIDE = 96
+"""Pictures up to this side keep their own size; larger ones are photos and become 224 px."""
 
 MAX_PIXELS = 120_000_000
 """Larger pictures are refused before anything is decoded. The largest common sensor below it has
