@@ -229,6 +229,28 @@ def test_evaluate_other_data(run_cli: Run, run_folder: Path, picture_folder: Any
     assert "does not know the class 'dark'" in error
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_evaluating_a_run_tells_that_its_pictures_changed(
+    run_cli: Run, tmp_path: Path, picture_folder: Any
+) -> None:
+    folder, run = picture_folder(), tmp_path / "run"
+    assert (
+        run_cli("train", folder, "--out", run, "--quiet", *QUICK, "--val-fraction", "0.3")[0] == 0
+    )
+    code, out, error = run_cli("evaluate", run)
+    assert (code, error) == (0, "")
+    assert out.startswith("validation: accuracy")
+    for path in sorted(folder.glob("dark/*"))[:6]:
+        path.write_bytes(b"no picture")
+    code, _, error = run_cli("evaluate", run)
+    assert code == 0
+    words = " ".join(error.split())
+    assert "6 of its pictures cannot be read, so no figure counts them" in words
+    assert "no longer holds the pictures that" in words
+    (run / "result.json").write_text("[]")
+    assert "no longer" not in run_cli("evaluate", run)[2]
+
+
 def test_a_model_alone_does_not_know_its_data(
     run_cli: Run, tmp_path: Path, small_classifier: Classifier
 ) -> None:
