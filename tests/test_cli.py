@@ -156,6 +156,30 @@ def test_wrong_input_gets_words_and_exit_code_two(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command", [["inspect"], ["train"], ["evaluate"], ["demo"], ["predict", "run"]]
+)
+def test_a_name_that_is_too_long(run_cli: Run, command: list[str], tmp_path: Path) -> None:
+    name = tmp_path / ("x" * 300)
+    code, _, error = run_cli(*command, name)
+    assert code == 2
+    assert "x" * 300 in error
+    assert "File name too long" in error
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize("command", ["--help", "inspect --help", "inspect"])
+@pytest.mark.parametrize(("redirected", "expected"), [("> /dev/full", 1), (">&-", 0)])
+def test_output_that_cannot_be_written(command: str, redirected: str, expected: int) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m mobilenetv2 {command} {redirected}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == expected
+    assert len(done.stderr.splitlines()) == expected
+    assert ("No space left on device" in done.stderr) == bool(expected)
+
+
 def test_wrong_folders_get_words(run_cli: Run, tmp_path: Path, picture_folder: Any) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -48,6 +48,9 @@ def test_a_number_in_yaml_is_a_number_however_it_is_written() -> None:
         ("warmup_epochs: 30\nepochs: 30", "warmup_epochs (30) must be less than epochs (30)"),
         ("momentum: 0", "nesterov needs momentum above 0"),
         ("- 1", "expected lines such as"),
+        ("optimizer: {1: 2}", "unknown setting '1'"),
+        ("optimizer: {null: 2, lr: {1: 2}}", "unknown setting 'None'"),
+        ("1: {2: 3}", "unknown setting '1'"),
         ("a: b: c", "not valid YAML"),
     ],
 )
@@ -239,6 +242,8 @@ def test_any_text_is_settings_or_refused(text: str) -> None:
 def test_dashes_and_underscores_are_the_same() -> None:
     for key in ("batch-size", "batch_size"):
         assert validate(parse_settings(f"{key}: 7", "x"), "x").batch_size == 7
+    below = validate(parse_settings("optimizer: {weight-decay: 0.5}", "x"), "x")
+    assert below.optimizer.weight_decay == 0.5
 
 
 def test_a_file_is_read_as_utf8(tmp_path: Path) -> None:
