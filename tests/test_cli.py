@@ -417,6 +417,8 @@ def test_inspect_shows_plan_costs_and_health(
         "inspect", "first-version", "--image-size", "28", "--classes", "10", "--channels", "1"
     )
     assert "801,210 parameters, 27.68 M multiply-adds" in out
+    small = ("--image-size", "28", "--classes", "10", "--channels", "1")
+    assert "801,210 parameters" in run_cli("inspect", "--network", "first-version", *small)[1]
     code, out, _ = run_cli("inspect", run_folder)
     assert "10 classes: 0, 1, 2" in out
 
@@ -427,6 +429,28 @@ def test_inspect_shows_plan_costs_and_health(
     assert "bad.png" in out
     assert {p.name for p in (tmp_path / "report").iterdir()} == {"doctor.json", "doctor.png"}
     assert run_cli("inspect", folder, "--strict", "--quiet")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("thing", "flags", "words"),
+    [
+        ("mobilenetv2", "--network first-version", "--network first-version: mobilenetv2 is to be"),
+        ("mobilenetv2", "--strict", "--strict: not used, as mobilenetv2 is a network"),
+        (None, "--report x", "--report: not used, as mobilenetv2 is a network"),
+        ("pictures", "--classes 3 --width 0.5", "--classes, --width: not used, as"),
+        ("run", "--report x --strict", "--strict, --report: not used, as"),
+        ("run", "--image-size 32", "--image-size: not used, as"),
+        ("run", "--channels 1", "--channels: not used, as"),
+    ],
+)
+def test_inspect_refuses_flags_of_something_else(
+    run_cli: Run, run_folder: Path, picture_folder: Any, thing: str | None, flags: str, words: str
+) -> None:
+    things = {"run": run_folder, "pictures": picture_folder(), None: ""}
+    named = [str(things.get(thing, thing))] if thing else []
+    code, out, error = run_cli("inspect", *named, *flags.split())
+    assert (code, out) == (2, "")
+    assert words in " ".join(error.split())
 
 
 def test_find_lr_suggests_and_draws(
