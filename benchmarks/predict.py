@@ -28,7 +28,8 @@ import mobilenetv2
 from machine import describe, headline
 from mobilenetv2.cores import available_cores
 from mobilenetv2.data.picture_tree import list_pictures
-from mobilenetv2.evaluation.predict_files import CsvWriter, predict_files
+from mobilenetv2.evaluation.predict_files import predict_files
+from mobilenetv2.evaluation.prediction_table import CsvWriter
 from mobilenetv2.network.build import build_network
 from mobilenetv2.runtimes.engine import with_runtime
 

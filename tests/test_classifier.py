@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save
 
@@ -152,6 +153,7 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, small_classifier: Clas
     [
         ({"labels": ["only", "two"]}, "do not fit the network"),
         ({"labels": "abc"}, "description is damaged"),
+        ({"labels": ["a", "b", "\ud800"]}, "description is damaged.*lone surrogate"),
         ({"network": {"width": 1e9}}, "description is damaged"),
         ({"network": {"width": 0.35}}, "do not fit the network"),
         ({"network": {"network": "first-version"}}, "do not fit the network"),
@@ -347,6 +349,37 @@ def test_sixteen_bit_greys_keep_their_scale_from_pillow(
     with Image.open(path) as image:
         assert torch.equal(small_classifier.prepare(image), from_file)
     assert from_file.max() <= 1
+
+
+BROKEN_EXIF = [b"Exif\0\0nonsense", b"Exif\0\0II*\0"]
+
+
+@pytest.mark.parametrize("exif", BROKEN_EXIF)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_broken_metadata_of_a_picture_in_memory(
+    small_classifier: Classifier, exif: bytes, kind: str
+) -> None:
+    file = io.BytesIO()
+    plain = Image.effect_noise((40, 20), 90)
+    plain.save(file, kind, exif=exif, **({"quality": 100} if kind == "JPEG" else {}))
+    picture = Image.open(file)
+    expected = small_classifier.prepare(np.asarray(picture))
+    assert torch.equal(small_classifier.prepare(picture), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("saved", [False, True])
+def test_pictures_in_memory_are_turned_upright(
+    small_classifier: Classifier, orientation: int, saved: bool
+) -> None:
+    picture = Image.effect_noise((40, 20), 90)
+    picture.getexif()[0x0112] = orientation
+    if saved:
+        file = io.BytesIO()
+        picture.save(file, "TIFF", exif=picture.getexif())
+        picture = Image.open(file)
+    expected = small_classifier.prepare(np.asarray(ImageOps.exif_transpose(picture)))
+    assert torch.equal(small_classifier.prepare(picture), expected)
 
 
 def test_predicting_leaves_the_picture_alone(small_classifier: Classifier) -> None:

@@ -18,6 +18,8 @@ from PIL import Image
 import mobilenetv2
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.cli import COMMANDS
+from mobilenetv2.cli.voice import complain
+from mobilenetv2.terminal import print_evaluation
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = (
@@ -154,6 +156,30 @@ def test_wrong_input_gets_words_and_exit_code_two(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command", [["inspect"], ["train"], ["evaluate"], ["demo"], ["predict", "run"]]
+)
+def test_a_name_that_is_too_long(run_cli: Run, command: list[str], tmp_path: Path) -> None:
+    name = tmp_path / ("x" * 300)
+    code, _, error = run_cli(*command, name)
+    assert code == 2
+    assert "x" * 300 in error
+    assert "File name too long" in error
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize("command", ["--help", "inspect --help", "inspect"])
+@pytest.mark.parametrize(("redirected", "expected"), [("> /dev/full", 1), (">&-", 0)])
+def test_output_that_cannot_be_written(command: str, redirected: str, expected: int) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m mobilenetv2 {command} {redirected}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == expected
+    assert len(done.stderr.splitlines()) == expected
+    assert ("No space left on device" in done.stderr) == bool(expected)
+
+
 def test_wrong_folders_get_words(run_cli: Run, tmp_path: Path, picture_folder: Any) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -225,6 +251,28 @@ def test_evaluate_other_data(run_cli: Run, run_folder: Path, picture_folder: Any
     code, _, error = run_cli("evaluate", run_folder, picture_folder(name="others"))
     assert code == 2
     assert "does not know the class 'dark'" in error
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_evaluating_a_run_tells_that_its_pictures_changed(
+    run_cli: Run, tmp_path: Path, picture_folder: Any
+) -> None:
+    folder, run = picture_folder(), tmp_path / "run"
+    assert (
+        run_cli("train", folder, "--out", run, "--quiet", *QUICK, "--val-fraction", "0.3")[0] == 0
+    )
+    code, out, error = run_cli("evaluate", run)
+    assert (code, error) == (0, "")
+    assert out.startswith("validation: accuracy")
+    for path in sorted(folder.glob("dark/*"))[:6]:
+        path.write_bytes(b"no picture")
+    code, _, error = run_cli("evaluate", run)
+    assert code == 0
+    words = " ".join(error.split())
+    assert "6 of its pictures cannot be read, so no figure counts them" in words
+    assert "no longer holds the pictures that" in words
+    (run / "result.json").write_text("[]")
+    assert "no longer" not in run_cli("evaluate", run)[2]
 
 
 def test_a_model_alone_does_not_know_its_data(
@@ -307,6 +355,56 @@ def test_predict_into_a_file_goes_on_where_it_stopped(
     assert target.read_text() == "something else\n"
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_what_an_earlier_call_wrote_is_counted_right(
+    run_cli: Run, run_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    first, second = write_digit(tmp_path / "1.png"), write_digit(tmp_path / "2.png", 99)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"x")
+    into = (f"--{kind}", tmp_path / f"out.{kind}")
+    assert run_cli("predict", run_folder, first, broken, *into)[0] == 0
+    code, out, _ = run_cli("predict", run_folder, second, broken, *into)
+    assert code == 0
+    assert "2 pictures, 1 unreadable, 1 from an earlier call: " in out
+    assert "1 could not be read in an earlier call; to try again, remove the line" in out
+    _, out, _ = run_cli("predict", run_folder, second, *into)
+    assert "1 pictures, 0 unreadable, 1 from an earlier call: " in out
+    code, _, error = run_cli("predict", run_folder, second, *into, "--top", "2")
+    assert code == 2
+    assert "--top" in error
+
+
+def test_predictions_into_a_pipe(run_folder: Path, tmp_path: Path) -> None:
+    picture = write_digit(tmp_path / "1.png")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "mobilenetv2", "predict", run_folder, picture,
+            "--csv", "/dev/stdout",
+        ],
+        capture_output=True, text=True, check=True, timeout=100,
+    )  # fmt: skip
+    assert [row["path"] for row in csv.DictReader(done.stdout.splitlines())] == [str(picture)]
+    assert "1 pictures, 0 unreadable" in done.stderr
+
+
+def test_odd_class_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [":cat:", "a\\", "[red]b", "new\nline"]
+    row = {"pictures": 3, "predicted": 3, "precision": 0.5, "recall": 0.5, "f1": 0.5}
+    summary = {
+        "accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "loss": 1.0, "macro_f1": 0.5,
+        "pictures": 12, "classes": [row | {"class": name} for name in names],
+    }  # fmt: skip
+    print_evaluation("test", summary, quiet=False)
+    printed = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in printed] == [":cat:", "a\\", "[red]b", r"new\nline"]
+    unseen = row | {"class": "unseen", "pictures": 0, "predicted": 0}
+    print_evaluation("test", summary | {"classes": [unseen]}, quiet=False)
+    assert capsys.readouterr().out.split()[-4:] == ["0", "–", "–", "–"]
+    complain(":cat: is missing")
+    assert ":cat: is missing" in capsys.readouterr().err
+
+
 def test_inspect_shows_plan_costs_and_health(
     run_cli: Run, run_folder: Path, picture_folder: Any, tmp_path: Path
 ) -> None:
@@ -319,6 +417,8 @@ def test_inspect_shows_plan_costs_and_health(
         "inspect", "first-version", "--image-size", "28", "--classes", "10", "--channels", "1"
     )
     assert "801,210 parameters, 27.68 M multiply-adds" in out
+    small = ("--image-size", "28", "--classes", "10", "--channels", "1")
+    assert "801,210 parameters" in run_cli("inspect", "--network", "first-version", *small)[1]
     code, out, _ = run_cli("inspect", run_folder)
     assert "10 classes: 0, 1, 2" in out
 
@@ -329,6 +429,28 @@ def test_inspect_shows_plan_costs_and_health(
     assert "bad.png" in out
     assert {p.name for p in (tmp_path / "report").iterdir()} == {"doctor.json", "doctor.png"}
     assert run_cli("inspect", folder, "--strict", "--quiet")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("thing", "flags", "words"),
+    [
+        ("mobilenetv2", "--network first-version", "--network first-version: mobilenetv2 is to be"),
+        ("mobilenetv2", "--strict", "--strict: not used, as mobilenetv2 is a network"),
+        (None, "--report x", "--report: not used, as mobilenetv2 is a network"),
+        ("pictures", "--classes 3 --width 0.5", "--classes, --width: not used, as"),
+        ("run", "--report x --strict", "--strict, --report: not used, as"),
+        ("run", "--image-size 32", "--image-size: not used, as"),
+        ("run", "--channels 1", "--channels: not used, as"),
+    ],
+)
+def test_inspect_refuses_flags_of_something_else(
+    run_cli: Run, run_folder: Path, picture_folder: Any, thing: str | None, flags: str, words: str
+) -> None:
+    things = {"run": run_folder, "pictures": picture_folder(), None: ""}
+    named = [str(things.get(thing, thing))] if thing else []
+    code, out, error = run_cli("inspect", *named, *flags.split())
+    assert (code, out) == (2, "")
+    assert words in " ".join(error.split())
 
 
 def test_find_lr_suggests_and_draws(

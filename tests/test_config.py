@@ -126,6 +126,15 @@ def test_sections_take_nothing_unknown_and_stay_as_they_are(section: type[Sectio
     assert section(**config.model_dump()) == config
 
 
+def test_the_largest_photos_have_room_for_their_margin() -> None:
+    """Of 4096 px, resized to 4680: in the proportion of 224 and 256."""
+    wanted = Preprocessing(
+        colour="grey", height=4096, width=4096, resize=4680, mean=(0.5,), std=(0.5,)
+    )
+    with pytest.raises(ConfigError, match="resize"):
+        Preprocessing(**wanted.model_dump() | {"resize": 8193})
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_typo_finds_its_setting(section: type[Section]) -> None:
     for name in section.model_fields:

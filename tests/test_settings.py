@@ -2,11 +2,14 @@
 
 import contextlib
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mobilenetv2.config import (
     DataConfig,
@@ -45,6 +48,9 @@ def test_a_number_in_yaml_is_a_number_however_it_is_written() -> None:
         ("warmup_epochs: 30\nepochs: 30", "warmup_epochs (30) must be less than epochs (30)"),
         ("momentum: 0", "nesterov needs momentum above 0"),
         ("- 1", "expected lines such as"),
+        ("optimizer: {1: 2}", "unknown setting '1'"),
+        ("optimizer: {null: 2, lr: {1: 2}}", "unknown setting 'None'"),
+        ("1: {2: 3}", "unknown setting '1'"),
         ("a: b: c", "not valid YAML"),
     ],
 )
@@ -165,6 +171,26 @@ def test_photos_start_from_weights_where_they_can(picture_folder: Callable[..., 
     assert small.transfer.weights == "none"
 
 
+@pytest.mark.parametrize(
+    ("mode", "dtype", "recipe"),
+    [
+        ("L", "uint8", "small-grey"),
+        ("I;16", "uint16", "small-grey"),
+        ("RGB", "uint8", "small-colour"),
+    ],
+)
+def test_small_grey_pictures_of_any_depth_are_grey(
+    tmp_path: Path, mode: str, dtype: str, recipe: str
+) -> None:
+    shape = (28, 28, 3) if mode == "RGB" else (28, 28)
+    picture = Image.fromarray(np.full(shape, 99, dtype))
+    assert picture.mode == mode
+    picture.save(tmp_path / "a.png")
+    assert recipe_settings(str(tmp_path)) == parse_settings(
+        (resources.files("mobilenetv2") / "recipes" / f"{recipe}.yaml").read_text(), recipe
+    )
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "missing.yaml", tmp_path, tmp_path / "binary.yaml"):
@@ -216,6 +242,8 @@ def test_any_text_is_settings_or_refused(text: str) -> None:
 def test_dashes_and_underscores_are_the_same() -> None:
     for key in ("batch-size", "batch_size"):
         assert validate(parse_settings(f"{key}: 7", "x"), "x").batch_size == 7
+    below = validate(parse_settings("optimizer: {weight-decay: 0.5}", "x"), "x")
+    assert below.optimizer.weight_decay == 0.5
 
 
 def test_a_file_is_read_as_utf8(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import FailFast, Field, TypeAdapter
 from torch import Tensor, nn
 
 from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.data.picture_files import fit, read_file
+from mobilenetv2.data.pictures import upright
 from mobilenetv2.errors import ConfigError, ModelFileError, UserError
 from mobilenetv2.model_file import (
     as_float32,
@@ -94,9 +95,7 @@ class Classifier:
             return torch.from_numpy(read_file(Path(picture), self.preprocessing))
         if isinstance(picture, np.ndarray):
             picture = _to_image(picture)
-        upright = ImageOps.exif_transpose(picture)
-        upright.format = picture.format  # a copy forgets it, and it tells the scale of 16-bit greys
-        return torch.from_numpy(fit(upright, self.preprocessing))
+        return torch.from_numpy(fit(upright(picture), self.preprocessing))
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """Pictures N×C×H×W in 0…255 to the network's float32 input."""
@@ -220,6 +219,8 @@ class Classifier:
             labels = TypeAdapter(Labels).validate_python(metadata["labels"])
             if len(set(labels)) < len(labels):
                 raise ValueError("a label appears twice")
+            if not all(map(_can_be_written, labels)):
+                raise ValueError("a label is not text that can be written (a lone surrogate)")
             training = metadata.get("training", {})
             if not isinstance(training, dict):
                 raise ValueError("training: not a mapping")
@@ -275,6 +276,15 @@ def _section(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
     if len(json.dumps(section)) > LONGEST_SECTION:
         raise ValueError(f"{name}: too long")
     return section
+
+
+def _can_be_written(label: str) -> bool:
+    """Whether a label is text, or a folder's name in a broken encoding."""
+    try:
+        label.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _to_image(array: np.ndarray[Any, Any]) -> Image.Image:

@@ -166,8 +166,9 @@ class DemoConfig(OutputConfig):
 class InspectConfig(OutputConfig):
     """Show the layers, parameters and multiply-adds of a model, or the health of a folder."""
 
-    thing: Positional[str] = "mobilenetv2"
-    """A run folder or model file, a folder of pictures, or the name of a network."""
+    thing: Annotated[Positional[str | None], unset("THING")] = None
+    """A run folder or model file, a folder of pictures, or the name of a network (default: the one
+    of --network)."""
     network: NetworkConfig = NetworkConfig()
     image_size: Side = 224
     """For a network by name: the pictures' side in pixels."""

@@ -259,7 +259,7 @@ class Preprocessing(Section):
     """Pixels that the network sees, from top to bottom."""
     width: Side
     """Pixels that the network sees, from left to right."""
-    resize: Side
+    resize: Annotated[int, Field(ge=8, le=8192)]
     """The shorter side is brought to this many pixels before the centre is cropped."""
     mean: tuple[float, ...]
     """Subtracted from each channel, after pixels were scaled to 0…1."""

@@ -34,7 +34,7 @@ def parse_settings(text: str, origin: str) -> dict[str, Any]:
     {'optimizer': {'lr': '1e-3'}}
     """
     try:
-        settings = yaml.safe_load(text)
+        settings = _with_names(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         # PyYAML lets through what converting a value raises, such as the 13th month of a date.
         raise ConfigError(f"{origin}: not valid YAML: {error}") from error
@@ -42,7 +42,14 @@ def parse_settings(text: str, origin: str) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict):
         raise ConfigError(f"{origin}: expected lines such as `lr: 0.1`, found {text[:40]!r}")
-    return nest({str(key).replace("-", "_"): value for key, value in settings.items()})
+    return nest({key: _with_names(value) for key, value in settings.items()})
+
+
+def _with_names(settings: Any) -> Any:
+    """A mapping whose keys are names of settings, whatever YAML takes them for."""
+    if not isinstance(settings, dict):
+        return settings
+    return {str(key).replace("-", "_"): value for key, value in settings.items()}
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

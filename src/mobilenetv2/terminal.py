@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track as rich_track
 from rich.table import Table
+from rich.text import Text
 
 from mobilenetv2.config import NetworkConfig
 
@@ -37,10 +37,16 @@ def print_evaluation(name: str, summary: dict[str, Any], quiet: bool) -> None:
     )
     if quiet:
         return
+    from mobilenetv2.data.doctor_table import printable
+
     table = Table("class", "pictures", "precision", "recall", "F1", box=None, pad_edge=False)
     for row in summary["classes"]:
-        figures = (f"{row[key]:.1%}" for key in ("precision", "recall", "f1"))
-        table.add_row(escape(row["class"]), f"{row['pictures']:,}", *figures)
+        counted = (row["predicted"], row["pictures"], row["predicted"] + row["pictures"])
+        figures = (
+            f"{row[key]:.1%}" if count else "–"
+            for key, count in zip(("precision", "recall", "f1"), counted, strict=True)
+        )
+        table.add_row(Text(printable(row["class"])), f"{row['pictures']:,}", *figures)
     Console().print(table)
 
 

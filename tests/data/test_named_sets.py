@@ -12,6 +12,7 @@ import pytest
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from mobilenetv2.config import DataConfig
+from mobilenetv2.data import named_sets
 from mobilenetv2.data.named_sets import read_idx, read_named_set
 from mobilenetv2.data.sources import load_data
 from mobilenetv2.errors import DataError
@@ -45,6 +46,34 @@ def test_idx_files_are_found(tmp_path: Path, inside: str, zipped: bool) -> None:
     write_mnist(tmp_path / inside, zipped=zipped)
     data = load_data(DataConfig(data="mnist", data_dir=tmp_path))
     assert len(data.train) + len(data.val) == 60
+
+
+@pytest.mark.parametrize(("name", "folder"), [("kmnist", "KMNIST/raw"), ("kmnist", "kmnist"),
+                                               ("fashion-mnist", "FashionMNIST/raw")])  # fmt: skip
+def test_the_sets_own_folder_comes_before_bare_files(
+    tmp_path: Path, name: str, folder: str
+) -> None:
+    write_mnist(tmp_path)
+    write_mnist(tmp_path / folder, count=70)
+    assert len(read_named_set(DataConfig(data=name, data_dir=tmp_path)).train[1]) == 70
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
+def test_mnist_is_not_taken_for_its_likes(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DataConfig(data=name, data_dir=write_mnist(tmp_path))
+    assert len(read_named_set(config).train[1]) == 60
+    labels = (np.arange(60) % 10).astype(np.uint8).tobytes()
+    monkeypatch.setattr(named_sets, "MNIST_LABELS", hashlib.sha256(labels).hexdigest())
+    with pytest.raises(DataError, match=f"MNIST's, not those of {name}"):
+        read_named_set(config)
+    assert read_named_set(config.model_copy(update={"data": "mnist"})).classes[0] == "0"
+
+
+def test_mnists_own_labels_are_known(test_data: Path) -> None:
+    labels = read_idx(test_data / "data" / "mnist" / "train-labels-idx1-ubyte.gz", axes=1)
+    assert hashlib.sha256(labels.tobytes()).hexdigest() == named_sets.MNIST_LABELS
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Validation against scikit-learn, and what must not depend on the batch size."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -101,8 +103,23 @@ def test_photos_come_in_smaller_batches(
 
     monkeypatch.setattr(Classifier, "logits", logits)
     pictures = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(1024, 1, side, side)
-    evaluate(small_classifier, LabelledPictures(pictures, torch.zeros(1024, dtype=torch.long)))
+    size = {"height": side, "width": side, "resize": side}
+    wanted = small_classifier.preprocessing.model_copy(update=size)
+    classifier = dataclasses.replace(small_classifier, preprocessing=wanted)
+    evaluate(classifier, LabelledPictures(pictures, torch.zeros(1024, dtype=torch.long)))
     assert seen == expected
+
+
+@pytest.mark.parametrize("margin", [(0, 4), (2, 0), (3, 5)])
+def test_a_margin_is_not_measured(
+    small_classifier: Classifier, labelled: LabelledPictures, margin: tuple[int, int]
+) -> None:
+    """As training pictures have it."""
+    (top, left), edge = margin, torch.full((103, 1, 16 + 2 * margin[0], 16 + 2 * margin[1]), 255)
+    edge = edge.to(torch.uint8)
+    edge[:, :, top : top + 16, left : left + 16] = labelled.pictures
+    found = evaluate(small_classifier, LabelledPictures(edge, labelled.labels))
+    assert found.loss == evaluate(small_classifier, labelled).loss
 
 
 def test_nothing_cannot_be_measured(

@@ -20,6 +20,16 @@ def test_per_class_equals_scikit_learn() -> None:
         np.testing.assert_allclose(ours.recall, recall)
         np.testing.assert_allclose(ours.f1, f1)
 
+        macro = reference.f1_score(truth, guesses, average="macro", zero_division=0)
+        assert ours.macro_f1 == pytest.approx(macro)
+
+
+def test_classes_that_never_occur_do_not_lower_the_mean() -> None:
+    truth, guesses = np.array([0, 0, 2]), np.array([0, 2, 2])
+    ours = per_class(confusion_matrix(truth, guesses, 9))
+    assert ours.macro_f1 == pytest.approx(reference.f1_score(truth, guesses, average="macro"))
+    assert per_class(np.zeros((3, 3), int)).macro_f1 == 0
+
 
 @pytest.mark.parametrize(
     ("hits", "count", "low", "high"),

@@ -31,11 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 failed, 2 impossible request, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     share_cores()
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a log in another encoding is no reason to stop
             stream.reconfigure(errors="replace")
     try:
-        code = _dispatch(arguments)
+        code = _ended(arguments)
         sys.stdout.flush()
     except Mobilenetv2Error as error:
         if is_first() or not isinstance(error, Interrupted):
@@ -48,9 +49,36 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         complain(f"{error.filename}: no permission. Change its permissions, or name another place.")
         code = 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:  # such as a name that is too long
+        complain(f"{error.filename or 'cannot go on'}: {error.strerror or error}")
+        code = 2 if error.filename else 1
+    _let_go_of_output()
     sys.exit(code)
+
+
+def _replace_closed_streams() -> None:
+    """Whoever starts this with ``>&-`` wants to hear nothing, not that nothing can be said."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
+
+
+def _ended(arguments: list[str]) -> int:
+    """The exit code of a command, also of one that only shows its help."""
+    try:
+        return _dispatch(arguments)
+    except SystemExit as ended:
+        if isinstance(ended.code, int):
+            return ended.code
+        raise
+
+
+def _let_go_of_output() -> None:
+    """What cannot be written is no reason for Python to complain in its last moment."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:

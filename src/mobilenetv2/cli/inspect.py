@@ -1,5 +1,6 @@
 """``inspect``: a model's layers and costs, or the health of a folder."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -7,23 +8,56 @@ from rich.console import Console
 
 from mobilenetv2.cli.arguments import made, parse
 from mobilenetv2.command_config import InspectConfig
-from mobilenetv2.config import NetworkName
+from mobilenetv2.config import NetworkConfig, NetworkName, Section
+from mobilenetv2.errors import ConfigError
 from mobilenetv2.terminal import print_classifier, print_network
 
 
 def inspect_command(arguments: list[str]) -> int:
     """Show a model or examine a folder."""
     config = parse("inspect", InspectConfig, arguments)
+    names = get_args(NetworkName)
+    if config.thing is None:
+        _inspect_network(config, config.network.network)
+        return 0
     path = Path(config.thing)
-    if config.thing in get_args(NetworkName) and not path.exists():
-        _inspect_network(config)
+    if config.thing in names and not path.exists():
+        if config.network.network not in (config.thing, names[0]):
+            raise ConfigError(
+                f"--network {config.network.network}: {config.thing} is to be shown; name one"
+            )
+        _inspect_network(config, config.thing)
     elif path.is_dir() and not _is_run(path):
+        _refuse(_of_networks(config), f"{path} is a folder of pictures")
         return _inspect_folder(config, path)
     else:
         from mobilenetv2.training.load import load
 
-        print_classifier(load(path))
+        classifier = load(path)
+        _refuse(_of_networks(config) + _of_folders(config), f"{path} is a finished classifier")
+        print_classifier(classifier)
     return 0
+
+
+def _of_networks(config: InspectConfig) -> list[str]:
+    sizes = _given(config, ("image_size", "classes", "channels"))
+    return sizes + _given(config.network, NetworkConfig.model_fields)
+
+
+def _of_folders(config: InspectConfig) -> list[str]:
+    return _given(config, ("strict", "report"))
+
+
+def _given(settings: Section, names: Iterable[str]) -> list[str]:
+    """The flags among ``names`` that ask for something else than would be done anyway."""
+    untouched = type(settings)()
+    changed = (name for name in names if getattr(settings, name) != getattr(untouched, name))
+    return [f"--{name.replace('_', '-')}" for name in changed]
+
+
+def _refuse(flags: Sequence[str], why: str) -> None:
+    if flags:
+        raise ConfigError(f"{', '.join(flags)}: not used, as {why}; leave out what is not used")
 
 
 def _is_run(folder: Path) -> bool:
@@ -33,13 +67,14 @@ def _is_run(folder: Path) -> bool:
         return False
 
 
-def _inspect_network(config: InspectConfig) -> None:
+def _inspect_network(config: InspectConfig, name: str) -> None:
+    _refuse(_of_folders(config), f"{name} is a network")
     import torch
 
     from mobilenetv2.network.build import build_network, complete
 
     side = config.image_size
-    settings = config.network.model_copy(update={"network": config.thing})
+    settings = config.network.model_copy(update={"network": name})
     settings = complete(settings, side, side)
     with torch.device("meta"):
         network = build_network(settings, config.classes, config.channels)

@@ -1,16 +1,19 @@
 """``evaluate``: known labels against what a classifier says."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobilenetv2.cli.arguments import made, parse
 from mobilenetv2.cli.runtime import in_runtime
+from mobilenetv2.cli.voice import complain
 from mobilenetv2.command_config import EvaluateConfig
 from mobilenetv2.config import DataConfig
 from mobilenetv2.errors import DataError
 from mobilenetv2.terminal import print_evaluation
 
 if TYPE_CHECKING:
+    from mobilenetv2.data.sources import DataSet
     from mobilenetv2.distributed import Processes
 
 
@@ -46,6 +49,8 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
                 f"{own.name}: its classes are no longer those that {config.model} was trained on "
                 f"({', '.join(own.classes[:5])}, … now; {', '.join(classifier.labels[:5])}, … then)"
             )
+        if processes.is_first:
+            _tell_what_changed(own, config.model)
         sets = {"validation": own.val} | ({"test": own.test} if own.test else {})
     else:
         data = DataConfig(data=config.data, **config.source.model_dump())
@@ -70,3 +75,24 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         write_text(config.report / "evaluation.json", text)
     return 0
+
+
+def _tell_what_changed(own: "DataSet", model: Path) -> None:
+    """Words where pictures are not counted, or are not those that the run was measured on."""
+    from mobilenetv2.training.load import own_counts
+
+    if own.examination is not None:
+        measured = ("val" if "val" in own.examination.splits else "train", "test")
+        unreadable = [p for p in own.examination.pictures if p.split in measured and not p.usable]
+        if unreadable:
+            complain(
+                f"{own.name}: {len(unreadable):,} of its pictures cannot be read, so no figure "
+                f"counts them; `mobilenetv2 inspect {own.name}` shows which"
+            )
+    labels = (own.val if own.test is None else own.test).labels
+    then, now = own_counts(model), labels.bincount(minlength=len(own.classes)).tolist()
+    if then is not None and then != now:
+        complain(
+            f"{own.name}: no longer holds the pictures that {model} was measured on, so these "
+            "figures are of others, perhaps of some that it was trained on"
+        )

@@ -1,5 +1,7 @@
 """``predict``: what pictures show, on the terminal or into a file."""
 
+import os
+import sys
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,19 +63,19 @@ def _predict_into_file(
     processes: "Processes",
 ) -> int:
     """Append to the file, batch by batch; a rerun leaves out what is in it already."""
-    from mobilenetv2.evaluation.predict_files import (
+    from mobilenetv2.evaluation.predict_files import predict_together
+    from mobilenetv2.evaluation.prediction_table import (
         CsvWriter,
         JsonLinesWriter,
         already_written,
-        predict_together,
+        append,
         require_same_classifier,
     )
 
     top = min(config.top, len(classifier.labels))
     target = config.csv or config.jsonl
     assert target is not None
-    writer = CsvWriter(top) if config.csv else JsonLinesWriter()
-    unreadable = 0
+    writer = CsvWriter(top) if config.csv else JsonLinesWriter(top)
     try:
         written = already_written(target, writer) if processes.is_first else []
         require_same_classifier(target, written, classifier)
@@ -83,16 +85,28 @@ def _predict_into_file(
         if not processes.is_first:
             deque(predictions, maxlen=0)  # only works along
             return 0
-        with target.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            if file.tell() == 0:
-                file.write(writer.header)
-            for prediction in track(predictions, len(remaining), quiet=config.quiet):
-                file.write(writer.line(prediction))
-                unreadable += prediction.error is not None
+        shown = track(predictions, len(remaining), quiet=config.quiet)
+        unreadable = append(target, writer, shown)
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written ({error.strerror or error})") from error
-    print(
-        f"{len(paths):,} pictures, {unreadable:,} unreadable"
-        f"{f', {len(done):,} from an earlier call' if done else ''}: {target}"
-    )
+    failed = {one.name for one in written if one.best is None}
+    earlier = sum(writer.name(path) in failed for path in paths)
+    words = [f"{len(paths):,} pictures", f"{unreadable + earlier:,} unreadable"]
+    if len(remaining) < len(paths):
+        words.append(f"{len(paths) - len(remaining):,} from an earlier call")
+    summary = f"{', '.join(words)}: {target}"
+    if earlier:
+        summary += (
+            f"\n{earlier:,} could not be read in an earlier call; to try again, remove the lines "
+            f"with an error from {target}"
+        )
+    # Where the lines went to standard output, this is none of them.
+    print(summary, file=sys.stderr if _is_standard_output(target) else sys.stdout)
     return 0
+
+
+def _is_standard_output(target: Path) -> bool:
+    try:
+        return os.path.samestat(target.stat(), os.fstat(1))
+    except OSError:
+        return False

@@ -13,5 +13,5 @@ def is_first() -> bool:
 def complain(message: str) -> None:
     """Tell the user what is wrong, on stderr."""
     Console(stderr=True, soft_wrap=True).print(
-        f"mobilenetv2: {message}", style="red", markup=False, highlight=False
+        f"mobilenetv2: {message}", style="red", markup=False, highlight=False, emoji=False
     )

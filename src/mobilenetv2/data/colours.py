@@ -9,6 +9,9 @@ from PIL import Image
 
 Colour = Literal["RGB", "L"]
 
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+"""Pillow's names of modes without colour."""
+
 
 def to_colour(image: Image.Image, colour: Colour) -> Image.Image:
     """A decoded picture of any mode as ``"RGB"`` or ``"L"``, the way a viewer shows it."""

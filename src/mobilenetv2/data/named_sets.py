@@ -5,6 +5,7 @@ lie already: in torchvision's layout or, for MNIST and its likes, as bare idx fi
 """
 
 import gzip
+import hashlib
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,6 +29,9 @@ NAMES = ("digits", *IDX_SETS, *CIFAR_SETS)
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_TEST_SEED = 0  # the test set is the same for every run, whatever its seeds
+
+MNIST_LABELS = "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"
+"""SHA-256 of MNIST's training labels, a byte each: the three sets have files of the same names."""
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -78,7 +82,7 @@ def _digits() -> NamedSet:
 
 
 def _idx_set(name: str, folder: Path) -> NamedSet:
-    """MNIST and its likes: bare idx files (gzip or not), or torchvision's layout, or a download."""
+    """MNIST and its likes: torchvision's layout, or bare idx files (gzip or not), or a download."""
     from torchvision import datasets
 
     published = {
@@ -87,11 +91,12 @@ def _idx_set(name: str, folder: Path) -> NamedSet:
         "kmnist": (datasets.KMNIST, KMNIST_CLASSES),
     }
     dataset_class, classes = published[name]
-    places = (folder, folder / dataset_class.__name__ / "raw", folder / name)
+    # Only the first two say whose files they are.
+    places = (folder / dataset_class.__name__ / "raw", folder / name, folder)
     place = next((place for place in places if _idx_file(place, "train-images-idx3-ubyte")), None)
     if place is None:
         _download(name, folder, lambda: dataset_class(str(folder), download=True))
-        place = places[1]
+        place = places[0]
 
     def read(part: str) -> tuple[Array, Array]:
         pictures = read_idx(_required(place, f"{part}-images-idx3-ubyte"), axes=3)
@@ -103,7 +108,17 @@ def _idx_set(name: str, folder: Path) -> NamedSet:
             )
         return pictures, labels
 
-    return NamedSet(classes, read("train"), read("t10k"))
+    train = read("train")
+    if place == folder and name != "mnist" and _is_mnist(train[1]):
+        raise DataError(
+            f"{folder}: these files are MNIST's, not those of {name}. Name mnist, or put the files "
+            f"of {name} into {folder / name}"
+        )
+    return NamedSet(classes, train, read("t10k"))
+
+
+def _is_mnist(labels: Array) -> bool:
+    return hashlib.sha256(labels.astype(np.uint8).tobytes()).hexdigest() == MNIST_LABELS
 
 
 def read_idx(path: Path, axes: int) -> Array:

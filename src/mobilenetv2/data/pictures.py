@@ -25,6 +25,7 @@ from mobilenetv2.data.unreadable import UnreadablePicture, as_unreadable
 __all__ = [
     "MAX_PIXELS",
     "PICTURE_SUFFIXES",
+    "SMALL_SIDE",
     "Colour",
     "PictureHeader",
     "UnreadablePicture",
@@ -33,6 +34,7 @@ __all__ = [
     "read_picture",
     "to_array",
     "to_colour",
+    "upright",
 ]
 
 # fmt: off
@@ -46,6 +48,9 @@ overlooked: Pillow cannot decode it."""
 
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM")
 """The decoders that a file may reach. Pillow has forty more, some of which start other programs."""
+
+SMALL_SIDE = 96
+"""Pictures up to this side keep their own size; larger ones are photos and become 224 px."""
 
 MAX_PIXELS = 120_000_000
 """Larger pictures are refused before anything is decoded. The largest common sensor below it has
@@ -189,12 +194,10 @@ def decode(
         image.load()
         if orientation is None:
             orientation = _orientation(image)
-            upright = to_colour(image, colour)
-            if orientation in _UPRIGHT:
-                upright = upright.transpose(_UPRIGHT[orientation])
+            picture = _turned(to_colour(image, colour), orientation)
             width, height = size if orientation < 5 else size[::-1]
         else:  # Pillow turns TIFF pictures by itself while it loads them
-            upright = to_colour(image, colour)
+            picture = to_colour(image, colour)
             width, height = image.size
         header = PictureHeader(
             format=image.format or "",
@@ -206,7 +209,7 @@ def decode(
             transparent=image.has_transparency_data,
             animated=_animated(image),
         )
-        return header, upright
+        return header, picture
 
 
 def _opened(file: BinaryIO, path: Path) -> Image.Image:
@@ -218,9 +221,25 @@ def _opened(file: BinaryIO, path: Path) -> Image.Image:
         raise UnreadablePicture(path, _too_large(pixels), "too_large") from None
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """A picture in memory, turned as its metadata say; as it is where those are broken."""
+    image.load()  # Pillow turns TIFF pictures by itself
+    turned = _turned(image, _stated_orientation(image))
+    turned.format = image.format  # a copy forgets it, and it tells the scale of 16-bit greys
+    return turned
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
 def _orientation(image: Image.Image) -> int:
     if image.format != "TIFF" and not any("exif" in k or "xmp" in k for k in map(str, image.info)):
         return 1  # most pictures; parsing nothing takes longer than decoding an icon
+    return _stated_orientation(image)
+
+
+def _stated_orientation(image: Image.Image) -> int:
     try:
         with _without_warnings():
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)

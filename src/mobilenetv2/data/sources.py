@@ -19,16 +19,15 @@ from torch import Tensor
 
 from mobilenetv2.config import DataConfig, Preprocessing, suggestion
 from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.data.colours import GREY_MODES
 from mobilenetv2.data.doctor import examine
 from mobilenetv2.data.examination import Examination, PictureReport
 from mobilenetv2.data.folders import scan_folder
 from mobilenetv2.data.named_sets import NAMES, Array, NamedSet, read_named_set
 from mobilenetv2.data.picture_files import fit, load_files
+from mobilenetv2.data.pictures import SMALL_SIDE
 from mobilenetv2.data.splits import content_split, stratified_split
 from mobilenetv2.errors import DataError
-
-SMALL_SIDE = 96
-"""Pictures up to this side keep their own size; larger ones are photos and become 224 px."""
 
 SMALLEST_SIDE = 8
 
@@ -38,7 +37,6 @@ margin is in proportion, but a multiple of 4: only then is the centre of a squar
 to the square that is cropped at once, whichever way an odd pixel is rounded."""
 
 STATISTICS_BATCH = 1000
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 
 
 @dataclass(frozen=True)

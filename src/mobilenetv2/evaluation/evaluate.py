@@ -67,7 +67,7 @@ class Evaluation:
     def summary(self, labels: Sequence[str]) -> dict[str, Any]:
         """The figures as JSON-ready values, with one row per class."""
         classes = self.per_class
-        present = self.confusion.sum(1)
+        predicted, present = self.confusion.sum(0), self.confusion.sum(1)
         return {
             "pictures": self.count,
             "accuracy": self.accuracy,
@@ -79,6 +79,7 @@ class Evaluation:
                 {
                     "class": label,
                     "pictures": int(present[index]),
+                    "predicted": int(predicted[index]),
                     "precision": float(classes.precision[index]),
                     "recall": float(classes.recall[index]),
                     "f1": float(classes.f1[index]),
@@ -99,7 +100,7 @@ def evaluate(
     batch_size: int | None = None,
     processes: Processes = ALONE,
 ) -> Evaluation:
-    """Loss and accuracy of ``classifier`` over all ``pictures``.
+    """Loss and accuracy of ``classifier`` over all ``pictures``, without a margin that they have.
 
     Eval mode, no gradients, float32, on a folded copy: the network itself is not touched, so its
     training mode stays as it is. Sums are weighted by picture, so a short last batch counts for
@@ -112,6 +113,7 @@ def evaluate(
     if not len(pictures):
         raise DataError("there are no pictures to measure on")
     classifier = classifier.for_inference()
+    pictures = _without_margin(pictures, classifier)
     size = batch_size or measuring_batch(pictures)
     logits = torch.zeros(len(pictures), len(classifier.labels), device=classifier.device)
     for start in range(0, len(pictures), size)[processes.rank :: processes.count]:
@@ -119,6 +121,13 @@ def evaluate(
         logits[part] = classifier.logits(pictures.pictures[part])
     # Where another process was at work, here are zeros.
     return evaluate_logits(processes.total(logits), pictures.labels)
+
+
+def _without_margin(pictures: LabelledPictures, classifier: Classifier) -> LabelledPictures:
+    size = classifier.preprocessing.height, classifier.preprocessing.width
+    height, width = pictures.pictures.shape[-2:]
+    covers = height >= size[0] and width >= size[1]
+    return pictures.centre(size) if covers and (height, width) != size else pictures
 
 
 def measuring_batch(pictures: LabelledPictures) -> int:

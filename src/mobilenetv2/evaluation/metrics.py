@@ -11,16 +11,20 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class PerClass:
-    """Precision, recall and F1 of each class: float64 of shape K; 0 where undefined."""
+    """Precision, recall and F1 of each class: float64 of shape K; 0 where undefined.
+
+    ``occurs`` (bool K) tells the classes that some picture shows or that were predicted.
+    """
 
     precision: Array
     recall: Array
     f1: Array
+    occurs: Array
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 over classes, each counting the same however many pictures it has."""
-        return float(self.f1.mean())
+        """The mean F1 over classes that occur, each counting the same whatever its pictures."""
+        return float(self.f1[self.occurs].mean()) if self.occurs.any() else 0.0
 
 
 def confusion_matrix(labels: Array, predicted: Array, classes: int) -> Array:
@@ -40,6 +44,7 @@ def per_class(confusion: Array) -> PerClass:
         precision=_ratio(hits, predicted),
         recall=_ratio(hits, present),
         f1=_ratio(2 * hits, predicted + present),
+        occurs=predicted + present > 0,
     )
 
 

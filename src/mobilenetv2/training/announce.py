@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from mobilenetv2.data.examination import Examination
+from mobilenetv2.data.examination import KINDS, UNUSABLE_KINDS, Examination
 from mobilenetv2.network.cost import count_madds, count_params
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.start import Start
@@ -45,3 +45,13 @@ def _health(examination: Examination | None) -> Iterator[str]:
             f"the doctor has {len(serious)} findings; `mobilenetv2 inspect {examination.root}` "
             "shows them"
         )
+    # Pictures left out are named above.
+    kinds = [kind for kind in KINDS if kind not in UNUSABLE_KINDS]
+    errors = {kind: examination.of_kind(kind) for kind in kinds if KINDS[kind].severity == "error"}
+    told = [
+        f"{len(found):,} × {KINDS[kind].title} ({KINDS[kind].meaning})"
+        for kind, found in errors.items()
+        if found
+    ]
+    if told:
+        yield f"of these are errors: {', '.join(told)}"

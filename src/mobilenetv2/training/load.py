@@ -1,5 +1,7 @@
 """What ``MODEL`` names on the command line, and :func:`mobilenetv2.load` in Python."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from mobilenetv2.classifier import Classifier
@@ -60,6 +62,19 @@ def own_data(model: Path, directory: Path | None) -> DataConfig:
         )
     config = folder.read_config().data
     return config if directory is None else config.model_copy(update={"data_dir": directory})
+
+
+def own_counts(model: Path) -> Sequence[int] | None:
+    """How many pictures of each class the run behind ``model`` was measured on at its end.
+
+    Those of its test set, else of its validation set; None where no ``result.json`` tells.
+    """
+    folder = RunFolder(model if model.is_dir() else model.parent)
+    try:
+        result = json.loads(folder.result.read_text(encoding="utf-8"))
+        return [int(row["pictures"]) for row in result["classes"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _from_run(folder: RunFolder) -> Classifier:

@@ -12,12 +12,13 @@ from typing import Any
 from PIL import Image
 
 from mobilenetv2.config import TrainConfig, TransferConfig
+from mobilenetv2.data.colours import GREY_MODES
 from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.data.picture_tree import list_pictures
+from mobilenetv2.data.pictures import SMALL_SIDE
 from mobilenetv2.errors import DataError
 from mobilenetv2.settings import merge, nest, parse_settings, validate
 
-SMALL_SIDE = 96
 LOOK_AT = 20
 
 
@@ -96,7 +97,7 @@ def _kind_of_folder(folder: Path) -> str:
         try:
             with Image.open(file) as picture:
                 small &= max(picture.size) <= SMALL_SIDE
-                grey &= picture.mode in ("1", "L", "LA")
+                grey &= picture.mode in GREY_MODES
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             continue
     if not small:
