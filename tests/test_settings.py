@@ -155,7 +155,7 @@ def test_photos_start_from_weights_where_they_can(picture_folder: Callable[..., 
     assert config.or_without_weights(plain).without_weights == plain
     # Asked for is asked for, also where it is what the recipe would have said.
     for asked in (
-        {"lr": 0.07, "epochs": 6, "flip": False, "seed": 3, "tune": 2},
+        {"lr": 0.07, "epochs": 6, "flip": False, "seed": 3, "tune": "all"},
         {"lr": config.optimizer.lr, "epochs": config.epochs, "ema": config.ema},
         {"optimizer": "adamw", "warmup_epochs": config.schedule.warmup_epochs},
     ):
@@ -166,6 +166,8 @@ def test_photos_start_from_weights_where_they_can(picture_folder: Callable[..., 
                 without.model_dump()[name].items()
             )
     assert config.model_copy(update={"seed": 1}).without_weights.seed == 0
+    # Without weights there is nothing that a part of the network could build on.
+    assert configure(photos, tune=2).without_weights.transfer.tune == "auto"
     assert configure("minst").transfer.weights == "none", "no download for a misspelt name"
     small = configure(str(picture_folder(name="small")))
     assert small.transfer.weights == "none"
