@@ -54,15 +54,21 @@ def recall(classifier: Classifier) -> list[str]:
     return [runtime for runtime in noted if runtime in LIBRARIES]
 
 
-def remember(classifier: Classifier, runtime: str, float32_runtime: str) -> Path:
+def remember(classifier: Classifier, runtime: str | None, float32_runtime: str) -> Path:
     """Note the fastest runtime for this classifier, and the fastest in float32 for its shape.
+
+    Args:
+        classifier: what was measured.
+        runtime: for these weights; None leaves what is noted for them.
+        float32_runtime: for all of this shape.
 
     Raises:
         WorkFailed: the note cannot be written.
     """
     notes = _read()
     known = notes.setdefault(machine(), {})
-    known[fingerprint(classifier)] = runtime
+    if runtime is not None:
+        known[fingerprint(classifier)] = runtime
     known[shape(classifier)] = float32_runtime
     path = notes_path()
     path.parent.mkdir(parents=True, exist_ok=True)

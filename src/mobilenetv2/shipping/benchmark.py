@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import BenchmarkConfig
-from mobilenetv2.errors import ConfigError
+from mobilenetv2.errors import ConfigError, UserError
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import LIBRARIES, NO_BF16, Engine, in_hardware
@@ -25,7 +25,7 @@ from mobilenetv2.runtimes.installed import EXTRAS, installed
 from mobilenetv2.shipping.benchmark_report import Measurement, Report, Timing
 from mobilenetv2.shipping.held_out import held_out
 from mobilenetv2.shipping.int8 import training_pictures
-from mobilenetv2.shipping.network_copies import MAKERS, make_copy
+from mobilenetv2.shipping.network_copies import CALIBRATED, MAKERS, make_copy
 from mobilenetv2.shipping.resident import Resident
 from mobilenetv2.training.load import load
 
@@ -36,6 +36,7 @@ COMPARED = 512
 FEWEST = 5
 NOISE = "noise"
 """What answers are compared on where there are no pictures."""
+NO_PICTURES = "8 bits are calibrated on pictures, and none are known; name some with --verify"
 
 
 def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Report:
@@ -50,7 +51,7 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
     reference = classifier.for_inference().logits(pictures).numpy()
     names = [name for name in RUNTIMES if config.compiled or name != "torch-compiled"]
     console.print("copies …", style="dim")
-    _make_copies(config, classifier, pictures, names)
+    _make_copies(config, classifier, pictures if is_real else None, names)
     missing = {name: why for name in names if (why := _absent(name, classifier))}
     measurements = []
     for name in names:
@@ -59,9 +60,16 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
         console.print(f"{name} …", style="dim")
         # A process for each: tasks start in a fresh one.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            timings, start, used, logits = pool.submit(
+            measuring = pool.submit(
                 measure, name, config.model, pictures.numpy(), config.batch_sizes, config.seconds
-            ).result()
+            )
+        try:
+            timings, start, used, logits = measuring.result()
+        except UserError as error:
+            if name not in MAKERS:
+                raise
+            missing[name] = str(error)  # a damaged copy
+            continue
         measurements.append(
             Measurement(
                 name,
@@ -74,7 +82,8 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
         )
     plain = choose([one for one in measurements if one.is_float32])
     winner = choose(measurements) if is_real else plain  # noise says nothing about real pictures
-    noted_in = memory.remember(classifier, PREDICTED[winner], PREDICTED[plain])
+    for_these_weights = PREDICTED[winner] if is_real else None
+    noted_in = memory.remember(classifier, for_these_weights, PREDICTED[plain])
     return Report(
         memory.machine(), str(config.model), data, tuple(measurements), missing, winner,
         str(noted_in),
@@ -90,19 +99,21 @@ def choose(measurements: Sequence[Measurement]) -> str:
 
 
 def _make_copies(
-    config: BenchmarkConfig, classifier: Classifier, pictures: Tensor, names: Sequence[str]
+    config: BenchmarkConfig, classifier: Classifier, pictures: Tensor | None, names: Sequence[str]
 ) -> None:
     """Make the copies that these runtimes need, where that is possible.
 
     Networks in 8 bits are calibrated on what the run learned from; where no run is known, on the
-    pictures that the answers are compared on.
+    ``pictures`` that the answers are compared on. Without any, the copies that are there stay.
     """
     learned = training_pictures(config.model, config.source.data_dir, classifier)
+    known = pictures if learned is None else learned
     made: set[Path] = set()
     for name in names:
-        path = copies.copy_of(classifier, name) if name in MAKERS else None
-        if path is not None and path not in made and installed(*MAKERS[name]):
-            made.add(make_copy(classifier, name, pictures if learned is None else learned))
+        if name not in MAKERS or (known is None and name in CALIBRATED):
+            continue
+        if copies.copy_of(classifier, name) not in made and installed(*MAKERS[name]):
+            made.add(make_copy(classifier, name, known))
 
 
 def _absent(name: str, classifier: Classifier) -> str:
@@ -112,7 +123,9 @@ def _absent(name: str, classifier: Classifier) -> str:
         needs += MAKERS[name]
     absent = [library for library in dict.fromkeys(needs) if not installed(library)]
     if not absent:
-        return "" if in_hardware(name) else NO_BF16
+        if not in_hardware(name):
+            return NO_BF16
+        return "" if copies.has_copy(classifier, name) else NO_PICTURES
     return f'{", ".join(absent)} not installed (pip install "mobilenetv2[{EXTRAS[absent[0]]}]")'
 
 
