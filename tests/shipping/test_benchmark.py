@@ -18,7 +18,7 @@ from rich.console import Console
 import mobilenetv2
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import BenchmarkConfig
-from mobilenetv2.errors import UserError
+from mobilenetv2.errors import DataError, UserError
 from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import LIBRARIES
 from mobilenetv2.shipping import benchmark
@@ -213,12 +213,36 @@ def test_measuring(runtime: str, digits_model: Path) -> None:
     assert np.abs(logits - expected).max() < 1e-4
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_a_run_whose_data_is_elsewhere(
+    run_without_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    classifier = mobilenetv2.load(run_without_data)
+
+    def measure_on(verify: str | None) -> tuple[Report, str]:
+        config = BenchmarkConfig(model=run_without_data, verify=verify, seconds=0.01)
+        report = benchmark.run(config, classifier, Console(stderr=True, width=500))
+        return report, capsys.readouterr().err
+
+    report, told = measure_on(None)
+    assert report.data == "noise"
+    assert "compared on noise" in told
+    assert "gone: neither a folder" in told
+    report, told = measure_on("digits")
+    assert (report.data, report.missing) == ("digits, test set", {})
+    assert "calibrated on the pictures of digits" in told
+    with pytest.raises(DataError, match="nowhere"):
+        measure_on("nowhere")
+
+
 def test_without_data_there_is_noise(digits_model: Path) -> None:
-    classifier = mobilenetv2.load(digits_model)
-    pictures, name = benchmark._pictures(BenchmarkConfig(model=digits_model), classifier)
+    classifier, console = mobilenetv2.load(digits_model), Console(quiet=True)
+    pictures, name = benchmark._pictures(BenchmarkConfig(model=digits_model), classifier, console)
     assert (name, pictures.shape, pictures.dtype) == ("noise", (512, 1, 8, 8), torch.uint8)
     found, name = benchmark._pictures(
-        BenchmarkConfig(model=digits_model, verify="digits"), classifier
+        BenchmarkConfig(model=digits_model, verify="digits"), classifier, console
     )
     assert (name, len(found)) == ("digits, test set", 359)
 

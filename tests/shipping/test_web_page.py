@@ -580,9 +580,12 @@ def test_a_finished_page_has_its_own_runtime(page: Callable[..., Path], assets: 
         pass
 
 
-def test_a_demo_of_a_model(digits_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("origin", ["digits_model", "run_without_data"])
+def test_a_demo_of_a_model(
+    origin: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnxruntime")
-    config = DemoConfig(model=digits_model, port=0, browser=False)
+    config = DemoConfig(model=request.getfixturevalue(origin), port=0, browser=False)
     with served(config, Console(stderr=True)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import BenchmarkConfig
-from mobilenetv2.errors import ConfigError, UserError
+from mobilenetv2.errors import ConfigError, DataError, UserError
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import LIBRARIES, NO_BF16, Engine, in_hardware
@@ -46,12 +46,13 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
         UserError: the data cannot be used.
         WorkFailed: a copy or the note cannot be written.
     """
-    pictures, data = _pictures(config, classifier)
+    pictures, data = _pictures(config, classifier, console)
     is_real = data != NOISE
     reference = classifier.for_inference().logits(pictures).numpy()
     names = [name for name in RUNTIMES if config.compiled or name != "torch-compiled"]
     console.print("copies …", style="dim")
-    _make_copies(config, classifier, pictures if is_real else None, names)
+    known = _learned_from(config, classifier, pictures if is_real else None, console)
+    _make_copies(classifier, known, names)
     missing = {name: why for name in names if (why := _absent(name, classifier))}
     measurements = []
     for name in names:
@@ -98,16 +99,25 @@ def choose(measurements: Sequence[Measurement]) -> str:
     return min(eligible, key=lambda one: one.timings[-1].median).runtime
 
 
-def _make_copies(
-    config: BenchmarkConfig, classifier: Classifier, pictures: Tensor | None, names: Sequence[str]
-) -> None:
+def _learned_from(
+    config: BenchmarkConfig, classifier: Classifier, compared: Tensor | None, console: Console
+) -> Tensor | None:
+    """What the run learned from, or else the pictures that answers are compared on, if any."""
+    try:
+        return training_pictures(config.model, config.source.data_dir, classifier)
+    except DataError as error:
+        if compared is not None:
+            note = f"8 bits are calibrated on the pictures of {config.verify}: {error}"
+            console.print(note, style="dim", markup=False)
+        return compared
+
+
+def _make_copies(classifier: Classifier, known: Tensor | None, names: Sequence[str]) -> None:
     """Make the copies that these runtimes need, where that is possible.
 
-    Networks in 8 bits are calibrated on what the run learned from; where no run is known, on the
-    ``pictures`` that the answers are compared on. Without any, the copies that are there stay.
+    Networks in 8 bits are calibrated on the ``known`` pictures. Without any, the copies that are
+    there stay.
     """
-    learned = training_pictures(config.model, config.source.data_dir, classifier)
-    known = pictures if learned is None else learned
     made: set[Path] = set()
     for name in names:
         if name not in MAKERS or (known is None and name in CALIBRATED):
@@ -182,11 +192,14 @@ RUNTIMES: dict[str, Start] = {
 """Each row, the baseline first: from a classifier to a function, prepared pictures → logits."""
 
 
-def _pictures(config: BenchmarkConfig, classifier: Classifier) -> tuple[Tensor, str]:
+def _pictures(
+    config: BenchmarkConfig, classifier: Classifier, console: Console
+) -> tuple[Tensor, str]:
     """Prepared pictures to compare answers on, and what they are."""
     try:
         found = held_out(classifier, config.model, config.verify, config.source.data_dir)
-    except ConfigError:
+    except ConfigError as error:
+        console.print(f"compared on noise: {error}", style="dim", markup=False)
         wanted = classifier.preprocessing
         size = (COMPARED, wanted.channels, wanted.height, wanted.width)
         generator = torch.Generator().manual_seed(0)

@@ -81,12 +81,12 @@ def served(config: DemoConfig, console: Console) -> Iterator[ThreadingHTTPServer
 def make_page(config: DemoConfig, classifier: Classifier, folder: Path, console: Console) -> None:
     """Write a page into ``folder``, proven where held-out pictures are quick to have."""
     require("onnx", "onnxruntime")
-    pictures = _quick_pictures(classifier, config)
+    pictures = _quick_pictures(classifier, config, console)
     model = folder / MODEL
     if pictures is None:
         OnnxFormat().write(Content(classifier), folder, model.stem)
         console.print(
-            "not proven on held-out pictures, to start soon: export --format web does that",
+            "not proven on held-out pictures: export --format web does that",
             style="dim",
         )
     else:
@@ -110,8 +110,8 @@ def make_page(config: DemoConfig, classifier: Classifier, folder: Path, console:
         raise WorkFailed(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-def _quick_pictures(classifier: Classifier, config: DemoConfig) -> HeldOut | None:
-    """Some held-out pictures, unless they are unknown or it takes long to decode them."""
+def _quick_pictures(classifier: Classifier, config: DemoConfig, console: Console) -> HeldOut | None:
+    """Some held-out pictures, unless they are not to be had or it takes long to decode them."""
     try:
         own = load.own_data(config.model, config.source.data_dir)
     except ModelFileError:
@@ -119,7 +119,12 @@ def _quick_pictures(classifier: Classifier, config: DemoConfig) -> HeldOut | Non
     wanted = classifier.preprocessing
     if own.data not in NAMES and max(wanted.height, wanted.width) > SMALL:
         return None
-    return held_out(classifier, config.model, None, config.source.data_dir).first(ENOUGH)
+    try:
+        found = held_out(classifier, config.model, None, config.source.data_dir)
+    except ConfigError as error:
+        console.print(str(error), style="dim", markup=False)
+        return None
+    return found.first(ENOUGH)
 
 
 class PageHandler(SimpleHTTPRequestHandler):

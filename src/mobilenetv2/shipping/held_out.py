@@ -16,7 +16,7 @@ from mobilenetv2.data.named_sets import NAMES, read_named_set
 from mobilenetv2.data.pictures import read_picture
 from mobilenetv2.data.resizing import resize_and_crop
 from mobilenetv2.data.sources import load_data, load_for_measuring
-from mobilenetv2.errors import ConfigError, ModelFileError
+from mobilenetv2.errors import ConfigError, DataError, ModelFileError
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.training.load import own_data
 
@@ -110,24 +110,34 @@ def held_out(
         data_dir: where named sets lie.
 
     Raises:
-        ConfigError: no data was named, and the model lies in no run folder.
-        DataError: the data cannot be used, or has classes that the classifier does not know.
+        ConfigError: no data was named, and the model lies in no run folder, or the pictures of its
+            run cannot be used.
+        DataError: the data that was named cannot be used, or has classes that the classifier does
+            not know.
     """
+    if data is not None:
+        return _read(classifier, DataConfig(data=data, data_dir=data_dir), is_own=False)
+    try:
+        return _read(classifier, own_data(model, data_dir), is_own=True)
+    except ModelFileError as error:
+        raise ConfigError(
+            f"{model}: lies in no run folder, so the pictures to prove the file on are "
+            "unknown; name a data set or a folder with --verify"
+        ) from error
+    except DataError as error:
+        raise ConfigError(
+            f"{model}: the pictures of its run cannot be used here; name others with --verify: "
+            f"{error}"
+        ) from error
+
+
+def _read(classifier: Classifier, config: DataConfig, *, is_own: bool) -> HeldOut:
+    """The pictures of ``config``; of a run's own folder, what was held out from training."""
     wanted = classifier.preprocessing
-    if data is None:
-        try:
-            config = own_data(model, data_dir)
-        except ModelFileError as error:
-            raise ConfigError(
-                f"{model}: lies in no run folder, so the pictures to prove the file on are "
-                "unknown; name a data set or a folder with --verify"
-            ) from error
-    else:
-        config = DataConfig(data=data, data_dir=data_dir)
     if config.data in NAMES:
         name, prepared = load_for_measuring(config, wanted, classifier.labels)
         originals: Array | Sequence[Path] = _to_rgb(read_named_set(config).test[0])
-    elif data is not None:
+    elif not is_own:
         name, prepared = load_for_measuring(config, wanted, classifier.labels)
         originals = [Path(file) for file in prepared.names]
     else:
