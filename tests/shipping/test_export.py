@@ -17,6 +17,7 @@ from mobilenetv2.errors import ConfigError
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.shipping import onnx_contract
 from mobilenetv2.shipping.export import FORMATS
+from mobilenetv2.shipping.held_out import held_out
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -108,6 +109,20 @@ def test_a_grey_classifier_on_a_named_set(
     assert certificate["comparison"]["pictures"] == 359
     assert certificate["comparison"]["largest_difference"] <= 1e-4
     assert certificate["data"] == "digits, test set"
+
+
+def test_a_grey_classifier_on_colour_jpegs(digits_model: Path, tmp_path: Path) -> None:
+    """A file gets RGB pixels, whose brightness is not to the last step that in the JPEG."""
+    random = np.random.default_rng(0)
+    for label in "01":
+        (tmp_path / "jpegs" / label).mkdir(parents=True)
+        for number in range(4):
+            pixels = 255 * random.integers(0, 2, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "jpegs" / label / f"{number}.jpg")
+    classifier = mobilenetv2.load(digits_model)
+    found = held_out(classifier, digits_model, str(tmp_path / "jpegs"), None)
+    for original, prepared in zip(found.batches(), found.prepared.pictures, strict=True):
+        assert torch.equal(classifier.prepare(original[0]), prepared)
 
 
 @pytest.mark.parametrize("form", QUICK)

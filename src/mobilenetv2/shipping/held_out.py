@@ -79,11 +79,12 @@ class HeldOut:
             scale = max(size[0] / height, size[1] / width)
             side = resize or math.ceil(min(height, width) * scale)
             fitted.append(np.array(resize_and_crop(Image.fromarray(original), *size, side)))
-        originals = np.stack(fitted)
-        prepared = torch.stack([classifier.prepare(one) for one in originals])
-        return replace(
-            self, originals=originals, prepared=replace(self.prepared, pictures=prepared)
-        )
+        return replace(self, originals=np.stack(fitted)).prepared_by(classifier)
+
+    def prepared_by(self, classifier: Classifier) -> "HeldOut":
+        """The same pictures, prepared from the very pixels that an exported file gets."""
+        prepared = [classifier.prepare(one) for few in self.batches() for one in few]
+        return replace(self, prepared=replace(self.prepared, pictures=torch.stack(prepared)))
 
     def first(self, count: int) -> "HeldOut":
         """The first pictures alone."""
@@ -147,10 +148,12 @@ def _read(classifier: Classifier, config: DataConfig, *, is_own: bool) -> HeldOu
     found = HeldOut(f"{config.data}, {name} set", prepared, originals, wanted.resize)
     small = isinstance(originals, np.ndarray) and originals[0].size <= 3 * SMALL_PIXELS
     most = MOST if small else MOST_PHOTOS
-    if len(found) <= most:
-        return found
-    chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(found))[:most].copy())
-    return found.select(chosen.sort().values)
+    if len(found) > most:
+        chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(found))[:most].copy())
+        found = found.select(chosen.sort().values)
+    # A colour JPEG's own brightness may be a step away from that of its RGB pixels.
+    from_files = not isinstance(originals, np.ndarray)
+    return found.prepared_by(classifier) if from_files and wanted.colour == "grey" else found
 
 
 def _to_rgb(pictures: Array) -> Array:
