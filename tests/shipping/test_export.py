@@ -16,8 +16,9 @@ from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.shipping import onnx_contract
-from mobilenetv2.shipping.export import FORMATS
+from mobilenetv2.shipping.export import FORMATS, target
 from mobilenetv2.shipping.held_out import held_out
+from mobilenetv2.shipping.web_export import page_folder
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -250,6 +251,34 @@ def test_what_is_there_is_not_overwritten_unless_asked(
     assert out.read_text() == "precious"
     assert run_cli(*arguments, "--overwrite")[0] == 0
     assert out.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("form", "present"),
+    [
+        ("openvino", "mine.bin"),
+        ("openvino", "mine.xml.certificate.json"),
+        ("openvino", "mine.xml.ladder.png"),
+        ("web", "mine.certificate.json"),
+        ("web", "mine.ladder.png"),
+    ],
+)
+def test_nor_is_what_would_lie_beside_it(
+    form: str, present: str, digits_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / ("mine" if form == "web" else f"mine{FORMATS[form].suffix}")
+    asked: dict[str, Any] = {"model": digits_model, "format": form, "out": out}
+
+    def place(**more: Any) -> Path:
+        config = ExportConfig(**asked, **more)
+        return page_folder(config) if form == "web" else target(config, FORMATS[form])
+
+    (tmp_path / present).write_text("precious")
+    with pytest.raises(ConfigError, match=rf"{present}: is there already.*--overwrite"):
+        place(int8=True)
+    assert place(int8=True, overwrite=True) == out
+    if "ladder" in present:
+        assert place() == out, "there is a ladder for 8 bits alone"
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ FORMATS: dict[str, Format] = {
     "litert": LiteRtFormat(),
     "executorch": ExecuTorchFormat(),
 }
-SUFFIX = ".certificate.json"
+SUFFIX, LADDER = ".certificate.json", ".ladder.png"
+"""What is added to the name of a file for its certificate, and for the picture of its ladder."""
 LAYER_TOLERANCE = 1e-3
 """Share of a layer's largest output from which on it counts as another one, in float32."""
 
@@ -72,13 +73,28 @@ def target(config: ExportConfig, form: Format) -> Path:
         elif path.suffix != form.suffix:
             raise ConfigError(f"--out {path}: a file of --format {form.name} ends in {form.suffix}")
     require_writable(path)
-    if not config.overwrite:
-        for present in (path, _certificate_of(path)):
-            if present.exists():
-                raise ConfigError(
-                    f"{present}: is there already; name another file with --out, or add --overwrite"
-                )
+    beside = [path.with_suffix(suffix) for suffix in form.beside]
+    require_absent([path, *beside, *records_of(path, config)], config)
     return path
+
+
+def records_of(path: Path, config: ExportConfig) -> list[Path]:
+    """What will lie beside an exported file, or a page, to tell about it."""
+    endings = (SUFFIX, LADDER) if config.int8 else (SUFFIX,)
+    return [path.with_name(path.name + ending) for ending in endings]
+
+
+def require_absent(files: Sequence[Path], config: ExportConfig) -> None:
+    """Make sure that nothing is replaced unasked.
+
+    Raises:
+        ConfigError: one of the files is there already.
+    """
+    present = [file for file in files if file.exists()]
+    if present and not config.overwrite:
+        raise ConfigError(
+            f"{present[0]}: is there already; give another name with --out, or add --overwrite"
+        )
 
 
 def require_writable(path: Path) -> None:
@@ -140,7 +156,7 @@ def export(
                 )  # fmt: skip
             for ending, figure in (figures or {}).items():
                 plots.save(figure, Path(folder) / f"{path.name}{ending}")
-            certificate.write(Path(folder) / _certificate_of(path).name)
+            certificate.write(Path(folder) / f"{path.name}{SUFFIX}")
             for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):
                 file.replace(path.parent / file.name)  # the file itself last
     except OSError as error:
@@ -236,7 +252,3 @@ def _stem(config: ExportConfig) -> str:
     ending = "" if config.precision == "fp32" else f"-{config.precision}"
     name = "model" if config.model.is_dir() else config.model.name.split(".")[0]
     return f"{name}{'-raw' if config.raw else ''}{ending}"
-
-
-def _certificate_of(path: Path) -> Path:
-    return path.with_name(path.name + SUFFIX)

@@ -20,7 +20,7 @@ from mobilenetv2.runtimes.processor import weight_bits
 from mobilenetv2.runtimes.sessions import Session
 from mobilenetv2.shipping import ladder
 from mobilenetv2.shipping.certificate import Certificate
-from mobilenetv2.shipping.export import FORMATS, Unproven, export, file_size, threshold
+from mobilenetv2.shipping.export import FORMATS, LADDER, Unproven, export, file_size, threshold
 from mobilenetv2.shipping.formats import Content, Format
 from mobilenetv2.shipping.held_out import ENOUGH, HeldOut
 from mobilenetv2.shipping.quantize import calibration
@@ -104,7 +104,7 @@ def export_int8(
         path,
         Content(classifier, config.raw, "int8", core=taken.core),
         notes,
-        {".ladder.png": ladder.figure(rungs, floor)},
+        {LADDER: ladder.figure(rungs, floor)},
     )
 
 

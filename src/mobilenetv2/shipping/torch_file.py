@@ -18,6 +18,7 @@ class TorchFormat:
 
     name = "torch"
     suffix = ".pt2"
+    beside: tuple[str, ...] = ()
     libraries = ("torch",)
     fixed_size = False
 
