@@ -95,7 +95,7 @@ class ExportConfig(OutputConfig):
     """For litert and executorch, which fix it: height and width of the pictures that the file takes
     (default: the size that is left after resizing, so that nothing is resized inside)."""
     fp16: FlagCreatePairsOff[bool] = False
-    """Weights in float16: half the size."""
+    """Weights in float16: half the size. With --format torch, arithmetic too."""
     bf16: FlagCreatePairsOff[bool] = False
     """Weights and arithmetic in bfloat16, for --format torch."""
     int8: FlagCreatePairsOff[bool] = False

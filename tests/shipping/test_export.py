@@ -185,6 +185,24 @@ def test_half_the_size(
     assert certificate["size"] < certificate["reference_size"] - 50_000
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("flag", "dtype"), [("--fp16", torch.float16), ("--bf16", torch.bfloat16)])
+def test_the_network_alone_in_half_the_size(
+    flag: str, dtype: torch.dtype, digits_model: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    code, _, error = run_cli(
+        "export", digits_model, "--format", "torch", "--raw", flag, "--verify", "digits", "--out",
+        tmp_path, "--max-drop", "0.05",
+    )  # fmt: skip
+    assert (code, error) == (0, "")
+    certificate = json.loads(next(tmp_path.glob("*.certificate.json")).read_text())
+    assert certificate["size"] < certificate["reference_size"] - 50_000
+    program = torch.export.load(next(tmp_path.glob("*.pt2")))
+    assert {weight.dtype for weight in program.state_dict.values()} == {dtype}
+    logits = program.module()(torch.zeros(3, 1, 8, 8))
+    assert (logits.dtype, logits.shape) == (torch.float32, (3, 10))
+
+
 # ------------------------------------------------------------------------ what goes wrong
 
 
