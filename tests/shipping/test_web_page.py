@@ -25,7 +25,7 @@ from mobilenetv2.command_config import DemoConfig, PageConfig
 from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.data.resizing import resize_and_crop
 from mobilenetv2.errors import ConfigError
-from mobilenetv2.shipping import drawing_style, web_export, web_page, web_runtime
+from mobilenetv2.shipping import demo, drawing_style, web_export, web_page, web_runtime
 from mobilenetv2.shipping.demo import served
 from mobilenetv2.shipping.held_out import held_out
 from mobilenetv2.shipping.proof import Threshold
@@ -599,6 +599,20 @@ def test_a_demo_of_a_model(
     assert about["proof"] is None
     assert not about["offline"]
     assert "not proven" in capsys.readouterr().err
+
+
+def test_a_demo_is_proven_on_pictures_of_all_classes(
+    run_without_data: Path, picture_folder: Callable[..., Path]
+) -> None:
+    """Those of a folder come sorted by class."""
+    for split, count in (("train", 2), ("test", 30)):
+        labels = tuple(map(str, range(10)))
+        picture_folder(labels, count, size=(8, 8), mode="L", name=f"gone/{split}")
+    config, console = DemoConfig(model=run_without_data), Console(quiet=True)
+    found = demo._quick_pictures(mobilenetv2.load(run_without_data), config, console)
+    assert found is not None
+    assert len(found) == 256
+    assert set(found.labels.tolist()) == set(range(10))
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def _quick_pictures(classifier: Classifier, config: DemoConfig, console: Console
     except ConfigError as error:
         console.print(str(error), style="dim", markup=False)
         return None
-    return found.first(ENOUGH)
+    return found.some(ENOUGH)  # a folder's are sorted by class
 
 
 class PageHandler(SimpleHTTPRequestHandler):

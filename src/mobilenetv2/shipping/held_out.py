@@ -90,6 +90,13 @@ class HeldOut:
         """The first pictures alone."""
         return self.select(torch.arange(min(count, len(self))))
 
+    def some(self, count: int) -> "HeldOut":
+        """At most so many pictures, drawn from all of them, always the same ones."""
+        if len(self) <= count:
+            return self
+        chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(self))[:count].copy())
+        return self.select(chosen.sort().values)
+
     def select(self, indices: torch.Tensor) -> "HeldOut":
         """The pictures at ``indices`` (int64), in that order."""
         if isinstance(self.originals, np.ndarray):
@@ -148,9 +155,7 @@ def _read(classifier: Classifier, config: DataConfig, *, is_own: bool) -> HeldOu
     found = HeldOut(f"{config.data}, {name} set", prepared, originals, wanted.resize)
     small = isinstance(originals, np.ndarray) and originals[0].size <= 3 * SMALL_PIXELS
     most = MOST if small else MOST_PHOTOS
-    if len(found) > most:
-        chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(found))[:most].copy())
-        found = found.select(chosen.sort().values)
+    found = found.some(most)
     # A colour JPEG's own brightness may be a step away from that of its RGB pixels.
     from_files = not isinstance(originals, np.ndarray)
     return found.prepared_by(classifier) if from_files and wanted.colour == "grey" else found
