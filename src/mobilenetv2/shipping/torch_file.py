@@ -114,4 +114,7 @@ def export_program(content: Content) -> torch.export.ExportedProgram:
     else:
         example = torch.zeros(2, wanted.height + 3, wanted.width + 5, 3, dtype=torch.uint8)
         shapes = dict.fromkeys((0, 1, 2), dynamic)
-    return torch.export.export(module.eval(), (example,), dynamic_shapes=(shapes,))
+    program = torch.export.export(module.eval(), (example,), dynamic_shapes=(shapes,))
+    for node in program.graph.nodes:  # which lines of which file, on this machine
+        node.meta.pop("stack_trace", None)
+    return program
