@@ -237,6 +237,13 @@ def test_a_run_whose_data_is_elsewhere(
         measure_on("nowhere")
 
 
+def test_no_batch_size_is_no_request(digits_model: Path, run_cli: RunCli) -> None:
+    code, printed, error = run_cli("benchmark", digits_model, "--batch-sizes")
+    assert (code, printed) == (2, "")
+    assert "batch" in error
+    assert "Traceback" not in error
+
+
 def test_without_data_there_is_noise(digits_model: Path) -> None:
     classifier, console = mobilenetv2.load(digits_model), Console(quiet=True)
     pictures, name = benchmark._pictures(BenchmarkConfig(model=digits_model), classifier, console)

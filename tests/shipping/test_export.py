@@ -17,7 +17,7 @@ from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.shipping import onnx_contract
-from mobilenetv2.shipping.export import FORMATS, target
+from mobilenetv2.shipping.export import FORMATS, size_of, target
 from mobilenetv2.shipping.held_out import held_out
 from mobilenetv2.shipping.web_export import page_folder
 
@@ -364,6 +364,12 @@ def test_wrong_input_is_refused_by_the_file(
     for wrong in (right.astype(np.float32), right[0], right[..., :1]):
         with pytest.raises(Exception, match="INVALID_ARGUMENT"):
             session.run(None, {"pictures": wrong})
+
+
+def test_the_size_of_a_file_whose_name_is_a_pattern(tmp_path: Path) -> None:
+    for name in ("m[1].xml", "m[1].bin", "m1.xml"):
+        (tmp_path / name).write_bytes(b"1234")
+    assert size_of(tmp_path / "m[1].xml") == 8
 
 
 def test_settings_that_exclude_each_other() -> None:

@@ -574,10 +574,14 @@ def test_a_port_in_use(digits_model: Path, run_cli: RunCli) -> None:
     assert f"--port {port}: cannot be used" in error
 
 
-def test_a_finished_page_has_its_own_runtime(page: Callable[..., Path], assets: Path) -> None:
-    config = DemoConfig(model=page(), port=0, page=PageConfig(assets=assets))
-    with pytest.raises(ConfigError, match="finished page"), served(config, Console(quiet=True)):
-        pass
+def test_a_finished_page_has_its_own_runtime_and_rule(
+    page: Callable[..., Path], assets: Path
+) -> None:
+    finished = page()
+    for asked in (PageConfig(assets=assets), PageConfig(sure=0.99)):
+        config = DemoConfig(model=finished, port=0, page=asked)
+        with pytest.raises(ConfigError, match="finished page"), served(config, Console(quiet=True)):
+            pass
 
 
 @pytest.mark.parametrize("origin", ["digits_model", "run_without_data"])

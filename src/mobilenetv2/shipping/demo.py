@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.command_config import DemoConfig, ExportConfig
+from mobilenetv2.command_config import DemoConfig, ExportConfig, PageConfig
 from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.errors import ConfigError, ModelFileError, WorkFailed
 from mobilenetv2.runtimes.installed import require
@@ -58,9 +58,12 @@ def served(config: DemoConfig, console: Console) -> Iterator[ThreadingHTTPServer
     """A server that is bound to its port; its page goes when the block ends."""
     folder = config.model
     classifier = None if made_here(folder) else load.load(folder)
+    if classifier is None and config.page != PageConfig():
+        raise ConfigError(
+            f"--assets and --sure: {folder} is a finished page, with a runtime and a rule of its "
+            "own; name the model, or export the page anew"
+        )
     if config.page.assets is not None:
-        if classifier is None:
-            raise ConfigError(f"--assets: {folder} is a finished page, with a runtime of its own")
         check_assets(config.page.assets)
     try:
         # Before the page is made, so that a port in use is told at once.

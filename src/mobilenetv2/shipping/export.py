@@ -4,6 +4,7 @@ The file is written to a folder of its own, run in its own runtime on held-out p
 classifier, and only then moved to where it was asked for, with the certificate.
 """
 
+import glob
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -141,8 +142,6 @@ def export(
     if form.fixed_size and not content.raw:
         resize = None if config.picture_size else classifier.preprocessing.resize
         pictures = pictures.fitted(classifier, picture_size(content), resize)
-    elif config.picture_size:
-        raise ConfigError(f"--picture-size: --format {form.name} takes pictures of any size")
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
             written = form.write(content, Path(folder), path.stem)
@@ -225,7 +224,8 @@ def divergent_layer(form: Format, written: Path, content: Content, pictures: Hel
 
 def size_of(written: Path) -> int:
     """Bytes of a file and of the weights beside it."""
-    return sum(file.stat().st_size for file in written.parent.glob(f"{written.stem}.*"))
+    own = f"{glob.escape(written.stem)}.*"
+    return sum(file.stat().st_size for file in written.parent.glob(own))
 
 
 def file_size(form: Format, content: Content) -> int:
