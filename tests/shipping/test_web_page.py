@@ -339,6 +339,53 @@ def test_the_page_resizes_as_training_did_to_the_pixel(colour: str, tmp_path: Pa
         assert np.array_equal(made.reshape(wanted.shape), wanted), sizes[number]
 
 
+@pytest.mark.parametrize(
+    ("meanwhile", "started", "lights"),
+    [
+        ("", [True], 1),
+        ("camera.stop();", [False], 0),
+        ("document.hidden = true;", [False], 0),
+        ("starts.push(camera.start());", [False, True], 1),
+        ("starts.push(camera.start()); camera.stop();", [False, False], 0),
+        ("starts.push(camera.turn());", [False, True], 1),
+    ],
+)
+def test_no_camera_stays_on_that_came_too_late(
+    meanwhile: str, started: list[bool], lights: int, tmp_path: Path
+) -> None:
+    """What happens while the browser asks for permission decides about the stream that comes."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("there is no node to run the page's script with")
+    program = """
+        const on = new Set(), given = [];
+        const asked = () => new Promise((resolve) => given.push(() => {
+          const track = { stop: () => on.delete(track) };
+          on.add(track);
+          resolve({ getTracks: () => [track] });
+        }));
+        const mediaDevices = { getUserMedia: asked };
+        Object.defineProperty(globalThis, "navigator", { value: { mediaDevices } });
+        globalThis.document = { hidden: false };
+        const { Camera } = await import(process.argv[2]);
+        const camera = new Camera({ srcObject: null, play: async () => {} });
+        const starts = [camera.start()];
+        MEANWHILE
+        for (const give of given) give();
+        const started = await Promise.all(starts);
+        const lights = on.size;
+        camera.stop();
+        console.log(JSON.stringify([started, lights, on.size]));
+    """
+    (tmp_path / "run.mjs").write_text(program.replace("MEANWHILE", meanwhile))
+    module = tmp_path / "camera.mjs"
+    module.write_text((SOURCES / "camera.js").read_text("utf-8"))
+    printed = subprocess.run(
+        [node, tmp_path / "run.mjs", module.as_uri()], check=True, capture_output=True
+    ).stdout
+    assert json.loads(printed) == [started, lights, 0]
+
+
 # ------------------------------------------------------------------------ how drawings look
 
 
