@@ -172,7 +172,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_noise_makes_no_8_bit_copy_and_replaces_none(digits_model: Path) -> None:
+def test_noise_makes_no_8_bit_copy_and_replaces_none(
+    digits_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     classifier = mobilenetv2.load(digits_model)
@@ -180,7 +182,7 @@ def test_noise_makes_no_8_bit_copy_and_replaces_none(digits_model: Path) -> None
 
     def measure_on(verify: str | None) -> Report:
         config = BenchmarkConfig(model=digits_model, verify=verify, seconds=0.01)
-        return benchmark.run(config, classifier, Console(quiet=True))
+        return benchmark.run(config, classifier, Console(stderr=True, width=500))
 
     report = measure_on(None)
     assert "--verify" in report.missing["onnxruntime-int8"]
@@ -191,6 +193,7 @@ def test_noise_makes_no_8_bit_copy_and_replaces_none(digits_model: Path) -> None
     assert measure_on(None).missing == {}, "the copy that is there is measured"
     assert copy.read_bytes() == made
     assert memory.recall(classifier) == [noted, "torch"]
+    assert f"predict stays with {noted}" in capsys.readouterr().err
     copy.write_bytes(b"damaged")
     report = measure_on(None)
     assert copy.name in report.missing[noted]

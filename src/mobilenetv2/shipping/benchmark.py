@@ -85,6 +85,9 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
     winner = choose(measurements) if is_real else plain  # noise says nothing about real pictures
     for_these_weights = PREDICTED[winner] if is_real else None
     noted_in = memory.remember(classifier, for_these_weights, PREDICTED[plain])
+    kept = memory.recall(classifier)[0]
+    if kept != PREDICTED[winner]:
+        console.print(f"predict stays with {kept}, as noted for these weights before", style="dim")
     return Report(
         memory.machine(), str(config.model), data, tuple(measurements), missing, winner,
         str(noted_in),
