@@ -95,7 +95,7 @@ class ExportConfig(OutputConfig):
     """For litert and executorch, which fix it: height and width of the pictures that the file takes
     (default: the size that is left after resizing, so that nothing is resized inside)."""
     fp16: FlagCreatePairsOff[bool] = False
-    """Weights in float16: half the size."""
+    """Weights in float16: half the size. With --format torch, arithmetic too."""
     bf16: FlagCreatePairsOff[bool] = False
     """Weights and arithmetic in bfloat16, for --format torch."""
     int8: FlagCreatePairsOff[bool] = False
@@ -120,6 +120,13 @@ class ExportConfig(OutputConfig):
             raise ValueError("fp16, bf16 and int8: name one of them")
         if self.format == "web" and (self.raw or self.picture_size or self.bf16):
             raise ValueError("--format web holds the whole contract: no raw, picture_size or bf16")
+        if self.picture_size and self.format not in ("litert", "executorch"):
+            raise ValueError(f"picture_size: --format {self.format} takes pictures of any size")
+        if self.picture_size and self.raw:
+            raise ValueError(
+                "picture_size: the network alone (raw) takes what the classifier has prepared, of "
+                "one size; leave one of the two out"
+            )
         if self.format != "web" and self.page != PageConfig():
             raise ValueError("assets and sure belong to --format web")
         return self
@@ -139,7 +146,9 @@ class BenchmarkConfig(OutputConfig):
     """Pictures to compare the answers on: a name or a folder (default: the run's own test set, else
     its validation set; noise where there is none)."""
     source: SourceConfig = SourceConfig()
-    batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (1, 32)
+    batch_sizes: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1)
+    ] = (1, 32)
     """Pictures at once; the last decides what is remembered."""
     seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
     """Time spent on measuring each runtime at each batch size."""

@@ -127,14 +127,17 @@ def test_few_pictures_are_not_worth_it(small_classifier: Classifier) -> None:
     assert memory.fastest(fast, 1000) is fast
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"x": 1}', "\xff", '{"%s": {"%s": "rm -rf"}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"x": 1}', "\udcff", '{"%s": {"%s": "rm -rf"}}', '{"%s": {"%s": ["onnxruntime"]}}'],
+)
 def test_damaged_notes_are_no_notes(
     small_classifier: Classifier, runtime_notes: Path, text: str
 ) -> None:
     runtime_notes.parent.mkdir(parents=True)
     if "%s" in text:
         text = text % (memory.machine(), copies.shape(small_classifier))
-    runtime_notes.write_text(text, encoding="latin-1")
+    runtime_notes.write_text(text, encoding="utf-8", errors="surrogateescape")
     assert memory.recall(small_classifier) == []
 
 
@@ -193,6 +196,9 @@ def test_a_damaged_copy_is_a_message(small_classifier: Classifier) -> None:
     path.write_bytes(b"no network")
     with pytest.raises(ModelFileError, match=path.name):
         Engine(small_classifier, "onnxruntime-int8")
+    memory.remember(small_classifier, "onnxruntime-int8", "torch")
+    fast = memory.fastest(small_classifier, 1000)
+    assert fast.engine is None, "nobody asked for that copy, and PyTorch will do"
 
 
 @pytest.mark.filterwarnings("ignore")  # the converter's own

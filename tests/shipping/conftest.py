@@ -1,12 +1,14 @@
 """A run folder in a second, and what is exported from it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import NetworkConfig, Preprocessing
+from mobilenetv2.config import DataConfig, NetworkConfig, Preprocessing, TrainConfig
+from mobilenetv2.settings import to_yaml
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,17 @@ def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "digits.safetensors"
     classifier.save(path)
     return path
+
+
+@pytest.fixture
+def run_without_data(digits_model: Path, tmp_path: Path) -> Path:
+    """The same classifier in the folder of a run whose pictures are not on this machine."""
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(digits_model, run / "model.safetensors")
+    settings = TrainConfig(data=DataConfig(data=str(tmp_path / "gone")))
+    (run / "config.yaml").write_text(to_yaml(settings))
+    return run
 
 
 @pytest.fixture

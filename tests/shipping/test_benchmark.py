@@ -5,17 +5,21 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
 
 import mobilenetv2
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import BenchmarkConfig
-from mobilenetv2.runtimes import memory
+from mobilenetv2.errors import DataError, UserError
+from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import LIBRARIES
 from mobilenetv2.shipping import benchmark
 from mobilenetv2.shipping.benchmark import choose, measure
@@ -132,7 +136,68 @@ def test_what_is_not_measured_is_told(
     )
     assert benchmark._absent("torch", small_classifier) == ""
     monkeypatch.setattr(benchmark, "installed", lambda *_: True)
+    copy = copies.copy_of(small_classifier, runtime)
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"")
     assert benchmark._absent(runtime, small_classifier) == ""
+
+
+class AtOnce:
+    """In place of a process for each runtime: this one."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> "AtOnce":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*arguments))
+        except UserError as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few runtimes, measured for a moment, all in the process of the test."""
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", AtOnce)
+    few = {name: benchmark.RUNTIMES[name] for name in ("torch", "torch-folded", "onnxruntime-int8")}
+    monkeypatch.setattr(benchmark, "RUNTIMES", few)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_noise_makes_no_8_bit_copy_and_replaces_none(
+    digits_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    classifier = mobilenetv2.load(digits_model)
+    copy = copies.copy_of(classifier, "onnxruntime-int8")
+
+    def measure_on(verify: str | None) -> Report:
+        config = BenchmarkConfig(model=digits_model, verify=verify, seconds=0.01)
+        return benchmark.run(config, classifier, Console(stderr=True, width=500))
+
+    report = measure_on(None)
+    assert "--verify" in report.missing["onnxruntime-int8"]
+    assert not copy.exists()
+    assert measure_on("digits").missing == {}
+    made, noted = copy.read_bytes(), "onnxruntime-int8"
+    memory.remember(classifier, noted, "torch")
+    assert measure_on(None).missing == {}, "the copy that is there is measured"
+    assert copy.read_bytes() == made
+    assert memory.recall(classifier) == [noted, "torch"]
+    assert f"predict stays with {noted}" in capsys.readouterr().err
+    copy.write_bytes(b"damaged")
+    report = measure_on(None)
+    assert copy.name in report.missing[noted]
+    assert [one.runtime for one in report.measurements] == ["torch", "torch-folded"]
 
 
 @pytest.mark.parametrize("runtime", ["torch", "torch-folded", "onnxruntime", "openvino"])
@@ -151,12 +216,43 @@ def test_measuring(runtime: str, digits_model: Path) -> None:
     assert np.abs(logits - expected).max() < 1e-4
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_a_run_whose_data_is_elsewhere(
+    run_without_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    classifier = mobilenetv2.load(run_without_data)
+
+    def measure_on(verify: str | None) -> tuple[Report, str]:
+        config = BenchmarkConfig(model=run_without_data, verify=verify, seconds=0.01)
+        report = benchmark.run(config, classifier, Console(stderr=True, width=500))
+        return report, capsys.readouterr().err
+
+    report, told = measure_on(None)
+    assert report.data == "noise"
+    assert "compared on noise" in told
+    assert "gone: neither a folder" in told
+    report, told = measure_on("digits")
+    assert (report.data, report.missing) == ("digits, test set", {})
+    assert "calibrated on the pictures of digits" in told
+    with pytest.raises(DataError, match="nowhere"):
+        measure_on("nowhere")
+
+
+def test_no_batch_size_is_no_request(digits_model: Path, run_cli: RunCli) -> None:
+    code, printed, error = run_cli("benchmark", digits_model, "--batch-sizes")
+    assert (code, printed) == (2, "")
+    assert "batch" in error
+    assert "Traceback" not in error
+
+
 def test_without_data_there_is_noise(digits_model: Path) -> None:
-    classifier = mobilenetv2.load(digits_model)
-    pictures, name = benchmark._pictures(BenchmarkConfig(model=digits_model), classifier)
+    classifier, console = mobilenetv2.load(digits_model), Console(quiet=True)
+    pictures, name = benchmark._pictures(BenchmarkConfig(model=digits_model), classifier, console)
     assert (name, pictures.shape, pictures.dtype) == ("noise", (512, 1, 8, 8), torch.uint8)
     found, name = benchmark._pictures(
-        BenchmarkConfig(model=digits_model, verify="digits"), classifier
+        BenchmarkConfig(model=digits_model, verify="digits"), classifier, console
     )
     assert (name, len(found)) == ("digits, test set", 359)
 

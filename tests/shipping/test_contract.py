@@ -1,6 +1,8 @@
 """Preparation inside a file, against Pillow, for every size and colour."""
 
 import functools
+import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.runtimes.onnx_network import Graph, finished
 from mobilenetv2.runtimes.sessions import onnxruntime_session, openvino_session
-from mobilenetv2.shipping.contract import Prepare
+from mobilenetv2.shipping.contract import Prepare, metadata
 from mobilenetv2.shipping.onnx_contract import add_preparation
 
 CASES = {
@@ -78,6 +80,16 @@ def test_prepared_as_by_pillow(height: int, width: int, name: str, seed: int) ->
     expected = classifier.prepare(pixels)
     result = Prepare(classifier.preprocessing)(torch.from_numpy(pixels)[None])
     assert torch.equal(result[0], expected.float())
+
+
+def test_a_file_does_not_tell_where_things_lay() -> None:
+    training = {"data": "/home/me/secret/photos", "weights": "C/secret/a.h5", "run": "secret/one"}
+    classifier = replace(classifier_for(*CASES["grey"]), training=training | {"epochs": 3})
+    texts = metadata(classifier)
+    assert "secret" not in "".join(texts.values())
+    assert json.loads(texts["mobilenetv2"])["training"] == {
+        "data": "photos", "weights": "a.h5", "run": "one", "epochs": 3,
+    }  # fmt: skip
 
 
 SIZES = [(28, 28), (224, 224), (400, 300), (300, 400), (641, 97), (97, 641), (30, 40), (9, 500)]

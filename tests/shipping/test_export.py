@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.shipping import onnx_contract
-from mobilenetv2.shipping.export import FORMATS
+from mobilenetv2.shipping.export import FORMATS, size_of, target
+from mobilenetv2.shipping.held_out import held_out
+from mobilenetv2.shipping.web_export import page_folder
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -110,6 +113,20 @@ def test_a_grey_classifier_on_a_named_set(
     assert certificate["data"] == "digits, test set"
 
 
+def test_a_grey_classifier_on_colour_jpegs(digits_model: Path, tmp_path: Path) -> None:
+    """A file gets RGB pixels, whose brightness is not to the last step that in the JPEG."""
+    random = np.random.default_rng(0)
+    for label in "01":
+        (tmp_path / "jpegs" / label).mkdir(parents=True)
+        for number in range(4):
+            pixels = 255 * random.integers(0, 2, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "jpegs" / label / f"{number}.jpg")
+    classifier = mobilenetv2.load(digits_model)
+    found = held_out(classifier, digits_model, str(tmp_path / "jpegs"), None)
+    for original, prepared in zip(found.batches(), found.prepared.pictures, strict=True):
+        assert torch.equal(classifier.prepare(original[0]), prepared)
+
+
 @pytest.mark.parametrize("form", QUICK)
 def test_the_network_alone(form: str, digits_model: Path, tmp_path: Path, run_cli: RunCli) -> None:
     need(form)
@@ -167,6 +184,28 @@ def test_half_the_size(
     assert (code, error) == (0, "")
     certificate = json.loads(next(tmp_path.glob("*.certificate.json")).read_text())
     assert certificate["size"] < certificate["reference_size"] - 50_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flag", "dtype"), [("--fp16", torch.float16), ("--bf16", torch.bfloat16)])
+def test_the_network_alone_in_half_the_size(
+    flag: str, dtype: torch.dtype, digits_model: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    code, _, error = run_cli(
+        "export", digits_model, "--format", "torch", "--raw", flag, "--verify", "digits", "--out",
+        tmp_path, "--max-drop", "0.05",
+    )  # fmt: skip
+    assert (code, error) == (0, "")
+    certificate = json.loads(next(tmp_path.glob("*.certificate.json")).read_text())
+    assert certificate["size"] < certificate["reference_size"] - 50_000
+    (file,) = tmp_path.glob("*.pt2")
+    with zipfile.ZipFile(file) as archive:
+        for part in archive.namelist():
+            assert b"mobilenetv2.py" not in archive.read(part), "nothing of this machine's folders"
+    program = torch.export.load(file)
+    assert {weight.dtype for weight in program.state_dict.values()} == {dtype}
+    logits = program.module()(torch.zeros(3, 1, 8, 8))
+    assert (logits.dtype, logits.shape) == (torch.float32, (3, 10))
 
 
 # ------------------------------------------------------------------------ what goes wrong
@@ -238,6 +277,34 @@ def test_what_is_there_is_not_overwritten_unless_asked(
 
 
 @pytest.mark.parametrize(
+    ("form", "present"),
+    [
+        ("openvino", "mine.bin"),
+        ("openvino", "mine.xml.certificate.json"),
+        ("openvino", "mine.xml.ladder.png"),
+        ("web", "mine.certificate.json"),
+        ("web", "mine.ladder.png"),
+    ],
+)
+def test_nor_is_what_would_lie_beside_it(
+    form: str, present: str, digits_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / ("mine" if form == "web" else f"mine{FORMATS[form].suffix}")
+    asked: dict[str, Any] = {"model": digits_model, "format": form, "out": out}
+
+    def place(**more: Any) -> Path:
+        config = ExportConfig(**asked, **more)
+        return page_folder(config) if form == "web" else target(config, FORMATS[form])
+
+    (tmp_path / present).write_text("precious")
+    with pytest.raises(ConfigError, match=rf"{present}: is there already.*--overwrite"):
+        place(int8=True)
+    assert place(int8=True, overwrite=True) == out
+    if "ladder" in present:
+        assert place() == out, "there is a ladder for 8 bits alone"
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ((), "--verify"),  # the model lies in no run folder
@@ -297,6 +364,12 @@ def test_wrong_input_is_refused_by_the_file(
     for wrong in (right.astype(np.float32), right[0], right[..., :1]):
         with pytest.raises(Exception, match="INVALID_ARGUMENT"):
             session.run(None, {"pictures": wrong})
+
+
+def test_the_size_of_a_file_whose_name_is_a_pattern(tmp_path: Path) -> None:
+    for name in ("m[1].xml", "m[1].bin", "m1.xml"):
+        (tmp_path / name).write_bytes(b"1234")
+    assert size_of(tmp_path / "m[1].xml") == 8
 
 
 def test_settings_that_exclude_each_other() -> None:

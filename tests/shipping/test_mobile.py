@@ -56,15 +56,22 @@ def test_one_picture_of_one_size(
     assert certificate["comparison"]["agreement"] == 1
 
 
-@pytest.mark.parametrize("form", ["onnx", "openvino", "torch"])
-def test_other_formats_take_any_size(form: str, digits_model: Path, run_cli: RunCli) -> None:
-    for library in FORMATS[form].libraries:
-        pytest.importorskip(library)
-    code, _, error = run_cli(
-        "export", digits_model, "--format", form, "--verify", "digits", "--picture-size", 8, 8
-    )
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("onnx",), "--format onnx takes pictures of any size"),
+        (("openvino", "--int8"), "--format openvino takes pictures of any size"),
+        (("torch",), "--format torch takes pictures of any size"),
+        (("litert", "--raw"), "the network alone (raw)"),
+    ],
+)
+def test_a_picture_size_where_there_is_none(
+    flags: tuple[str, ...], words: str, run_cli: RunCli
+) -> None:
+    """It is refused before any work, even before the model is looked for."""
+    code, _, error = run_cli("export", "no-model", "--picture-size", 8, 8, "--format", *flags)
     assert code == 2
-    assert "any size" in error
+    assert words in " ".join(error.split())
 
 
 def test_fitted_pictures_are_what_predict_sees(

@@ -548,6 +548,25 @@ def test_a_floor_that_cannot_be_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_whose_data_is_elsewhere(
+    run_without_data: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(
+        ladder, "_attempts", lambda one, _: iter([iter([("not rounded", float_core(one))])])
+    )
+    command = ("export", run_without_data, "--int8")
+    code, _, error = run_cli(*command)
+    assert code == 2
+    assert "the pictures of its run cannot be used here; name others with --verify" in error
+    code, _, error = run_cli(*command, "--verify", "digits")
+    assert (code, error) == (0, "")
+    figures = json.loads((run_without_data / "model-int8.onnx.certificate.json").read_text())
+    (note,) = [one for one in figures["notes"] if one.startswith("calibrated")]
+    assert "gone: neither a folder" in note
+
+
 def test_pictures_that_choose_and_pictures_that_prove(digits_model: Path) -> None:
     found = held_out(mobilenetv2.load(digits_model), digits_model, "digits", None)
     assert len(found) == 359

@@ -391,6 +391,30 @@ def test_the_camera(digits_page: Path, visit: Callable[..., Any]) -> None:
         assert tab.locator("#answer.empty").count() == 1
 
 
+def test_two_clicks_are_one_camera(digits_page: Path, visit: Callable[..., Any]) -> None:
+    with server_of(digits_page) as (address, _):
+        tab = visit(address, permissions=["camera"])
+        tab.evaluate("""() => {
+          const { mediaDevices } = navigator, give = mediaDevices.getUserMedia.bind(mediaDevices);
+          window.tracks = [];
+          mediaDevices.getUserMedia = async (wanted) => {
+            const stream = await give(wanted);
+            window.tracks.push(...stream.getTracks());
+            await new Promise((resolve) => setTimeout(resolve, 300)); // the user reads
+            return stream;
+          };
+        }""")
+        tab.click("#tab-camera")
+        tab.click("#start", click_count=2)
+        answer(tab)
+        live = "tracks.map((track) => track.readyState)"
+        assert sorted(tab.evaluate(live)) == ["ended", "live"]
+        assert tab.locator("#start").text_content() == "Stop"
+        tab.click("#start")
+        assert tab.evaluate(live) == ["ended", "ended"]
+        assert tab.locator("#start").text_content() == "Start the camera"
+
+
 # ------------------------------------------------------------------------ the network
 
 

@@ -25,7 +25,7 @@ from mobilenetv2.command_config import DemoConfig, PageConfig
 from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.data.resizing import resize_and_crop
 from mobilenetv2.errors import ConfigError
-from mobilenetv2.shipping import drawing_style, web_export, web_page, web_runtime
+from mobilenetv2.shipping import demo, drawing_style, web_export, web_page, web_runtime
 from mobilenetv2.shipping.demo import served
 from mobilenetv2.shipping.held_out import held_out
 from mobilenetv2.shipping.proof import Threshold
@@ -339,6 +339,53 @@ def test_the_page_resizes_as_training_did_to_the_pixel(colour: str, tmp_path: Pa
         assert np.array_equal(made.reshape(wanted.shape), wanted), sizes[number]
 
 
+@pytest.mark.parametrize(
+    ("meanwhile", "started", "lights"),
+    [
+        ("", [True], 1),
+        ("camera.stop();", [False], 0),
+        ("document.hidden = true;", [False], 0),
+        ("starts.push(camera.start());", [False, True], 1),
+        ("starts.push(camera.start()); camera.stop();", [False, False], 0),
+        ("starts.push(camera.turn());", [False, True], 1),
+    ],
+)
+def test_no_camera_stays_on_that_came_too_late(
+    meanwhile: str, started: list[bool], lights: int, tmp_path: Path
+) -> None:
+    """What happens while the browser asks for permission decides about the stream that comes."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("there is no node to run the page's script with")
+    program = """
+        const on = new Set(), given = [];
+        const asked = () => new Promise((resolve) => given.push(() => {
+          const track = { stop: () => on.delete(track) };
+          on.add(track);
+          resolve({ getTracks: () => [track] });
+        }));
+        const mediaDevices = { getUserMedia: asked };
+        Object.defineProperty(globalThis, "navigator", { value: { mediaDevices } });
+        globalThis.document = { hidden: false };
+        const { Camera } = await import(process.argv[2]);
+        const camera = new Camera({ srcObject: null, play: async () => {} });
+        const starts = [camera.start()];
+        MEANWHILE
+        for (const give of given) give();
+        const started = await Promise.all(starts);
+        const lights = on.size;
+        camera.stop();
+        console.log(JSON.stringify([started, lights, on.size]));
+    """
+    (tmp_path / "run.mjs").write_text(program.replace("MEANWHILE", meanwhile))
+    module = tmp_path / "camera.mjs"
+    module.write_text((SOURCES / "camera.js").read_text("utf-8"))
+    printed = subprocess.run(
+        [node, tmp_path / "run.mjs", module.as_uri()], check=True, capture_output=True
+    ).stdout
+    assert json.loads(printed) == [started, lights, 0]
+
+
 # ------------------------------------------------------------------------ how drawings look
 
 
@@ -574,15 +621,22 @@ def test_a_port_in_use(digits_model: Path, run_cli: RunCli) -> None:
     assert f"--port {port}: cannot be used" in error
 
 
-def test_a_finished_page_has_its_own_runtime(page: Callable[..., Path], assets: Path) -> None:
-    config = DemoConfig(model=page(), port=0, page=PageConfig(assets=assets))
-    with pytest.raises(ConfigError, match="finished page"), served(config, Console(quiet=True)):
-        pass
+def test_a_finished_page_has_its_own_runtime_and_rule(
+    page: Callable[..., Path], assets: Path
+) -> None:
+    finished = page()
+    for asked in (PageConfig(assets=assets), PageConfig(sure=0.99)):
+        config = DemoConfig(model=finished, port=0, page=asked)
+        with pytest.raises(ConfigError, match="finished page"), served(config, Console(quiet=True)):
+            pass
 
 
-def test_a_demo_of_a_model(digits_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("origin", ["digits_model", "run_without_data"])
+def test_a_demo_of_a_model(
+    origin: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnxruntime")
-    config = DemoConfig(model=digits_model, port=0, browser=False)
+    config = DemoConfig(model=request.getfixturevalue(origin), port=0, browser=False)
     with served(config, Console(stderr=True)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -596,6 +650,20 @@ def test_a_demo_of_a_model(digits_model: Path, capsys: pytest.CaptureFixture[str
     assert about["proof"] is None
     assert not about["offline"]
     assert "not proven" in capsys.readouterr().err
+
+
+def test_a_demo_is_proven_on_pictures_of_all_classes(
+    run_without_data: Path, picture_folder: Callable[..., Path]
+) -> None:
+    """Those of a folder come sorted by class."""
+    for split, count in (("train", 2), ("test", 30)):
+        labels = tuple(map(str, range(10)))
+        picture_folder(labels, count, size=(8, 8), mode="L", name=f"gone/{split}")
+    config, console = DemoConfig(model=run_without_data), Console(quiet=True)
+    found = demo._quick_pictures(mobilenetv2.load(run_without_data), config, console)
+    assert found is not None
+    assert len(found) == 256
+    assert set(found.labels.tolist()) == set(range(10))
 
 
 @pytest.mark.slow

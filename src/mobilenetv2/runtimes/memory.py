@@ -8,12 +8,14 @@ the same answers whatever the weights are.
 
 import json
 import os
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mobilenetv2.cache import cache_folder
 from mobilenetv2.classifier import Classifier
+from mobilenetv2.errors import UserError
 from mobilenetv2.files import write_text
 from mobilenetv2.runtimes import processor
 from mobilenetv2.runtimes.copies import fingerprint, shape
@@ -28,6 +30,8 @@ MEASURED = ("torch", "onnxruntime", "openvino", "ai-edge-litert")
 def fastest(classifier: Classifier, pictures: int, workers: int = 1) -> Classifier:
     """The classifier in the runtime that was measured to be fastest here, where that pays.
 
+    One that cannot start, as its copy of the network is damaged, is passed over.
+
     Args:
         classifier: on any device; other runtimes serve the CPU alone.
         pictures: how many will be asked about.
@@ -37,7 +41,8 @@ def fastest(classifier: Classifier, pictures: int, workers: int = 1) -> Classifi
         return classifier
     for runtime in recall(classifier):
         if available(runtime, classifier):
-            return with_runtime(classifier, runtime, workers)
+            with suppress(UserError):  # nobody asked for this one
+                return with_runtime(classifier, runtime, workers)
     return classifier
 
 
@@ -51,18 +56,24 @@ def recall(classifier: Classifier) -> list[str]:
     if not known:
         return []
     noted = [known.get(key) for key in (fingerprint(classifier), shape(classifier))]
-    return [runtime for runtime in noted if runtime in LIBRARIES]
+    return [runtime for runtime in noted if isinstance(runtime, str) and runtime in LIBRARIES]
 
 
-def remember(classifier: Classifier, runtime: str, float32_runtime: str) -> Path:
+def remember(classifier: Classifier, runtime: str | None, float32_runtime: str) -> Path:
     """Note the fastest runtime for this classifier, and the fastest in float32 for its shape.
+
+    Args:
+        classifier: what was measured.
+        runtime: for these weights; None leaves what is noted for them.
+        float32_runtime: for all of this shape.
 
     Raises:
         WorkFailed: the note cannot be written.
     """
     notes = _read()
     known = notes.setdefault(machine(), {})
-    known[fingerprint(classifier)] = runtime
+    if runtime is not None:
+        known[fingerprint(classifier)] = runtime
     known[shape(classifier)] = float32_runtime
     path = notes_path()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import BenchmarkConfig
-from mobilenetv2.errors import ConfigError
+from mobilenetv2.errors import ConfigError, DataError, UserError
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import LIBRARIES, NO_BF16, Engine, in_hardware
@@ -25,7 +25,7 @@ from mobilenetv2.runtimes.installed import EXTRAS, installed
 from mobilenetv2.shipping.benchmark_report import Measurement, Report, Timing
 from mobilenetv2.shipping.held_out import held_out
 from mobilenetv2.shipping.int8 import training_pictures
-from mobilenetv2.shipping.network_copies import MAKERS, make_copy
+from mobilenetv2.shipping.network_copies import CALIBRATED, MAKERS, make_copy
 from mobilenetv2.shipping.resident import Resident
 from mobilenetv2.training.load import load
 
@@ -36,6 +36,7 @@ COMPARED = 512
 FEWEST = 5
 NOISE = "noise"
 """What answers are compared on where there are no pictures."""
+NO_PICTURES = "8 bits are calibrated on pictures, and none are known; name some with --verify"
 
 
 def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Report:
@@ -45,12 +46,13 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
         UserError: the data cannot be used.
         WorkFailed: a copy or the note cannot be written.
     """
-    pictures, data = _pictures(config, classifier)
+    pictures, data = _pictures(config, classifier, console)
     is_real = data != NOISE
     reference = classifier.for_inference().logits(pictures).numpy()
     names = [name for name in RUNTIMES if config.compiled or name != "torch-compiled"]
     console.print("copies …", style="dim")
-    _make_copies(config, classifier, pictures, names)
+    known = _learned_from(config, classifier, pictures if is_real else None, console)
+    _make_copies(classifier, known, names)
     missing = {name: why for name in names if (why := _absent(name, classifier))}
     measurements = []
     for name in names:
@@ -59,9 +61,16 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
         console.print(f"{name} …", style="dim")
         # A process for each: tasks start in a fresh one.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            timings, start, used, logits = pool.submit(
+            measuring = pool.submit(
                 measure, name, config.model, pictures.numpy(), config.batch_sizes, config.seconds
-            ).result()
+            )
+        try:
+            timings, start, used, logits = measuring.result()
+        except UserError as error:
+            if name not in MAKERS:
+                raise
+            missing[name] = str(error)  # a damaged copy
+            continue
         measurements.append(
             Measurement(
                 name,
@@ -74,7 +83,11 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
         )
     plain = choose([one for one in measurements if one.is_float32])
     winner = choose(measurements) if is_real else plain  # noise says nothing about real pictures
-    noted_in = memory.remember(classifier, PREDICTED[winner], PREDICTED[plain])
+    for_these_weights = PREDICTED[winner] if is_real else None
+    noted_in = memory.remember(classifier, for_these_weights, PREDICTED[plain])
+    kept = memory.recall(classifier)[0]
+    if kept != PREDICTED[winner]:
+        console.print(f"predict stays with {kept}, as noted for these weights before", style="dim")
     return Report(
         memory.machine(), str(config.model), data, tuple(measurements), missing, winner,
         str(noted_in),
@@ -89,20 +102,31 @@ def choose(measurements: Sequence[Measurement]) -> str:
     return min(eligible, key=lambda one: one.timings[-1].median).runtime
 
 
-def _make_copies(
-    config: BenchmarkConfig, classifier: Classifier, pictures: Tensor, names: Sequence[str]
-) -> None:
+def _learned_from(
+    config: BenchmarkConfig, classifier: Classifier, compared: Tensor | None, console: Console
+) -> Tensor | None:
+    """What the run learned from, or else the pictures that answers are compared on, if any."""
+    try:
+        return training_pictures(config.model, config.source.data_dir, classifier)
+    except DataError as error:
+        if compared is not None:
+            note = f"8 bits are calibrated on the pictures of {config.verify}: {error}"
+            console.print(note, style="dim", markup=False)
+        return compared
+
+
+def _make_copies(classifier: Classifier, known: Tensor | None, names: Sequence[str]) -> None:
     """Make the copies that these runtimes need, where that is possible.
 
-    Networks in 8 bits are calibrated on what the run learned from; where no run is known, on the
-    pictures that the answers are compared on.
+    Networks in 8 bits are calibrated on the ``known`` pictures. Without any, the copies that are
+    there stay.
     """
-    learned = training_pictures(config.model, config.source.data_dir, classifier)
     made: set[Path] = set()
     for name in names:
-        path = copies.copy_of(classifier, name) if name in MAKERS else None
-        if path is not None and path not in made and installed(*MAKERS[name]):
-            made.add(make_copy(classifier, name, pictures if learned is None else learned))
+        if name not in MAKERS or (known is None and name in CALIBRATED):
+            continue
+        if copies.copy_of(classifier, name) not in made and installed(*MAKERS[name]):
+            made.add(make_copy(classifier, name, known))
 
 
 def _absent(name: str, classifier: Classifier) -> str:
@@ -112,7 +136,9 @@ def _absent(name: str, classifier: Classifier) -> str:
         needs += MAKERS[name]
     absent = [library for library in dict.fromkeys(needs) if not installed(library)]
     if not absent:
-        return "" if in_hardware(name) else NO_BF16
+        if not in_hardware(name):
+            return NO_BF16
+        return "" if copies.has_copy(classifier, name) else NO_PICTURES
     return f'{", ".join(absent)} not installed (pip install "mobilenetv2[{EXTRAS[absent[0]]}]")'
 
 
@@ -169,11 +195,14 @@ RUNTIMES: dict[str, Start] = {
 """Each row, the baseline first: from a classifier to a function, prepared pictures → logits."""
 
 
-def _pictures(config: BenchmarkConfig, classifier: Classifier) -> tuple[Tensor, str]:
+def _pictures(
+    config: BenchmarkConfig, classifier: Classifier, console: Console
+) -> tuple[Tensor, str]:
     """Prepared pictures to compare answers on, and what they are."""
     try:
         found = held_out(classifier, config.model, config.verify, config.source.data_dir)
-    except ConfigError:
+    except ConfigError as error:
+        console.print(f"compared on noise: {error}", style="dim", markup=False)
         wanted = classifier.preprocessing
         size = (COMPARED, wanted.channels, wanted.height, wanted.width)
         generator = torch.Generator().manual_seed(0)

@@ -7,6 +7,8 @@ its input is made.
 """
 
 import json
+from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -28,11 +30,16 @@ steps keep every number below 2³¹, for pictures of up to 11,000 px a side, how
 INPUT = "uint8 N×H×W×3, RGB, upright; any batch, any size"
 OUTPUT = "probabilities float32 N×K, logits float32 N×K"
 
+PLACES = ("data", "weights", "run")
+"""What a classifier remembers of its training that may be the path of a file or folder."""
+
 
 def metadata(
     classifier: Classifier, *, raw: bool = False, size: tuple[int, int] | None = None
 ) -> dict[str, str]:
     """What the file says about itself: each value is text, labels and the rest as JSON.
+
+    A file may be given away, so it does not tell where things lay on this machine.
 
     Args:
         classifier: what is exported.
@@ -40,6 +47,7 @@ def metadata(
         size: height and width of the one picture that a format of fixed size takes.
     """
     description = classifier.metadata()
+    description["training"] = _without_folders(description["training"])
     wanted = classifier.preprocessing
     shape = f"N×{wanted.channels}×{wanted.height}×{wanted.width}"
     pictures = f"uint8 1×{size[0]}×{size[1]}×3, RGB, upright" if size else INPUT
@@ -55,6 +63,18 @@ def metadata(
         "input": raw_input if raw else pictures,
         "output": "logits float32 N×K" if raw else OUTPUT,
         "mobilenetv2": _to_json(description),
+    }
+
+
+def _without_folders(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Of paths the last part alone.
+
+    >>> _without_folders({"data": "/home/me/ants_and_bees/", "weights": "none", "epochs": 4})
+    {'data': 'ants_and_bees', 'weights': 'none', 'epochs': 4}
+    """
+    return {
+        name: PurePath(value).name if name in PLACES and isinstance(value, str) else value
+        for name, value in training.items()
     }
 
 

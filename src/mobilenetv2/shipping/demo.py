@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.command_config import DemoConfig, ExportConfig
+from mobilenetv2.command_config import DemoConfig, ExportConfig, PageConfig
 from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.errors import ConfigError, ModelFileError, WorkFailed
 from mobilenetv2.runtimes.installed import require
@@ -58,9 +58,12 @@ def served(config: DemoConfig, console: Console) -> Iterator[ThreadingHTTPServer
     """A server that is bound to its port; its page goes when the block ends."""
     folder = config.model
     classifier = None if made_here(folder) else load.load(folder)
+    if classifier is None and config.page != PageConfig():
+        raise ConfigError(
+            f"--assets and --sure: {folder} is a finished page, with a runtime and a rule of its "
+            "own; name the model, or export the page anew"
+        )
     if config.page.assets is not None:
-        if classifier is None:
-            raise ConfigError(f"--assets: {folder} is a finished page, with a runtime of its own")
         check_assets(config.page.assets)
     try:
         # Before the page is made, so that a port in use is told at once.
@@ -81,12 +84,12 @@ def served(config: DemoConfig, console: Console) -> Iterator[ThreadingHTTPServer
 def make_page(config: DemoConfig, classifier: Classifier, folder: Path, console: Console) -> None:
     """Write a page into ``folder``, proven where held-out pictures are quick to have."""
     require("onnx", "onnxruntime")
-    pictures = _quick_pictures(classifier, config)
+    pictures = _quick_pictures(classifier, config, console)
     model = folder / MODEL
     if pictures is None:
         OnnxFormat().write(Content(classifier), folder, model.stem)
         console.print(
-            "not proven on held-out pictures, to start soon: export --format web does that",
+            "not proven on held-out pictures: export --format web does that",
             style="dim",
         )
     else:
@@ -110,8 +113,8 @@ def make_page(config: DemoConfig, classifier: Classifier, folder: Path, console:
         raise WorkFailed(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-def _quick_pictures(classifier: Classifier, config: DemoConfig) -> HeldOut | None:
-    """Some held-out pictures, unless they are unknown or it takes long to decode them."""
+def _quick_pictures(classifier: Classifier, config: DemoConfig, console: Console) -> HeldOut | None:
+    """Some held-out pictures, unless they are not to be had or it takes long to decode them."""
     try:
         own = load.own_data(config.model, config.source.data_dir)
     except ModelFileError:
@@ -119,7 +122,12 @@ def _quick_pictures(classifier: Classifier, config: DemoConfig) -> HeldOut | Non
     wanted = classifier.preprocessing
     if own.data not in NAMES and max(wanted.height, wanted.width) > SMALL:
         return None
-    return held_out(classifier, config.model, None, config.source.data_dir).first(ENOUGH)
+    try:
+        found = held_out(classifier, config.model, None, config.source.data_dir)
+    except ConfigError as error:
+        console.print(str(error), style="dim", markup=False)
+        return None
+    return found.some(ENOUGH)  # a folder's are sorted by class
 
 
 class PageHandler(SimpleHTTPRequestHandler):

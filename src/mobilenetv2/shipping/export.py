@@ -4,6 +4,7 @@ The file is written to a folder of its own, run in its own runtime on held-out p
 classifier, and only then moved to where it was asked for, with the certificate.
 """
 
+import glob
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,8 @@ FORMATS: dict[str, Format] = {
     "litert": LiteRtFormat(),
     "executorch": ExecuTorchFormat(),
 }
-SUFFIX = ".certificate.json"
+SUFFIX, LADDER = ".certificate.json", ".ladder.png"
+"""What is added to the name of a file for its certificate, and for the picture of its ladder."""
 LAYER_TOLERANCE = 1e-3
 """Share of a layer's largest output from which on it counts as another one, in float32."""
 
@@ -72,13 +74,28 @@ def target(config: ExportConfig, form: Format) -> Path:
         elif path.suffix != form.suffix:
             raise ConfigError(f"--out {path}: a file of --format {form.name} ends in {form.suffix}")
     require_writable(path)
-    if not config.overwrite:
-        for present in (path, _certificate_of(path)):
-            if present.exists():
-                raise ConfigError(
-                    f"{present}: is there already; name another file with --out, or add --overwrite"
-                )
+    beside = [path.with_suffix(suffix) for suffix in form.beside]
+    require_absent([path, *beside, *records_of(path, config)], config)
     return path
+
+
+def records_of(path: Path, config: ExportConfig) -> list[Path]:
+    """What will lie beside an exported file, or a page, to tell about it."""
+    endings = (SUFFIX, LADDER) if config.int8 else (SUFFIX,)
+    return [path.with_name(path.name + ending) for ending in endings]
+
+
+def require_absent(files: Sequence[Path], config: ExportConfig) -> None:
+    """Make sure that nothing is replaced unasked.
+
+    Raises:
+        ConfigError: one of the files is there already.
+    """
+    present = [file for file in files if file.exists()]
+    if present and not config.overwrite:
+        raise ConfigError(
+            f"{present[0]}: is there already; give another name with --out, or add --overwrite"
+        )
 
 
 def require_writable(path: Path) -> None:
@@ -125,8 +142,6 @@ def export(
     if form.fixed_size and not content.raw:
         resize = None if config.picture_size else classifier.preprocessing.resize
         pictures = pictures.fitted(classifier, picture_size(content), resize)
-    elif config.picture_size:
-        raise ConfigError(f"--picture-size: --format {form.name} takes pictures of any size")
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
             written = form.write(content, Path(folder), path.stem)
@@ -140,7 +155,7 @@ def export(
                 )  # fmt: skip
             for ending, figure in (figures or {}).items():
                 plots.save(figure, Path(folder) / f"{path.name}{ending}")
-            certificate.write(Path(folder) / _certificate_of(path).name)
+            certificate.write(Path(folder) / f"{path.name}{SUFFIX}")
             for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):
                 file.replace(path.parent / file.name)  # the file itself last
     except OSError as error:
@@ -209,7 +224,8 @@ def divergent_layer(form: Format, written: Path, content: Content, pictures: Hel
 
 def size_of(written: Path) -> int:
     """Bytes of a file and of the weights beside it."""
-    return sum(file.stat().st_size for file in written.parent.glob(f"{written.stem}.*"))
+    own = f"{glob.escape(written.stem)}.*"
+    return sum(file.stat().st_size for file in written.parent.glob(own))
 
 
 def file_size(form: Format, content: Content) -> int:
@@ -236,7 +252,3 @@ def _stem(config: ExportConfig) -> str:
     ending = "" if config.precision == "fp32" else f"-{config.precision}"
     name = "model" if config.model.is_dir() else config.model.name.split(".")[0]
     return f"{name}{'-raw' if config.raw else ''}{ending}"
-
-
-def _certificate_of(path: Path) -> Path:
-    return path.with_name(path.name + SUFFIX)

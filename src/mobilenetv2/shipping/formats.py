@@ -54,6 +54,10 @@ class Format(Protocol):
         """Of its main file."""
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """Suffixes of the files that belong to it."""
+
+    @property
     def libraries(self) -> tuple[str, ...]:
         """That must be installed to write and to prove it."""
 

@@ -16,7 +16,7 @@ from mobilenetv2.data.named_sets import NAMES, read_named_set
 from mobilenetv2.data.pictures import read_picture
 from mobilenetv2.data.resizing import resize_and_crop
 from mobilenetv2.data.sources import load_data, load_for_measuring
-from mobilenetv2.errors import ConfigError, ModelFileError
+from mobilenetv2.errors import ConfigError, DataError, ModelFileError
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.training.load import own_data
 
@@ -79,15 +79,23 @@ class HeldOut:
             scale = max(size[0] / height, size[1] / width)
             side = resize or math.ceil(min(height, width) * scale)
             fitted.append(np.array(resize_and_crop(Image.fromarray(original), *size, side)))
-        originals = np.stack(fitted)
-        prepared = torch.stack([classifier.prepare(one) for one in originals])
-        return replace(
-            self, originals=originals, prepared=replace(self.prepared, pictures=prepared)
-        )
+        return replace(self, originals=np.stack(fitted)).prepared_by(classifier)
+
+    def prepared_by(self, classifier: Classifier) -> "HeldOut":
+        """The same pictures, prepared from the very pixels that an exported file gets."""
+        prepared = [classifier.prepare(one) for few in self.batches() for one in few]
+        return replace(self, prepared=replace(self.prepared, pictures=torch.stack(prepared)))
 
     def first(self, count: int) -> "HeldOut":
         """The first pictures alone."""
         return self.select(torch.arange(min(count, len(self))))
+
+    def some(self, count: int) -> "HeldOut":
+        """At most so many pictures, drawn from all of them, always the same ones."""
+        if len(self) <= count:
+            return self
+        chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(self))[:count].copy())
+        return self.select(chosen.sort().values)
 
     def select(self, indices: torch.Tensor) -> "HeldOut":
         """The pictures at ``indices`` (int64), in that order."""
@@ -110,24 +118,34 @@ def held_out(
         data_dir: where named sets lie.
 
     Raises:
-        ConfigError: no data was named, and the model lies in no run folder.
-        DataError: the data cannot be used, or has classes that the classifier does not know.
+        ConfigError: no data was named, and the model lies in no run folder, or the pictures of its
+            run cannot be used.
+        DataError: the data that was named cannot be used, or has classes that the classifier does
+            not know.
     """
+    if data is not None:
+        return _read(classifier, DataConfig(data=data, data_dir=data_dir), is_own=False)
+    try:
+        return _read(classifier, own_data(model, data_dir), is_own=True)
+    except ModelFileError as error:
+        raise ConfigError(
+            f"{model}: lies in no run folder, so the pictures to prove the file on are "
+            "unknown; name a data set or a folder with --verify"
+        ) from error
+    except DataError as error:
+        raise ConfigError(
+            f"{model}: the pictures of its run cannot be used here; name others with --verify: "
+            f"{error}"
+        ) from error
+
+
+def _read(classifier: Classifier, config: DataConfig, *, is_own: bool) -> HeldOut:
+    """The pictures of ``config``; of a run's own folder, what was held out from training."""
     wanted = classifier.preprocessing
-    if data is None:
-        try:
-            config = own_data(model, data_dir)
-        except ModelFileError as error:
-            raise ConfigError(
-                f"{model}: lies in no run folder, so the pictures to prove the file on are "
-                "unknown; name a data set or a folder with --verify"
-            ) from error
-    else:
-        config = DataConfig(data=data, data_dir=data_dir)
     if config.data in NAMES:
         name, prepared = load_for_measuring(config, wanted, classifier.labels)
         originals: Array | Sequence[Path] = _to_rgb(read_named_set(config).test[0])
-    elif data is not None:
+    elif not is_own:
         name, prepared = load_for_measuring(config, wanted, classifier.labels)
         originals = [Path(file) for file in prepared.names]
     else:
@@ -137,10 +155,10 @@ def held_out(
     found = HeldOut(f"{config.data}, {name} set", prepared, originals, wanted.resize)
     small = isinstance(originals, np.ndarray) and originals[0].size <= 3 * SMALL_PIXELS
     most = MOST if small else MOST_PHOTOS
-    if len(found) <= most:
-        return found
-    chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(found))[:most].copy())
-    return found.select(chosen.sort().values)
+    found = found.some(most)
+    # A colour JPEG's own brightness may be a step away from that of its RGB pixels.
+    from_files = not isinstance(originals, np.ndarray)
+    return found.prepared_by(classifier) if from_files and wanted.colour == "grey" else found
 
 
 def _to_rgb(pictures: Array) -> Array:

@@ -14,13 +14,13 @@ from torch import Tensor
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.data.sources import load_data
-from mobilenetv2.errors import ConfigError, ModelFileError
+from mobilenetv2.errors import ConfigError, DataError, ModelFileError
 from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.processor import weight_bits
 from mobilenetv2.runtimes.sessions import Session
 from mobilenetv2.shipping import ladder
 from mobilenetv2.shipping.certificate import Certificate
-from mobilenetv2.shipping.export import FORMATS, Unproven, export, file_size, threshold
+from mobilenetv2.shipping.export import FORMATS, LADDER, Unproven, export, file_size, threshold
 from mobilenetv2.shipping.formats import Content, Format
 from mobilenetv2.shipping.held_out import ENOUGH, HeldOut
 from mobilenetv2.shipping.quantize import calibration
@@ -61,10 +61,11 @@ def export_int8(
         choosing, proving = pictures.select(order[::2]), pictures.select(order[1::2])
     else:
         notes.append("the pictures that prove the file also chose how it was quantised")
-    learned = training_pictures(config.model, config.source.data_dir, classifier)
-    if learned is None:
+    try:
+        learned = training_pictures(config.model, config.source.data_dir, classifier)
+    except DataError as error:
         learned = shuffled(choosing.prepared.pictures)  # a folder's are sorted by class
-        notes.append("calibrated on pictures that chose how it was quantised: no run is known")
+        notes.append(f"calibrated on pictures that chose how it was quantised: {error}")
     content = Content(classifier, config.raw, "int8")
     floor = threshold(config, content)
     form = FORMATS[config.format]
@@ -103,7 +104,7 @@ def export_int8(
         path,
         Content(classifier, config.raw, "int8", core=taken.core),
         notes,
-        {".ladder.png": ladder.figure(rungs, floor)},
+        {LADDER: ladder.figure(rungs, floor)},
     )
 
 
@@ -126,18 +127,21 @@ def as_delivered(form: Format, content: Content, folder: Path) -> ladder.Opened:
     return opened
 
 
-def training_pictures(model: Path, data_dir: Path | None, classifier: Classifier) -> Tensor | None:
-    """Prepared pictures that a run learned from, uint8 N×C×H×W; None where no run is known.
+def training_pictures(model: Path, data_dir: Path | None, classifier: Classifier) -> Tensor:
+    """Prepared pictures that a run learned from, uint8 N×C×H×W.
 
     Args:
         model: the run, or a file in it.
         data_dir: where named sets lie.
         classifier: prepares them.
+
+    Raises:
+        DataError: no run is known, or its data cannot be used.
     """
     try:
         data = own_data(model, data_dir)
-    except ModelFileError:
-        return None
+    except ModelFileError as error:
+        raise DataError(f"no run is known, as {model} lies in no run folder") from error
     wanted = classifier.preprocessing
     train = load_data(data, wanted).train.centre((wanted.height, wanted.width))
     return shuffled(train.pictures)[:MOST]

@@ -27,6 +27,7 @@ class LiteRtFormat:
 
     name = "litert"
     suffix = ".tflite"
+    beside: tuple[str, ...] = ()
     libraries = ("litert_torch", "ai_edge_litert")
     fixed_size = True
 
@@ -71,6 +72,7 @@ class ExecuTorchFormat:
 
     name = "executorch"
     suffix = ".pte"
+    beside: tuple[str, ...] = ()
     libraries = ("executorch",)
     fixed_size = True
 

@@ -21,21 +21,27 @@ from mobilenetv2.shipping.quantize import calibration, float_core, with_onnxrunt
 MAKERS = {"onnxruntime-int8": ("onnx", "onnxruntime"), "openvino-int8": ("onnx", "onnxruntime"),
           "litert": ("litert_torch",)}  # fmt: skip
 """What must be installed to make the copy for each runtime."""
+CALIBRATED = ("onnxruntime-int8", "openvino-int8")
+"""Those whose copy depends on the pictures that it is made with."""
 
 
-def make_copy(classifier: Classifier, runtime: str, pictures: Tensor) -> Path:
+def make_copy(classifier: Classifier, runtime: str, pictures: Tensor | None = None) -> Path:
     """Make the copy for this runtime, and put it where the runtime looks for it.
 
     Args:
         classifier: what is copied.
         runtime: one of ``MAKERS``.
-        pictures: prepared, uint8 N×C×H×W; a network in 8 bits is calibrated on them.
+        pictures: prepared, uint8 N×C×H×W; those in ``CALIBRATED`` need them.
 
     Raises:
         WorkFailed: the copy cannot be written.
     """
     path = copy_of(classifier, runtime)
-    contents = _litert(classifier) if runtime == "litert" else _int8(classifier, pictures)
+    if runtime in CALIBRATED:
+        assert pictures is not None
+        contents = _int8(classifier, pictures)
+    else:
+        contents = _litert(classifier)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,6 +23,7 @@ class OnnxFormat:
 
     name = "onnx"
     suffix = ".onnx"
+    beside: tuple[str, ...] = ()
     libraries = ("onnx", "onnxruntime")
     fixed_size = False
 

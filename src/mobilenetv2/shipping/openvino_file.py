@@ -18,6 +18,7 @@ class OpenVinoFormat:
 
     name = "openvino"
     suffix = ".xml"
+    beside: tuple[str, ...] = (".bin",)
     libraries = ("openvino", "onnx")
     fixed_size = False
 

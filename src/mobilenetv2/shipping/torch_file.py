@@ -18,6 +18,7 @@ class TorchFormat:
 
     name = "torch"
     suffix = ".pt2"
+    beside: tuple[str, ...] = ()
     libraries = ("torch",)
     fixed_size = False
 
@@ -86,17 +87,34 @@ class _Recorder(torch.fx.Interpreter):
         return result
 
 
+class _NetworkAlone(torch.nn.Module):
+    """The network of a contract, float32 in and out whatever it computes in."""
+
+    def __init__(self, contract: Contract) -> None:
+        super().__init__()
+        self.network = contract.network
+        self.dtype = contract.dtype
+
+    def forward(self, normalised: torch.Tensor) -> torch.Tensor:
+        """Normalised pictures float32 N×C×H×W in, logits float32 N×K out."""
+        logits: torch.Tensor = self.network(normalised.to(self.dtype)).float()
+        return logits
+
+
 def export_program(content: Content) -> torch.export.ExportedProgram:
     """The contract, or the network alone, as an exported program with free batch and size."""
     dynamic = torch.export.Dim.DYNAMIC
     wanted = content.classifier.preprocessing
-    module: torch.nn.Module
+    contract = Contract(content.classifier, _DTYPES[content.precision])
+    module: torch.nn.Module = contract
     if content.raw:
-        module = Contract(content.classifier).network
+        module = _NetworkAlone(contract)
         example = torch.zeros(2, wanted.channels, wanted.height, wanted.width)
         shapes = {0: dynamic}
     else:
-        module = Contract(content.classifier, _DTYPES[content.precision])
         example = torch.zeros(2, wanted.height + 3, wanted.width + 5, 3, dtype=torch.uint8)
         shapes = dict.fromkeys((0, 1, 2), dynamic)
-    return torch.export.export(module.eval(), (example,), dynamic_shapes=(shapes,))
+    program = torch.export.export(module.eval(), (example,), dynamic_shapes=(shapes,))
+    for node in program.graph.nodes:  # which lines of which file, on this machine
+        node.meta.pop("stack_trace", None)
+    return program

@@ -16,7 +16,13 @@ from mobilenetv2.runtimes.sessions import onnxruntime_session
 from mobilenetv2.shipping import drawing_style
 from mobilenetv2.shipping.certificate import Certificate
 from mobilenetv2.shipping.drawing_style import DrawingStyle
-from mobilenetv2.shipping.export import SUFFIX, Unproven, export, require_writable
+from mobilenetv2.shipping.export import (
+    Unproven,
+    export,
+    records_of,
+    require_absent,
+    require_writable,
+)
 from mobilenetv2.shipping.held_out import HeldOut
 from mobilenetv2.shipping.int8 import export_int8
 from mobilenetv2.shipping.proof import file_logits
@@ -47,11 +53,7 @@ def page_folder(config: ExportConfig) -> Path:
         path = model.parent / f"{model.name.split('.')[0]}{precision}-web"
     require_writable(path)
     _may_be_replaced(path, overwrite=config.overwrite)
-    certificate = path.with_name(path.name + SUFFIX)
-    if certificate.exists() and not config.overwrite:
-        raise ConfigError(
-            f"{certificate}: is there already; name another folder with --out, or add --overwrite"
-        )
+    require_absent(records_of(path, config), config)
     return path
 
 

@@ -197,18 +197,18 @@ async function startCamera(start) {
   const note = element("camera-note");
   note.textContent = "";
   try {
-    await start();
+    if (!(await start())) return; // another click, or another tab, came first
   } catch (reason) {
     stopCamera();
     note.textContent = say(reason.message);
     return;
   }
-  if (source !== "camera") return stopCamera(); // left while the browser was asking
   note.textContent = say("cameraOn");
   element("camera-invitation").hidden = true;
   element("start").textContent = say("stop");
-  element("switch").hidden = !(await Camera.several());
   nameFrames();
+  const several = await Camera.several();
+  if (camera.running) element("switch").hidden = !several;
 }
 
 function stopCamera() {
@@ -222,8 +222,8 @@ function stopCamera() {
 
 /** One frame after the other, at most ten a second, so that a phone stays cool. */
 async function nameFrames() {
-  const { video } = camera;
-  while (camera.running) {
+  const { video, round } = camera;
+  while (camera.running && camera.round === round) {
     const soon = new Promise((resolve) => setTimeout(resolve, 100));
     if (video.videoWidth) {
       await classify(() =>
