@@ -65,7 +65,7 @@ def read_train_config(command: str, arguments: list[str]) -> TrainConfig:
             prog=f"mobilenetv2 {command}",
             config=_STYLE,
             default=defaults,
-            description=f"{_PURPOSE[command]} --config FILE reads settings from YAML first.\n"
+            description=f"{_PURPOSE[command]} --config FILE reads settings from YAML first.\n\n"
             "Defaults shown are those for DATA; name your folder to see its own.",
         )
 
