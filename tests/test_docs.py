@@ -29,6 +29,7 @@ TUTORIAL = ("index", "1-validate", "2-watch", "3-optimizer", "4-schedules", "5-l
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 PAIRS = [
     ("README.md", "README.zh-CN.md"),
+    ("docs/index.md", "docs/index.zh-CN.md"),
     ("docs/shipping.md", "docs/shipping.zh-CN.md"),
 ] + [(f"docs/tutorial/en/{page}.md", f"docs/tutorial/zh/{page}.md") for page in TUTORIAL]
 QUICK = ("--epochs", "2", "--width", "0.1", "--fast-ops", "off")

@@ -41,7 +41,7 @@ class EvaluateConfig(OutputConfig):
 
     model: Positional[Path]
     """A run folder, a .safetensors file or a .pth.tar checkpoint."""
-    data: Annotated[Positional[str | None], unset("DATA")] = None
+    data: Annotated[Positional[str | None], unset("[DATA]")] = None
     """A name or a folder with the classifier's classes (default: the run's own data)."""
     source: PlacesConfig = PlacesConfig()
     machine: RuntimeConfig = RuntimeConfig()
@@ -54,8 +54,8 @@ class PredictConfig(OutputConfig):
 
     model: Positional[Path]
     """A run folder, a .safetensors file or a .pth.tar checkpoint."""
-    pictures: Positional[tuple[Path, ...]]
-    """Picture files, and folders of them to any depth."""
+    pictures: Annotated[Positional[tuple[Path, ...]], unset("PICTURES …")]
+    """Picture files, and folders of them to any depth (one at least)."""
     top: Annotated[int, Field(ge=1)] = 3
     """How many labels to print for each picture; never more than there are."""
     csv: Annotated[Path | None, unset("FILE")] = None

@@ -123,7 +123,7 @@ class PlacesConfig(SourceConfig, CacheConfig):
 class DataConfig(PlacesConfig):
     """Which pictures, and how they are divided."""
 
-    data: Positional[str] = "digits"
+    data: Annotated[Positional[str], _metavar("[DATA]")] = "digits"
     """A name (digits, mnist, fashion-mnist, kmnist, cifar10, cifar100) or a folder: `CLASS/…`,
     or `train/CLASS/…` with `val/` or `test/` beside it."""
     image_size: Annotated[Side | tuple[Side, Side] | None, unset("INT [INT]")] = None
@@ -146,8 +146,8 @@ class NetworkConfig(Section):
     """Width multiplier: scales every channel count, 0.35 to 1.4 in the paper (default: that of the
     weights, otherwise 1)."""
     strides: Annotated[Strides | None, unset("8×{1,2}")] = None
-    """Strides of the stem and the seven stages (default: the paper's 2 1 2 2 2 1 2 1, fewer for
-    pictures up to 64 px; `mobilenetv2 inspect` shows the plan)."""
+    """Strides of the stem and the seven stages (default: the paper's 2 1 2 2 2 1 2 1, fewer of
+    them 2 for pictures up to 64 px; `mobilenetv2 inspect` shows the plan)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the pooled features that is dropped before the classifier, in training."""
     padding: Literal["symmetric", "keras"] = "symmetric"
@@ -314,7 +314,8 @@ class TrainConfig(OutputConfig):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Start of every random draw."""
     out: Annotated[Path | None, unset("FOLDER")] = None
-    """The run folder (default: runs/DATA, then runs/DATA-2, …)."""
+    """The run folder (default: runs/DATA, then runs/DATA-2, …); of `find-lr`, the folder of its
+    picture (default: the current one)."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Allow --out to name a folder that already holds a run, and start it anew."""
     checkpoint_every: Annotated[str, AfterValidator(_interval), _metavar("N{min,steps}|epoch")] = (

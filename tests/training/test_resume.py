@@ -173,7 +173,7 @@ LONG_WORK = [
     ({}, (module, "measure", 1), "after step 6; everything is saved"),
     # before anything could be saved
     ({"lr": "auto"}, (module, "find_lr", 1), "before the first step"),
-    ({"weights": "some"}, (module, "fit_head", 1), "before the first step"),
+    ({"weights": "some"}, (module, "fit_first_head", 1), "before the first step"),
 ]
 
 

@@ -12,6 +12,12 @@ from mobilenetv2.settings import merge, read_settings, validate
 
 _STYLE = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
 
+_PURPOSE = {
+    "train": "Train a classifier, or go on with a run.",
+    "find-lr": "Suggest a learning rate by a range test with the settings of a training run.",
+}
+"""What each command that takes the settings of a training run does with them."""
+
 Settings = TypeVar("Settings", bound=Section)
 
 
@@ -59,7 +65,8 @@ def read_train_config(command: str, arguments: list[str]) -> TrainConfig:
             prog=f"mobilenetv2 {command}",
             config=_STYLE,
             default=defaults,
-            description=f"{TrainConfig.__doc__} --config FILE reads settings from YAML first.",
+            description=f"{_PURPOSE[command]} --config FILE reads settings from YAML first.\n\n"
+            "Defaults shown are those for DATA; name your folder to see its own.",
         )
 
     if first.resume:
