@@ -217,6 +217,7 @@ def test_before_the_first_step_is_a_place_to_go_on_from(rich_run: Path, tmp_path
     same_run(rich_run, tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_every_step_is_a_place_to_go_on_from(rich_run: Path, tmp_path: Path) -> None:
     """Stop in the middle of an epoch, and again, and compare the end."""
