@@ -15,7 +15,7 @@ from rich.console import Console
 
 import mobilenetv2
 from mobilenetv2.config import TrainConfig
-from mobilenetv2.errors import Interrupted, WorkFailed
+from mobilenetv2.errors import Interrupted, ModelFileError, WorkFailed
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training import loop as module
 from mobilenetv2.training.checkpoints import Checkpoint
@@ -346,7 +346,8 @@ def test_a_second_signal_leaves_at_once(
 def test_a_damaged_best_checkpoint_costs_no_run(unfinished: Path) -> None:
     best = unfinished / "best.pth.tar"
     best.write_bytes(best.read_bytes()[:-100])
-    assert mobilenetv2.load(unfinished).labels == ("dark", "light")
+    with pytest.raises(ModelFileError, match=r"best\.pth\.tar"):
+        mobilenetv2.load(unfinished)
     result = mobilenetv2.resume(unfinished)
     assert (result["epochs"], result["best_epoch"]) == (2, 2)
 

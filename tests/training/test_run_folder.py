@@ -55,10 +55,23 @@ def test_overwriting_takes_the_files_of_a_run_and_no_others(tmp_path: Path) -> N
     for name in (*RUN_FILES[1:], ".last.pth.tar.abc.part", events, "notes.txt"):
         (tmp_path / name).write_text("old")
     with RunFolder.create(TrainConfig(out=tmp_path, overwrite=True, epochs=3)) as folder:
-        assert folder.last.read_text() == "old"  # until there is something to put in its place
-        folder.begin()
+        assert not folder.has_begun
         assert folder.read_config().epochs == 3
+        # The old one is there until there is something to put in its place.
+        assert (tmp_path / ".replaced" / "last.pth.tar").read_text() == "old"
+        folder.forget_replaced()
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "notes.txt"}
+
+
+def test_an_attempt_that_was_killed_keeps_what_it_had_set_aside(tmp_path: Path) -> None:
+    RunFolder.create(TrainConfig(out=tmp_path)).close()
+    (tmp_path / "last.pth.tar").write_text("old")
+    for epochs in (3, 4):  # never comes to its end
+        RunFolder.create(TrainConfig(out=tmp_path, overwrite=True, epochs=epochs)).close()
+    with pytest.raises(WorkFailed), RunFolder.create(TrainConfig(out=tmp_path, overwrite=True)):
+        raise WorkFailed
+    assert (tmp_path / "last.pth.tar").read_text() == "old"
+    assert RunFolder.open(tmp_path).read_config().epochs == 30
 
 
 def test_a_run_that_fails_before_it_begins_overwrites_nothing(tmp_path: Path) -> None:
@@ -83,6 +96,16 @@ def test_what_no_run_has_written_is_not_touched(
     with pytest.raises(ConfigError, match=f"holds other files .such as {list(others)[-1]}"):
         RunFolder.create(TrainConfig(out=tmp_path, overwrite=overwrite))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_of_another_version_may_be_overwritten(tmp_path: Path) -> None:
+    RunFolder.create(TrainConfig(out=tmp_path)).close()
+    config = tmp_path / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if not line.startswith("balance:")))
+    (tmp_path / "last.pth.tar").write_text("old")
+    with RunFolder.create(TrainConfig(out=tmp_path, overwrite=True)) as folder:
+        assert folder.read_config().balance == "none"
 
 
 def test_settings_of_a_run_that_never_began_come_back_with_a_failure(tmp_path: Path) -> None:

@@ -111,6 +111,10 @@ class PowerCut(BaseException):
     """Nothing in the product catches it."""
 
 
+def cut_power(*_: Any) -> None:
+    raise PowerCut
+
+
 @pytest.mark.parametrize("found", [True, False])
 def test_a_restart_does_not_search_for_weights_anew(
     photos: Callable[..., TrainConfig],
@@ -180,13 +184,24 @@ def test_a_failed_search_for_a_rate_overwrites_nothing(
         raise WorkFailed("the loss did not fall")
 
     config = quick(epochs=1)
-    mobilenetv2.train(config)
+    result = mobilenetv2.train(config)
     assert config.out is not None
     before = {path.name: path.read_bytes() for path in config.out.iterdir()}
-    monkeypatch.setattr("mobilenetv2.training.loop.find_lr", fail)
-    with pytest.raises(WorkFailed, match="did not fall"):
+    with monkeypatch.context() as patch, pytest.raises(WorkFailed, match="did not fall"):
+        patch.setattr("mobilenetv2.training.loop.find_lr", fail)
         mobilenetv2.train(quick(lr="auto", overwrite=True))
     assert {path.name: path.read_bytes() for path in config.out.iterdir()} == before
+    with monkeypatch.context() as patch, pytest.raises(WorkFailed, match="did not fall"):
+        patch.setattr(Checkpoint, "save", fail)  # the disk is full, say
+        mobilenetv2.train(quick(overwrite=True))
+    assert {path.name: path.read_bytes() for path in config.out.iterdir()} == before
+    # A restart by torchrun does not take the old run for the one that had not begun.
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(Training, "_peak_lr", cut_power)
+        mobilenetv2.train(quick(epochs=1, overwrite=True))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert mobilenetv2.train(quick(epochs=1, overwrite=True))["seconds"] != result["seconds"]
+    assert not (config.out / ".replaced").exists()
 
 
 @pytest.mark.parametrize("suffix", ["model.safetensors", "best.pth.tar"])
@@ -212,6 +227,10 @@ def test_padding_that_was_asked_for_says_who_trained_a_file(
     torch.save(MobileNetV2(num_classes=1000, width=0.05).state_dict(), trunk)
     guessed = start(photos(weights=str(trunk)))
     assert guessed.config.network.padding == "symmetric"
+    classifier = Classifier.create(guessed.config.network, guessed.data.preprocessing, ("a", "b"))
+    classifier.save(tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"--padding keras: model\.saf.* was trained with sy"):
+        start(photos(weights=str(tmp_path / "model.safetensors"), padding="keras"))
     said = start(photos(weights=str(trunk), padding="keras", norm_eps=1e-3))
     assert (said.config.network.padding, said.config.network.norm_eps) == ("keras", 1e-3)
     assert said.data.preprocessing.mean == (0.5, 0.5, 0.5)

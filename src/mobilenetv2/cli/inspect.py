@@ -69,6 +69,9 @@ def _is_run(folder: Path) -> bool:
 
 def _inspect_network(config: InspectConfig, name: str) -> None:
     _refuse(_of_folders(config), f"{name} is a network")
+    if name == "first-version":
+        scaled = _given(config.network, ("width", "strides"))
+        _refuse(scaled, "the plain first version has one width and one plan of strides")
     import torch
 
     from mobilenetv2.network.build import build_network, complete

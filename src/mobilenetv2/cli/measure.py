@@ -78,7 +78,7 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
 
 
 def _tell_what_changed(own: "DataSet", model: Path) -> None:
-    """Words where pictures are not counted, or are not those that the run was measured on."""
+    """Words where pictures are not counted, or are not as many as the run was measured on."""
     from mobilenetv2.training.load import own_counts
 
     if own.examination is not None:

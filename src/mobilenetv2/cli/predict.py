@@ -87,6 +87,8 @@ def _predict_into_file(
             return 0
         shown = track(predictions, len(remaining), quiet=config.quiet)
         unreadable = append(target, writer, shown)
+    except BrokenPipeError:  # a pipe's reader has seen enough
+        raise
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written ({error.strerror or error})") from error
     failed = {one.name for one in written if one.best is None}

@@ -59,7 +59,8 @@ def benchmark_command(arguments: list[str]) -> int:
         print(f"not measured: {name}: {why}")
     shares = ", ".join(f"{share:.2f} at batch {batch}" for batch, share in report.shares.items())
     print(f"speed of {report.winner} as a share of the best that agrees: {shares}")
-    print(f"fastest: {report.winner}; noted in {report.noted_in}")
+    stays = f"; for these weights {report.stays} stays noted" if report.stays else ""
+    print(f"fastest: {report.winner}; noted in {report.noted_in}{stays}")
     if config.report:
         made("--report", config.report)
         write_text(config.report / "benchmark.json", report.to_json())

@@ -29,6 +29,7 @@ class WeightsInfo:
         std: to divide by after that.
         image_size: side of the pictures in training; None where unknown.
         resize_size: shorter side before the centre crop to ``image_size``; None where unknown.
+        guessed: whether padding, epsilon and normalisation are torchvision's for want of a word.
     """
 
     origin: str
@@ -42,6 +43,7 @@ class WeightsInfo:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     image_size: int | None = None
     resize_size: int | None = None
+    guessed: bool = False
 
     def trained_by(self, convention: Convention) -> "WeightsInfo":
         """The same with the options that torchvision or Keras trains with."""

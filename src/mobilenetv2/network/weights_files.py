@@ -124,6 +124,8 @@ def info_of_file(
     try:
         if CLASSIFIER_KEY in metadata:
             return _info_of_classifier(info, json.loads(metadata[CLASSIFIER_KEY]))
+        if "padding" not in metadata:
+            info = replace(info, guessed=True)
         padding = _padding(metadata.get("padding", "symmetric"))
         info = info.trained_by("keras" if padding == "keras" else "torchvision")
         eps = metadata.get("norm_eps") or metadata.get("bn_eps") or info.norm_eps

@@ -86,11 +86,9 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
     for_these_weights = PREDICTED[winner] if is_real else None
     noted_in = memory.remember(classifier, for_these_weights, PREDICTED[plain])
     kept = memory.recall(classifier)[0]
-    if kept != PREDICTED[winner]:
-        console.print(f"predict stays with {kept}, as noted for these weights before", style="dim")
     return Report(
         memory.machine(), str(config.model), data, tuple(measurements), missing, winner,
-        str(noted_in),
+        str(noted_in), "" if kept == PREDICTED[winner] else kept,
     )  # fmt: skip
 
 

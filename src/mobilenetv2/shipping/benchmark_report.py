@@ -82,6 +82,8 @@ class Report:
         winner: the row of the fastest that agrees, at the last batch size, among those that
             `predict` can run.
         noted_in: the file that remembers it.
+        stays: what stays noted for these weights in its place, as it was measured on pictures and
+            this was not; nothing where that is the winner.
     """
 
     machine: str
@@ -91,6 +93,7 @@ class Report:
     missing: dict[str, str]
     winner: str
     noted_in: str
+    stays: str = ""
 
     @property
     def shares(self) -> dict[int, float]:

@@ -80,7 +80,7 @@ def own_counts(model: Path) -> Sequence[int] | None:
 def _from_run(folder: RunFolder) -> Classifier:
     if folder.model.exists():
         return Classifier.load(folder.model)
-    saved = [file for file in (folder.best, folder.last, folder.previous) if file.exists()]
-    if not saved:
-        raise ModelFileError(f"{folder.path}: this run has not saved a model yet")
-    return Checkpoint.load_first_good(*saved)[0].build_classifier(str(folder.path))
+    for checkpoint in (folder.best, folder.last, folder.previous):
+        if checkpoint.exists():
+            return Checkpoint.load(checkpoint).build_classifier(str(checkpoint))
+    raise ModelFileError(f"{folder.path}: this run has not saved a model yet")

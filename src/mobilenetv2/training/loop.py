@@ -185,11 +185,10 @@ class Training(RunState):
 
     def _save(self, path: Path) -> None:
         if self.processes.is_first:
-            self.folder.begin()
-            self.stop.go_on = self.folder.go_on
             self.folder.flush_events()
             previous = self.folder.previous if path == self.folder.last else None
             self.to_checkpoint().save(path, previous)
+            self.folder.forget_replaced()
         self.timer.saved(self.history.steps)
         self.is_saved = True
 

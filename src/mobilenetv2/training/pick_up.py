@@ -8,6 +8,7 @@ from typing import Any
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.errors import ConfigError
+from mobilenetv2.network.build import complete
 from mobilenetv2.training.checkpoints import Checkpoint, labels_digest, require_same_settings
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.start import Start, Tell, start, start_again
@@ -108,7 +109,9 @@ def pick_up(
     require_same_settings(config, checkpoint.settings, origin)
     stored = checkpoint.build_classifier(str(folder.last))
     begun = start_again(config, stored.preprocessing, tell)
-    if (stored.labels, stored.config) != (begun.classifier.labels, begun.config.network):
+    size = stored.preprocessing
+    network = complete(stored.config, size.height, size.width)  # as this version completes it
+    if (stored.labels, network) != (begun.classifier.labels, begun.config.network):
         raise ConfigError(
             f"{origin}: the checkpoint is for another network or other labels "
             f"({', '.join(stored.labels[:5])}, …) than config.yaml and the data say"

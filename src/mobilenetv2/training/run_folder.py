@@ -15,6 +15,7 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -44,6 +45,12 @@ RUN_FILES = (
 )
 
 
+ALWAYS_WRITTEN = ("data", "network", "optimizer", "schedule", "epochs", "batch_size", "seed", "out")
+"""Settings at the top of every run's ``config.yaml``."""
+
+REPLACED = ".replaced"
+"""Where an overwritten run lies until the new one has saved something."""
+
 TENSORBOARD_FILES = "events.out.tfevents.*"
 
 
@@ -54,8 +61,7 @@ class RunFolder:
         self.path = path
         self._lock = lock
         self._is_new = is_new
-        self._settings = ""  # that wait for a folder in which another run lies
-        self._config_before: bytes | None = None
+        self._replaced = path / REPLACED
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
@@ -68,7 +74,7 @@ class RunFolder:
     def create(cls, config: TrainConfig) -> "RunFolder":
         """Take a folder for a new run, lock it, and write ``config.yaml`` into it.
 
-        A run that lies there and may be overwritten stays until :meth:`begin`.
+        A run that lies there and may be overwritten is set aside until :meth:`forget_replaced`.
 
         Raises:
             ConfigError: it holds something already, another program is at work in it, or it
@@ -84,7 +90,7 @@ class RunFolder:
             folder = cls(path, RunLock(path), is_new=True)
             with folder._closed_if_it_fails():
                 folder._refuse_a_run(config.overwrite)
-                folder._remember_config()
+                folder._set_aside()
         except OSError as error:
             where = error.filename or path
             raise ConfigError(
@@ -93,31 +99,18 @@ class RunFolder:
             ) from error
         with folder._closed_if_it_fails():
             # What is read from there later was not asked to overwrite anything.
-            folder._settings = to_yaml(config.model_copy(update={"overwrite": False}))
-            if not folder.has_begun:
-                folder.begin()
+            write_text(folder.config, to_yaml(config.model_copy(update={"overwrite": False})))
         return folder
 
     @property
     def go_on(self) -> str:
         """What the user can do with a run that was stopped, in a sentence."""
-        if self._settings:
-            return f"The run in {self.path} is as it was; begin again with the same command"
         return f"Go on with: mobilenetv2 train --resume {self.path}"
 
-    def begin(self) -> None:
-        """Empty the folder for this run, if that was not done yet, and write ``config.yaml``."""
-        if not self._settings:
-            return
-        # Checkpoints first: what is left when the power fails in between is a run that never began.
-        for name in RUN_FILES:
-            remove_leftovers(self.path / name)
-            if self.path / name != self.config:  # which is about to be replaced
-                (self.path / name).unlink(missing_ok=True)
-        for events in self.path.glob(TENSORBOARD_FILES):
-            events.unlink(missing_ok=True)
-        write_text(self.config, self._settings)
-        self._settings = ""
+    def forget_replaced(self) -> None:
+        """Remove the run that lay here before: this one has something to put in its place."""
+        if self._replaced.exists():
+            shutil.rmtree(self._replaced, ignore_errors=True)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -161,10 +154,9 @@ class RunFolder:
     ) -> None:
         # A new run that failed before it began leaves nothing; an interrupted one can go on.
         failed = isinstance(error, UserError | WorkFailed) and self._is_new and not self.has_begun
-        if failed and self._config_before is not None:
-            self.config.write_bytes(self._config_before)
-        elif failed:
+        if failed:
             self.config.unlink(missing_ok=True)
+            self._bring_back()
         self.close()
         if failed:
             with suppress(OSError):  # it holds other files
@@ -242,10 +234,30 @@ class RunFolder:
             with self._metrics_for_appending() as file:
                 flush_to_disk(file)
 
-    def _remember_config(self) -> None:
-        """What a run that fails before it begins gives back."""
-        if self.config.is_file():
-            self._config_before = self.config.read_bytes()
+    def _set_aside(self) -> None:
+        """Move what an earlier run has left here out of the way of this one.
+
+        It is brought back if this one fails before it begins. Where an earlier attempt was killed
+        before it began, what that had set aside stays.
+        """
+        if self.has_begun:
+            self.forget_replaced()
+        for name in RUN_FILES:
+            remove_leftovers(self.path / name)
+        if self._replaced.exists() or not self.config.exists():
+            return
+        self._replaced.mkdir()
+        # The settings last: what is left when the power fails in between is still a run.
+        files = [self.path / name for name in reversed(RUN_FILES)]
+        for file in (*self.path.glob(TENSORBOARD_FILES), *files):
+            if file.exists():
+                file.replace(self._replaced / file.name)
+
+    def _bring_back(self) -> None:
+        if self._replaced.exists():
+            for file in self._replaced.iterdir():
+                file.replace(self.path / file.name)
+            self._replaced.rmdir()
 
     def _refuse_a_run(self, overwrite: bool) -> None:
         if self.has_begun and not overwrite:
@@ -294,7 +306,7 @@ def _next_free(parent: Path, name: str) -> Path:
 def _refuse_other_files(path: Path) -> None:
     """Make sure that a folder is empty, or holds a run, perhaps one that never began."""
     folder = RunFolder(path)
-    known = [".DS_Store", LOCK_NAME]
+    known = [".DS_Store", LOCK_NAME, REPLACED]
     if _is_of_a_run(folder.config):
         if folder.has_begun:
             return
@@ -308,11 +320,9 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _is_of_a_run(config: Path) -> bool:
-    """Whether a ``config.yaml`` is what a run writes, whole or torn, rather than somebody's own."""
+    """Whether a ``config.yaml`` is what runs of any version write, or empty, and nobody's own."""
     try:
         text = config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
-    return not text or all(
-        re.search(rf"^{name}:", text, re.MULTILINE) for name in TrainConfig.model_fields
-    )
+    return not text or all(re.search(rf"^{name}:", text, re.MULTILINE) for name in ALWAYS_WRITTEN)

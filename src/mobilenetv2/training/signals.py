@@ -34,7 +34,7 @@ class StopRequest:
     def __init__(self, go_on: str, processes: Processes = ALONE) -> None:
         self.received: signal.Signals | None = None
         self._processes = processes
-        self.go_on = go_on
+        self._go_on = go_on
         self._at_once = False
         self._previous: dict[int, Any] = {}
 
@@ -86,7 +86,7 @@ class StopRequest:
         if isinstance(error, Stopped) and self.received:
             words = str(error) or "before the first step"
             raise Interrupted(
-                f"stopped by {self.received.name} {words}. {self.go_on}",
+                f"stopped by {self.received.name} {words}. {self._go_on}",
                 exit_code=143 if self.received == signal.SIGTERM else 130,  # as a shell gives
             ) from None
 

@@ -17,7 +17,7 @@ from mobilenetv2.network import fast_ops
 from mobilenetv2.network.build import complete
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.network.pretrained import find_weights, load_weights
-from mobilenetv2.network.weights import Weights, for_channels
+from mobilenetv2.network.weights import Convention, Weights, WeightsInfo, for_channels
 from mobilenetv2.training.device import Device, choose_device, compile_network, find_device
 from mobilenetv2.training.transfer import Tuning, choose_tuning, freeze
 
@@ -62,6 +62,7 @@ def start(config: TrainConfig, processes: Processes = ALONE, tell: Tell = lambda
     if weights is None:
         return _assemble(config, data, notes, tell)
 
+    _check_options(config.network, weights.info)
     weights = for_channels(weights, data.preprocessing.channels)
     info = weights.info
     prepared = data.preprocessing.model_copy(update={"mean": info.mean, "std": info.std})
@@ -152,11 +153,13 @@ def _find_weights(
     except UserError as reason:
         error = reason
     if not processes.from_first(weights is not None):
-        notes = (
+        notes: tuple[str, ...] = (
             f"no pretrained weights: {error or 'the first process found none'}",
             "training from scratch, which needs far more pictures. If you have a file of weights, "
             "name it with --weights",
         )
+        if config.transfer.tune not in ("auto", "all"):
+            notes += (f"--tune {config.transfer.tune} is left out: without them everything learns",)
         return config.without_weights, None, notes
     if error is not None:
         raise error
@@ -167,20 +170,29 @@ def _weights(config: TrainConfig, wanted: str) -> Weights:
     if config.network.network != "mobilenetv2":
         raise ConfigError(f"--weights {wanted}: there are none for {config.network.network}")
     size = config.data.image_size or 224
-    asked = config.network
-    weights = find_weights(
-        wanted,
-        cache_folder() / "weights",
-        width=asked.width,
-        image_size=(size, size) if isinstance(size, int) else size,
-        in_channels=None,
-        convention="keras" if asked.padding == "keras" else None,
-    )
+
+    def find(convention: Convention | None) -> Weights:
+        return find_weights(
+            wanted,
+            cache_folder() / "weights",
+            width=config.network.width,
+            image_size=(size, size) if isinstance(size, int) else size,
+            in_channels=None,
+            convention=convention,
+        )
+
+    weights = find(None)
+    # A bare file does not say who trained it, but the user did.
+    says_keras = weights.info.guessed and config.network.padding == "keras"
+    return find("keras") if says_keras else weights
+
+
+def _check_options(asked: NetworkConfig, needed: WeightsInfo) -> None:
+    """What was asked for besides the weights does not contradict them."""
     for name in ("padding", "norm_eps"):
-        value, needed = getattr(asked, name), getattr(weights.info, name)
-        if value not in (needed, NetworkConfig.model_fields[name].default):
+        value, right = getattr(asked, name), getattr(needed, name)
+        if value not in (right, NetworkConfig.model_fields[name].default):
             raise ConfigError(
-                f"--{name.replace('_', '-')} {value}: {weights.info.origin} was trained with "
-                f"{needed}; leave it out, or take other weights"
+                f"--{name.replace('_', '-')} {value}: {needed.origin} was trained with {right}; "
+                "leave it out, or take other weights"
             )
-    return weights
