@@ -168,8 +168,9 @@ def test_a_name_that_is_too_long(run_cli: Run, command: list[str], tmp_path: Pat
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
-@pytest.mark.parametrize("command", ["--help", "inspect"])
-@pytest.mark.parametrize(("redirected", "expected"), [("> /dev/full", 1), (">&-", 0)])
+@pytest.mark.parametrize(
+    ("command", "redirected", "expected"), [("--help", "> /dev/full", 1), ("inspect", ">&-", 0)]
+)
 def test_output_that_cannot_be_written(command: str, redirected: str, expected: int) -> None:
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m mobilenetv2 {command} {redirected}"],

@@ -81,6 +81,7 @@ def _build_and_answer(source: Path) -> int:
     return answer(native.build(source))
 
 
+@pytest.mark.slow
 def test_processes_that_compile_at_once_agree(cache, source):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert pool.map(_build_and_answer, [source] * 3) == [42] * 3

@@ -108,6 +108,7 @@ def test_settings_are_written_before_and_read_after(rich_run: Path) -> None:
     assert config.optimizer.lr == 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_same_seed_same_bits_other_seed_other_bits(rich_run: Path, tmp_path: Path) -> None:
     mobilenetv2.train(mobilenetv2.configure("digits", out=tmp_path / "again", **RICH))
