@@ -13,7 +13,7 @@ from statistics import median
 
 import mobilenetv2
 from machine import headline
-from mobilenetv2.config import Interval
+from mobilenetv2.intervals import Interval
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.loop import Training
 from mobilenetv2.training.run_folder import RunFolder

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mobilenetv2.command_config import EvaluateConfig, InspectConfig, PredictConfig
+from mobilenetv2.complaints import suggestion
 from mobilenetv2.config import (
     AugmentConfig,
     DataConfig,
@@ -21,7 +22,6 @@ from mobilenetv2.config import (
     TrainConfig,
     TransferConfig,
     flag_names,
-    suggestion,
 )
 from mobilenetv2.errors import ConfigError
 

@@ -7,11 +7,8 @@ default < recipe of the data set < ``--config`` file < flag.
 Nothing here needs PyTorch.
 """
 
-import difflib
-import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import (
@@ -26,7 +23,9 @@ from pydantic import (
 )
 from tyro.conf import FlagCreatePairsOff, Positional
 
+from mobilenetv2.complaints import explain
 from mobilenetv2.errors import ConfigError
+from mobilenetv2.intervals import Interval
 
 NetworkName = Literal["mobilenetv2", "first-version"]
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
@@ -44,34 +43,6 @@ Strides = tuple[Stride, Stride, Stride, Stride, Stride, Stride, Stride, Stride]
 def _interval(text: str) -> str:
     Interval.parse(text)  # says what is wrong with it
     return text.replace(" ", "")
-
-
-class Interval(NamedTuple):
-    """How often something happens: a number and its unit.
-
-    >>> Interval.parse("10 min"), Interval.parse("500steps")
-    (Interval(number=10.0, unit='min'), Interval(number=500.0, unit='steps'))
-    """
-
-    number: float
-    unit: Literal["min", "steps", "epoch"]
-
-    @classmethod
-    def parse(cls, text: str) -> "Interval":
-        """Read ``"10min"``, ``"500steps"`` or ``"epoch"``.
-
-        Raises:
-            ValueError: it is something else.
-        """
-        if text == "epoch":
-            return cls(1, "epoch")
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(min|steps)", text)
-        if not match:
-            raise ValueError("must be minutes (10min), steps (500steps) or epoch")
-        number, unit = float(match[1]), match[2]
-        if not number or (unit == "steps" and not number.is_integer()):
-            raise ValueError("must be more than 0min, or a whole number of steps from 1 on")
-        return cls(number, "min" if unit == "min" else "steps")
 
 
 def unset(metavar: str) -> Any:
@@ -94,7 +65,8 @@ class Section(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(explain(error, type(self))) from error
+            flags = flag_names(TrainConfig) | flag_names(type(self))
+            raise ConfigError(explain(error, flags)) from error
 
 
 class SourceConfig(Section):
@@ -361,27 +333,6 @@ class TrainConfig(OutputConfig):
         return self
 
 
-def explain(error: ValidationError, model: type[Section]) -> str:
-    """A validation error in one line per problem, in the words of the command line."""
-    flags = flag_names(TrainConfig) | flag_names(model)
-    lines: dict[str, str] = {}
-    for problem in error.errors(include_url=False):
-        names = [part for part in problem["loc"] if isinstance(part, str)]
-        if problem["type"] == "extra_forbidden":
-            key = names[-1]
-            home = flags.get(key)
-            hint = f"; it belongs below {home!r}" if home else suggestion(key, flags)
-            lines[key] = f"unknown setting {key!r}{hint}"
-        else:
-            section = names[0] if names else ""
-            key = next((part for part in reversed(names) if part in flags), section)
-            message = problem["msg"].removeprefix("Value error, ")
-            message = message.replace("Input should be", "must be")
-            # The first problem of a key is about its usual type; the alternatives add nothing.
-            lines.setdefault(key, f"{key}: {message}, got {problem['input']!r}" if key else message)
-    return "\n".join(lines.values())
-
-
 def flag_names(model: type[Section]) -> dict[str, str | None]:
     """Each setting's name and the section that holds it (None for the top).
 
@@ -395,13 +346,3 @@ def flag_names(model: type[Section]) -> dict[str, str | None]:
         else:
             names[name] = None
     return names
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest known word, or nothing.
-
-    >>> suggestion("minst", ["digits", "mnist"])
-    "; did you mean 'mnist'?"
-    """
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -24,4 +24,4 @@ def test_errors_of_the_doctor_are_named_by_kind(
     code, out, _ = run_cli("train", folder, "--out", tmp_path / "run", *few)
     assert code == 0
     words = " ".join(out.split())
-    assert "of these are errors: 12 × Leak between splits (the score would flatter" in words
+    assert "errors among them: 12 × Leak between splits (the score would flatter" in words

@@ -144,7 +144,7 @@ def test_the_rate_that_was_found_is_kept(quick: Quick, monkeypatch: pytest.Monke
         searches.append(1)
         return RangeTest([], [], [], 0.03, "because")
 
-    monkeypatch.setattr(module, "find_lr", find_lr)
+    monkeypatch.setattr(module, "find_lr_of", find_lr)
     config = quick(lr="auto")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
         cut_at(patch, Training, "_train_step", 2, after=True)
@@ -172,7 +172,7 @@ LONG_WORK = [
     ({}, (module, "deliver", 1), "after step 6; everything is saved"),
     ({}, (module, "measure", 1), "after step 6; everything is saved"),
     # before anything could be saved
-    ({"lr": "auto"}, (module, "find_lr", 1), "before the first step"),
+    ({"lr": "auto"}, (module, "find_lr_of", 1), "before the first step"),
     ({"weights": "some"}, (module, "fit_first_head", 1), "before the first step"),
 ]
 
@@ -207,9 +207,9 @@ def test_a_signal_during_long_work_leaves_it_at_once(
             raise AssertionError("the signal did not leave at once")
         return original(*arguments)
 
-    if name == "find_lr":
+    if name == "find_lr_of":
         monkeypatch.setattr(module, name, lambda *_: RangeTest([], [], [], 0.03, "because"))
-        original = module.find_lr
+        original = module.find_lr_of
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, interrupted)
         with pytest.raises(Interrupted, match=f"{number.name} {words}") as stopped:
@@ -232,7 +232,7 @@ def test_what_was_stopped_before_the_first_step_may_be_begun_anew(
         raise AssertionError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "find_lr", find_lr)
+        patch.setattr(module, "find_lr_of", find_lr)
         with pytest.raises(Interrupted, match="before the first step"):
             mobilenetv2.train(quick(lr="auto"))
     assert mobilenetv2.train(quick())["lr"] == 0.05
@@ -244,7 +244,7 @@ def test_a_failed_search_for_a_learning_rate_leaves_nothing(
     def find_lr(*_: Any) -> RangeTest:
         raise WorkFailed("the loss never fell")
 
-    monkeypatch.setattr(module, "find_lr", find_lr)
+    monkeypatch.setattr(module, "find_lr_of", find_lr)
     with pytest.raises(WorkFailed, match="never fell"):
         mobilenetv2.train(quick(lr="auto"))
     assert not out_of(quick()).exists()

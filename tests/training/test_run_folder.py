@@ -59,7 +59,7 @@ def test_overwriting_takes_the_files_of_a_run_and_no_others(tmp_path: Path) -> N
         assert folder.read_config().epochs == 3
         # The old one is there until there is something to put in its place.
         assert (tmp_path / ".replaced" / "last.pth.tar").read_text() == "old"
-        folder.forget_replaced()
+        folder.replaced.forget()
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "notes.txt"}
 
 

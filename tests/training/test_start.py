@@ -163,8 +163,7 @@ def test_the_rate_is_searched_from_the_solved_head(
         seen.append((classifier.network.classifier[1].weight.clone(), others[-1]))
         return RangeTest([], [], [], 1e-4, "because")
 
-    monkeypatch.setattr("mobilenetv2.training.train.find_lr", note)
-    monkeypatch.setattr("mobilenetv2.training.loop.find_lr", note)
+    monkeypatch.setattr("mobilenetv2.training.find_lr.find_lr", note)
     config = photos(lr="auto", balance="loss", out=tmp_path / "run", epochs=1)
     run_range_test(config)
     mobilenetv2.train(config)
@@ -188,7 +187,7 @@ def test_a_failed_search_for_a_rate_overwrites_nothing(
     assert config.out is not None
     before = {path.name: path.read_bytes() for path in config.out.iterdir()}
     with monkeypatch.context() as patch, pytest.raises(WorkFailed, match="did not fall"):
-        patch.setattr("mobilenetv2.training.loop.find_lr", fail)
+        patch.setattr("mobilenetv2.training.loop.find_lr_of", fail)
         mobilenetv2.train(quick(lr="auto", overwrite=True))
     assert {path.name: path.read_bytes() for path in config.out.iterdir()} == before
     with monkeypatch.context() as patch, pytest.raises(WorkFailed, match="did not fall"):

@@ -14,7 +14,7 @@ from mobilenetv2.cli.predict import predict_command
 from mobilenetv2.cli.ship import benchmark_command, demo_command, export_command
 from mobilenetv2.cli.train import find_lr_command, train_command
 from mobilenetv2.cli.voice import complain, is_first
-from mobilenetv2.config import suggestion
+from mobilenetv2.complaints import suggestion
 from mobilenetv2.cores import share_cores
 from mobilenetv2.errors import ConfigError, Interrupted, Mobilenetv2Error
 

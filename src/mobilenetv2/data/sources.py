@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mobilenetv2.config import DataConfig, Preprocessing, suggestion
+from mobilenetv2.complaints import suggestion
+from mobilenetv2.config import DataConfig, Preprocessing
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.data.colours import GREY_MODES
 from mobilenetv2.data.doctor import examine

@@ -157,7 +157,7 @@ class Prepare(nn.Module):
 
 
 def block_size(wanted: Preprocessing) -> int:
-    """Pixels of the prepared picture that are computed from one window; sides need not be whole."""
+    """Prepared pixels that share a window: as many as divide both sides, where that goes."""
     sides = (wanted.height, wanted.width)
     whole = (size for size in range(16, 7, -1) if not any(side % size for side in sides))
     return next(whole, 16)

@@ -54,4 +54,4 @@ def _health(examination: Examination | None) -> Iterator[str]:
         if found
     ]
     if told:
-        yield f"of these are errors: {', '.join(told)}"
+        yield f"errors among them: {', '.join(told)}"

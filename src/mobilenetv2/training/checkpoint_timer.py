@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 
-from mobilenetv2.config import Interval
+from mobilenetv2.intervals import Interval
 
 
 class CheckpointTimer:

@@ -17,9 +17,11 @@ from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import Batches
 from mobilenetv2.errors import WorkFailed
+from mobilenetv2.training import portions
 from mobilenetv2.training.device import Device
 from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.optimizers import build_optimizer, clip_gradient
+from mobilenetv2.training.start import Start
 from mobilenetv2.training.transfer import Tuning, set_train_mode
 
 LOWEST, HIGHEST = 1e-5, 10.0
@@ -101,6 +103,22 @@ def find_lr(
     return suggest(lrs, losses, smoothed)
 
 
+def find_lr_of(begun: Start) -> RangeTest:
+    """The test with the batches and the loss that training would have.
+
+    Raises:
+        WorkFailed: as :func:`find_lr`.
+    """
+    return find_lr(
+        begun.classifier,
+        portions.batches(begun),
+        begun.config,
+        begun.device,
+        begun.tuning,
+        portions.class_weight(begun),
+    )
+
+
 def suggest(lrs: list[float], losses: list[float], smoothed: list[float]) -> RangeTest:
     """The suggestion that follows from the measured losses.
 
@@ -114,11 +132,11 @@ def suggest(lrs: list[float], losses: list[float], smoothed: list[float]) -> Ran
             "the labels and the pictures (`mobilenetv2 inspect`)"
         )
     suggestion = float(f"{lrs[lowest] / MARGIN:.1g}")
-    after = "and rises after it" if lowest < len(smoothed) - 1 else "the highest that was tried"
+    is_last = lowest == len(smoothed) - 1
+    after = ", the highest that was tried" if is_last else " and rises after it"
     reason = (
         f"the smoothed loss is lowest ({smoothed[lowest]:.3f}) at a learning rate of "
-        f"{lrs[lowest]:.2g}{',' if lowest == len(smoothed) - 1 else ''} {after}; a quarter of that "
-        "leaves room for a whole run"
+        f"{lrs[lowest]:.2g}{after}; a quarter of that leaves room for a whole run"
     )
     return RangeTest(lrs, losses, smoothed, suggestion, reason)
 

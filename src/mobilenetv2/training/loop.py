@@ -20,7 +20,7 @@ from mobilenetv2.training import portions
 from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint
-from mobilenetv2.training.find_lr import find_lr
+from mobilenetv2.training.find_lr import find_lr_of
 from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.head import FrozenFeatures, fit_first_head
 from mobilenetv2.training.optimizers import clip_gradient
@@ -34,7 +34,11 @@ from mobilenetv2.training.transfer import set_train_mode
 
 
 class Training(RunState):
-    """One run: its state, and the loop that drives it."""
+    """One run: its state, and the loop that drives it.
+
+    Making one says what will be done, and brings the network to where its first step begins: a head
+    for pretrained weights, and a learning rate where none was named.
+    """
 
     def __init__(
         self,
@@ -188,7 +192,7 @@ class Training(RunState):
             self.folder.flush_events()
             previous = self.folder.previous if path == self.folder.last else None
             self.to_checkpoint().save(path, previous)
-            self.folder.forget_replaced()
+            self.folder.replaced.forget()
         self.timer.saved(self.history.steps)
         self.is_saved = True
 
@@ -242,14 +246,7 @@ class Training(RunState):
         found = 0.0
         if self.processes.is_first:
             with self.stop.at_once():
-                test = find_lr(
-                    begun.classifier,
-                    portions.batches(begun),
-                    begun.config,
-                    begun.device,
-                    begun.tuning,
-                    portions.class_weight(begun),
-                )
+                test = find_lr_of(begun)
             self._say(f"learning rate {test.suggestion:g}: {test.reason}")
             found = test.suggestion
         return self.processes.from_first(found)

@@ -15,7 +15,6 @@
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -27,6 +26,7 @@ from mobilenetv2.config import TrainConfig
 from mobilenetv2.errors import ConfigError, ModelFileError, UserError, WorkFailed
 from mobilenetv2.files import flush_to_disk, remove_leftovers, write_text
 from mobilenetv2.settings import read_settings, to_yaml, validate
+from mobilenetv2.training.replaced_run import REPLACED, ReplacedRun
 from mobilenetv2.training.run_lock import LOCK_NAME, RunLock
 
 Event = dict[str, Any]
@@ -48,9 +48,6 @@ RUN_FILES = (
 ALWAYS_WRITTEN = ("data", "network", "optimizer", "schedule", "epochs", "batch_size", "seed", "out")
 """Settings at the top of every run's ``config.yaml``."""
 
-REPLACED = ".replaced"
-"""Where an overwritten run lies until the new one has saved something."""
-
 TENSORBOARD_FILES = "events.out.tfevents.*"
 
 
@@ -61,7 +58,7 @@ class RunFolder:
         self.path = path
         self._lock = lock
         self._is_new = is_new
-        self._replaced = path / REPLACED
+        self.replaced = ReplacedRun(path)
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
@@ -74,7 +71,8 @@ class RunFolder:
     def create(cls, config: TrainConfig) -> "RunFolder":
         """Take a folder for a new run, lock it, and write ``config.yaml`` into it.
 
-        A run that lies there and may be overwritten is set aside until :meth:`forget_replaced`.
+        A run that lies there and may be overwritten is set aside until the new one has saved
+        something: see :class:`ReplacedRun`.
 
         Raises:
             ConfigError: it holds something already, another program is at work in it, or it
@@ -90,7 +88,7 @@ class RunFolder:
             folder = cls(path, RunLock(path), is_new=True)
             with folder._closed_if_it_fails():
                 folder._refuse_a_run(config.overwrite)
-                folder._set_aside()
+                folder._make_room()
         except OSError as error:
             where = error.filename or path
             raise ConfigError(
@@ -106,11 +104,6 @@ class RunFolder:
     def go_on(self) -> str:
         """What the user can do with a run that was stopped, in a sentence."""
         return f"Go on with: mobilenetv2 train --resume {self.path}"
-
-    def forget_replaced(self) -> None:
-        """Remove the run that lay here before: this one has something to put in its place."""
-        if self._replaced.exists():
-            shutil.rmtree(self._replaced, ignore_errors=True)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -156,7 +149,7 @@ class RunFolder:
         failed = isinstance(error, UserError | WorkFailed) and self._is_new and not self.has_begun
         if failed:
             self.config.unlink(missing_ok=True)
-            self._bring_back()
+            self.replaced.bring_back()
         self.close()
         if failed:
             with suppress(OSError):  # it holds other files
@@ -234,30 +227,15 @@ class RunFolder:
             with self._metrics_for_appending() as file:
                 flush_to_disk(file)
 
-    def _set_aside(self) -> None:
-        """Move what an earlier run has left here out of the way of this one.
-
-        It is brought back if this one fails before it begins. Where an earlier attempt was killed
-        before it began, what that had set aside stays.
-        """
+    def _make_room(self) -> None:
+        """Move what an earlier run has left here out of the way of this one."""
         if self.has_begun:
-            self.forget_replaced()
+            self.replaced.forget()  # an older one, whose successor had saved something
         for name in RUN_FILES:
             remove_leftovers(self.path / name)
-        if self._replaced.exists() or not self.config.exists():
-            return
-        self._replaced.mkdir()
         # The settings last: what is left when the power fails in between is still a run.
         files = [self.path / name for name in reversed(RUN_FILES)]
-        for file in (*self.path.glob(TENSORBOARD_FILES), *files):
-            if file.exists():
-                file.replace(self._replaced / file.name)
-
-    def _bring_back(self) -> None:
-        if self._replaced.exists():
-            for file in self._replaced.iterdir():
-                file.replace(self.path / file.name)
-            self._replaced.rmdir()
+        self.replaced.set_aside([*self.path.glob(TENSORBOARD_FILES), *files])
 
     def _refuse_a_run(self, overwrite: bool) -> None:
         if self.has_begun and not overwrite:

@@ -11,7 +11,7 @@ from mobilenetv2.distributed import ALONE, Processes, joined
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.training import portions
 from mobilenetv2.training.device import strictly
-from mobilenetv2.training.find_lr import RangeTest, find_lr
+from mobilenetv2.training.find_lr import RangeTest, find_lr_of
 from mobilenetv2.training.head import fit_first_head
 from mobilenetv2.training.loop import Training, say
 from mobilenetv2.training.pick_up import (
@@ -117,14 +117,7 @@ def run_range_test(config: TrainConfig, console: Console | None = None) -> Range
             )
         if begun.tuning.pretrained:  # the test starts from what training starts from
             fit_first_head(begun, portions.for_first_head(begun.data))
-        return find_lr(
-            begun.classifier,
-            portions.batches(begun),
-            begun.config,
-            begun.device,
-            begun.tuning,
-            portions.class_weight(begun),
-        )
+        return find_lr_of(begun)
 
 
 def _teller(console: Console | None, processes: Processes = ALONE) -> Tell:

@@ -1,0 +1,41 @@
+"""How wrong settings and misspelt words are told: with what was perhaps meant."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from pydantic import ValidationError
+
+
+def explain(error: ValidationError, flags: Mapping[str, str | None]) -> str:
+    """A validation error in one line per problem, in the words of the command line.
+
+    Args:
+        error: of a section of settings.
+        flags: each setting that there is, and the section that holds it (None for the top).
+    """
+    lines: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        names = [part for part in problem["loc"] if isinstance(part, str)]
+        if problem["type"] == "extra_forbidden":
+            key = names[-1]
+            home = flags.get(key)
+            hint = f"; it belongs below {home!r}" if home else suggestion(key, flags)
+            lines[key] = f"unknown setting {key!r}{hint}"
+        else:
+            section = names[0] if names else ""
+            key = next((part for part in reversed(names) if part in flags), section)
+            message = problem["msg"].removeprefix("Value error, ")
+            message = message.replace("Input should be", "must be")
+            # The first problem of a key is about its usual type; the alternatives add nothing.
+            lines.setdefault(key, f"{key}: {message}, got {problem['input']!r}" if key else message)
+    return "\n".join(lines.values())
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known word, or nothing.
+
+    >>> suggestion("minst", ["digits", "mnist"])
+    "; did you mean 'mnist'?"
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
