@@ -464,6 +464,19 @@ def test_find_lr_suggests_and_draws(
     assert (tmp_path / "find-lr.png").exists()
 
 
+def test_a_table_that_nobody_reads_on(
+    run_cli: Run, run_folder: Path, picture_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `predict --csv /dev/stdout | head`."""
+
+    def broken(*_: Any) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("mobilenetv2.evaluation.prediction_table.append", broken)
+    code, _, error = run_cli("predict", run_folder, picture_folder(), "--csv", "/dev/null")
+    assert (code, error) == (0, "")
+
+
 def test_a_reader_that_has_seen_enough(run_folder: Path) -> None:
     command = f"{sys.executable} -m mobilenetv2 inspect | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)

@@ -391,3 +391,19 @@ def test_what_a_run_was_begun_with_may_be_said_again(
     code, _, error = run_cli("train", "--resume", config.out, flag)
     assert (code, error) == (1, "mobilenetv2: reached\n")
     assert reached[0].quiet == (flag != "--no-quiet")
+
+
+def test_a_first_version_that_had_a_width_goes_on(quick: Quick) -> None:
+    """An earlier version of this program wrote one down for it, which meant nothing."""
+    config = quick(network="first-version", image_size=28)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        cut_at(patch, Training, "_train_step", 4, after=True)
+        mobilenetv2.train(config)
+    run = RunFolder.open(out_of(config))
+    text = run.config.read_text()
+    assert "width: null" in text
+    run.config.write_text(text.replace("width: null", "width: 1.0"))
+    checkpoint = Checkpoint.load(run.last)
+    checkpoint.settings["network"]["width"] = checkpoint.classifier["network"]["width"] = 1.0
+    checkpoint.save(run.last)
+    assert mobilenetv2.resume(run.path)["epochs"] == 2

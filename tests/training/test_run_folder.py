@@ -85,7 +85,12 @@ def test_a_run_that_fails_before_it_begins_overwrites_nothing(tmp_path: Path) ->
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(
-    "others", [{"config.yaml": "lr: 0.2  # mine"}, {"config.yaml": None, "main.py": "mine"}]
+    "others",
+    [
+        {"config.yaml": "lr: 0.2  # mine"},
+        {"config.yaml": "data: digits\nepochs: 3  # mine"},
+        {"config.yaml": None, "main.py": "mine"},
+    ],
 )
 def test_what_no_run_has_written_is_not_touched(
     tmp_path: Path, others: dict[str, str | None], overwrite: bool
@@ -96,6 +101,17 @@ def test_what_no_run_has_written_is_not_touched(
     with pytest.raises(ConfigError, match=f"holds other files .such as {list(others)[-1]}"):
         RunFolder.create(TrainConfig(out=tmp_path, overwrite=overwrite))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_comes_back_is_the_newest_run_that_had_begun(tmp_path: Path) -> None:
+    for text in ("older", "newer"):
+        RunFolder.create(TrainConfig(out=tmp_path, overwrite=True)).close()
+        (tmp_path / "last.pth.tar").write_text(text)  # and the power fails
+    assert (tmp_path / ".replaced" / "last.pth.tar").read_text() == "older"
+    with pytest.raises(WorkFailed), RunFolder.create(TrainConfig(out=tmp_path, overwrite=True)):
+        raise WorkFailed
+    assert (tmp_path / "last.pth.tar").read_text() == "newer"
+    assert not (tmp_path / ".replaced").exists()
 
 
 def test_a_run_of_another_version_may_be_overwritten(tmp_path: Path) -> None:
