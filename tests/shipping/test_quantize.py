@@ -13,11 +13,13 @@ import torch
 
 import mobilenetv2
 from mobilenetv2.classifier import Classifier
+from mobilenetv2.config import NetworkConfig
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.runtimes.processor import weight_bits
 from mobilenetv2.runtimes.sessions import openvino_session
 from mobilenetv2.shipping import ladder
 from mobilenetv2.shipping.equalise import equalised
+from mobilenetv2.shipping.export import FORMATS
 from mobilenetv2.shipping.formats import Content
 from mobilenetv2.shipping.held_out import HeldOut, held_out
 from mobilenetv2.shipping.int8 import as_delivered
@@ -254,6 +256,33 @@ def test_the_ladder_judges_the_file_and_not_the_network_in_it(
     assert (answers[0] == form.open(file)(inputs)["logits"]).all()
     assert (answers[0] == answers[1]).all()
     assert (answers[0] != openvino_session(core.SerializeToString())(inputs)["logits"]).any()
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+@pytest.mark.parametrize("colour", ["grey", "rgb"])
+def test_8_bits_change_nothing_in_the_preparation(
+    form: str, colour: str, small_classifier: Classifier, tmp_path: Path
+) -> None:
+    """A runtime that rewrites a network in 8 bits meets the preparation too."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip(form)
+    channels = {"grey": 1, "rgb": 3}[colour]
+    changes = {"colour": colour, "mean": (0.4,) * channels, "std": (0.3,) * channels}
+    wanted = small_classifier.preprocessing.model_copy(update=changes)
+    classifier = Classifier.create(NetworkConfig(width=0.1), wanted, ("ant", "bee"))
+    learned = torch.randint(0, 256, (64, channels, 16, 16), dtype=torch.uint8)
+    core = with_onnxruntime(float_core(classifier), calibration(classifier, learned))
+    content = Content(classifier, precision="int8", core=core)
+    whole, alone = (
+        FORMATS[form].open(FORMATS[form].write(replace(content, raw=raw), tmp_path, f"raw-{raw}"))
+        for raw in (False, True)
+    )
+    for size in [(16, 16), (50, 31), (7, 90)]:
+        pictures = np.random.default_rng(0).integers(0, 256, (5, *size, 3), dtype=np.uint8)
+        prepared = torch.stack([classifier.prepare(one) for one in pictures])
+        expected = alone(classifier.normalize(prepared).contiguous().numpy())["logits"]
+        np.testing.assert_allclose(whole(pictures)["logits"], expected, rtol=0, atol=1e-5)
 
 
 def test_scales_that_float16_does_not_hold_stay(
