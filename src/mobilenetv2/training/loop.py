@@ -139,7 +139,7 @@ class Training(RunState):
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
-            self.average.update_parameters(self.network)
+            self.average.update()
         self.step += 1
         self.history.steps += 1
         self.history.pictures += loss.count
@@ -147,7 +147,7 @@ class Training(RunState):
 
     def _validate_epoch(self, reporter: Reporter) -> None:
         """Measure, remember the best, tell, save; only a good epoch is ever saved."""
-        self.parallel.agree(self.network, self.average)
+        self.parallel.agree(self.network, None if self.average is None else self.average.network)
         with self.stop.at_once():
             train, val = self._measure(self.train_sample), self._measure(self.data.val)
         lr = float(self.schedule.get_last_lr()[0])
@@ -231,7 +231,7 @@ class Training(RunState):
         return result | {"run": str(self.folder.path)}
 
     def _measure(self, pictures: LabelledPictures) -> Evaluation:
-        network = self.network if self.average is None else self.average.module
+        network = self.network if self.average is None else self.average.network
         classifier = self.classifier.with_network(network)
         if self.features is not None:
             return self.features.evaluate(classifier, pictures)
