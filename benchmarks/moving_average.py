@@ -8,6 +8,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import chain, count, islice
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +20,7 @@ from mobilenetv2.training.loop import Training
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.start import start
 
-DECAY, STEPS = 0.99, 60
+DECAY, WARM_UP, STEPS = 0.99, 5, 60
 
 
 def main() -> None:
@@ -40,14 +41,15 @@ def main() -> None:
         ours = average.update
         theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(DECAY), use_buffers=True)
         network.train()
-        while len(times["step"]) < STEPS:
-            for batch in training.batches.epoch(len(times["step"])):
-                times["step"].append(seconds(lambda batch=batch: training._train_step(batch)))
-                times["ours"].append(seconds(ours))
-                times["AveragedModel"].append(seconds(lambda: theirs.update_parameters(network)))
+        batches = chain.from_iterable(training.batches.epoch(epoch) for epoch in count())
+        for batch in islice(batches, WARM_UP + STEPS):
+            times["step"].append(seconds(lambda batch=batch: training._train_step(batch)))
+            times["ours"].append(seconds(ours))
+            times["AveragedModel"].append(seconds(lambda: theirs.update_parameters(network)))
         run.close()
-    step, *both = (median(one[5:]) for one in times.values())
-    print(f"{options.data}, width {config.network.width:g}, batch {config.batch_size}: {headline()}")
+    step, *both = (median(one[WARM_UP:]) for one in times.values())
+    settings = f"width {config.network.width:g}, batch {config.batch_size}"
+    print(f"{options.data}, {settings}: {headline()}")
     print(f"training step without it: {1000 * step:.1f} ms")
     for name, taken in zip(["ours", "AveragedModel"], both, strict=True):
         print(f"{name}: {1000 * taken:.2f} ms, {taken / step:.1%} of the step")
