@@ -16,6 +16,7 @@ import mobilenetv2
 from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.runtimes.sessions import openvino_core
 from mobilenetv2.shipping import onnx_contract
 from mobilenetv2.shipping.export import FORMATS, size_of, target
 from mobilenetv2.shipping.held_out import held_out
@@ -42,9 +43,7 @@ def bare_run(path: Path, pixels: np.ndarray) -> tuple[np.ndarray, list[str]]:
         labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
         return session.run(["probabilities"], {"pictures": pixels})[0], labels
     if path.suffix == ".xml":
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_core()
         model = core.read_model(path)
         labels = json.loads(model.get_rt_info("labels").astype(str))
         compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -16,7 +16,7 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import NetworkConfig
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.runtimes.processor import weight_bits
-from mobilenetv2.runtimes.sessions import openvino_session
+from mobilenetv2.runtimes.sessions import openvino_core, openvino_session
 from mobilenetv2.shipping import ladder
 from mobilenetv2.shipping.equalise import equalised
 from mobilenetv2.shipping.export import FORMATS
@@ -221,14 +221,14 @@ def test_one_constant_for_all_scales(
     """OpenVINO's file is shorter for it, answers alike, and is computed in integers still."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     core = with_onnxruntime(float_core(small_classifier), batches)
     content = Content(small_classifier, raw=True, precision="int8", core=core)
     path = OpenVinoFormat().write(content, tmp_path, "joined")
-    read = openvino.Core().read_model(path)
+    read = openvino_core().read_model(path)
     kinds = Counter(operation.get_type_name() for operation in read.get_ordered_ops())
     assert kinds["VariadicSplit"] == 2
-    compiled = openvino.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     run = [one.get_rt_info() for one in compiled.get_runtime_model().get_ordered_ops()]
     layers = [one["runtimePrecision"].astype(str) for one in run
               if one["layerType"].astype(str) == "Convolution"]  # fmt: skip
@@ -291,7 +291,7 @@ def test_scales_that_float16_does_not_hold_stay(
     """A channel of tiny weights loses no digits; the other layers are joined nevertheless."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     core = with_onnxruntime(float_core(small_classifier), batches)
     scales = [
         one for one in core.graph.initializer
@@ -303,7 +303,7 @@ def test_scales_that_float16_does_not_hold_stay(
     scales[0].CopyFrom(onnx.numpy_helper.from_array(values, scales[0].name))
     content = Content(small_classifier, raw=True, precision="int8", core=core)
     path = OpenVinoFormat().write(content, tmp_path, "tiny")
-    read = openvino.Core().read_model(path).get_ordered_ops()
+    read = openvino_core().read_model(path).get_ordered_ops()
     constants = [one for one in read if one.get_type_name() == "Constant"]
     floats = [one.data.ravel() for one in constants if one.get_element_type().is_real()]
     assert any(np.allclose(one[: len(tiny)], tiny, rtol=2**-11, atol=0) for one in floats

@@ -3,16 +3,20 @@
 A session is made once, which compiles the model, and then called with batches of any size.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mobilenetv2.cores import available_cores
 from mobilenetv2.errors import ModelFileError
 from mobilenetv2.runtimes.installed import require
+
+if TYPE_CHECKING:
+    import openvino
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Session = Callable[[Array], dict[str, Array]]
@@ -57,8 +61,13 @@ def onnxruntime_session(
     return run
 
 
-def openvino_computes_in_bf16() -> bool:
-    """Whether this processor does; others take float32, or emulate it.
+@functools.cache
+def openvino_core() -> "openvino.Core":
+    """OpenVINO; a process has only one.
+
+    Each gives the thread that first compiles with it a stack of its own for signals. When the older
+    of two goes first, the younger leaves a stack that is no longer there, and the next Ctrl-C ends
+    in a segmentation fault.
 
     Raises:
         UserError: OpenVINO is not installed.
@@ -66,7 +75,16 @@ def openvino_computes_in_bf16() -> bool:
     require("openvino")
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return openvino.Core()
+
+
+def openvino_computes_in_bf16() -> bool:
+    """Whether this processor does; others take float32, or emulate it.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def openvino_session(
@@ -85,10 +103,7 @@ def openvino_session(
         UserError: OpenVINO is not installed.
         ModelFileError: the model cannot be read.
     """
-    require("openvino")
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
     if workers > 1:
         settings |= {"NUM_STREAMS": workers, "INFERENCE_NUM_THREADS": workers}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.runtimes.installed import require
-from mobilenetv2.runtimes.sessions import Array, Session, openvino_session
+from mobilenetv2.runtimes.sessions import Array, Session, openvino_core, openvino_session
 from mobilenetv2.shipping.formats import Content
 from mobilenetv2.shipping.onnx_file import onnx_model
 from mobilenetv2.shipping.openvino_constants import join_constants
@@ -42,7 +42,7 @@ class OpenVinoFormat:
         half = content.precision == "fp16"
         proto = onnx_model(replace(content, precision="fp32") if half else content)
         entries = list(proto.metadata_props)
-        model = openvino.Core().read_model(in_own_terms(proto).SerializeToString())
+        model = openvino_core().read_model(in_own_terms(proto).SerializeToString())
         # What `openvino.convert_model` does too, without its messages to the makers.
         apply_moc_transformations(model, False)
         if content.precision == "int8":
@@ -60,9 +60,7 @@ class OpenVinoFormat:
 
     def open_layers(self, path: Path, names: Iterable[str]) -> Session | None:
         """The file with the outputs of its layers besides."""
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_core()
         model = core.read_model(str(path))
         ports = {
             name: output
