@@ -65,7 +65,13 @@ class Checkpoint:
     lr: float
     history: dict[str, Any]
 
-    def save(self, path: Path, previous: Path | None = None) -> None:
+    def to_archive(self) -> bytearray:
+        """The contents of its file, which take longer to make than to write."""
+        return to_archive({"format": f"{FORMAT} {VERSION}", **vars(self)})
+
+    def save(
+        self, path: Path, previous: Path | None = None, archive: bytearray | None = None
+    ) -> None:
         """Write a file that :func:`torch.load` can read, with its SHA-256 at the end.
 
         The old checkpoint stays until the new one was read back from the disk.
@@ -73,11 +79,12 @@ class Checkpoint:
         Args:
             path: the file.
             previous: where to keep the old one even then.
+            archive: of :meth:`to_archive`, where it was made already.
 
         Raises:
             WorkFailed: it cannot be written; the old one is untouched.
         """
-        archive = to_archive({"format": f"{FORMAT} {VERSION}", **vars(self)})
+        archive = archive or self.to_archive()
         with written_whole(path, previous) as file:
             file.write(archive)
             read_back(file, archive)

@@ -177,9 +177,7 @@ class Training(RunState):
             "images_per_second": history.pictures / history.training_seconds,
         }
         reporter.tell([event])
-        if is_best:
-            self._save(self.folder.best)
-        self._save(self.folder.last)
+        self._save(*[self.folder.best] * is_best, self.folder.last)
 
     def _stopped(self, reporter: Reporter) -> Stopped:
         """Save where the run is, and say so."""
@@ -187,11 +185,15 @@ class Training(RunState):
         self._save(self.folder.last)
         return Stopped(f"after step {self.history.steps}; everything is saved")
 
-    def _save(self, path: Path) -> None:
+    def _save(self, *paths: Path) -> None:
+        """This moment, into each of these files."""
         if self.processes.is_first:
             self.folder.flush_events()
-            previous = self.folder.previous if path == self.folder.last else None
-            self.to_checkpoint().save(path, previous)
+            checkpoint = self.to_checkpoint()
+            archive = checkpoint.to_archive()
+            for path in paths:
+                previous = self.folder.previous if path == self.folder.last else None
+                checkpoint.save(path, previous, archive)
             self.folder.replaced.forget()
         self.timer.saved(self.history.steps)
         self.is_saved = True
