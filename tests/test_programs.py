@@ -50,6 +50,7 @@ def test_two_machines_of_which_one_dies() -> None:
     assert "the same figures and weights" in run("two_machines.py", *words)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks into /proc")
 def test_bent_files_load_or_are_refused() -> None:
     assert ", 0 treated badly" in run("fuzz_files.py", "--cases", 100)

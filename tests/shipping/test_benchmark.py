@@ -171,6 +171,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "RUNTIMES", few)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_noise_makes_no_8_bit_copy_and_replaces_none(digits_model: Path) -> None:
     pytest.importorskip("onnx")

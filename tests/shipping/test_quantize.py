@@ -258,7 +258,7 @@ def test_the_ladder_judges_the_file_and_not_the_network_in_it(
     assert (answers[0] != openvino_session(core.SerializeToString())(inputs)["logits"]).any()
 
 
-@pytest.mark.parametrize("form", ["onnx", "openvino"])
+@pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
 @pytest.mark.parametrize("colour", ["grey", "rgb"])
 def test_8_bits_change_nothing_in_the_preparation(
     form: str, colour: str, small_classifier: Classifier, tmp_path: Path

@@ -164,6 +164,7 @@ for place in range(1, len(calls_of_a_save(run, checkpoint)) + 1):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_every_call_of_a_save(unfinished: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", KILLED_AT_EVERY_CALL,

@@ -24,6 +24,7 @@ from mobilenetv2.training.loop import Training
 from mobilenetv2.training.run_folder import RunFolder
 
 Quick = Callable[..., TrainConfig]
+SLOW = pytest.mark.slow
 TIMES = {"seconds", "training_seconds", "images_per_second", "run"}
 
 
@@ -85,13 +86,13 @@ def cut_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after
 
 PLACES = [
     (Training, "_train_step", 2, True),
-    pytest.param(Training, "_train_step", 6, False, marks=pytest.mark.slow),
+    pytest.param(Training, "_train_step", 6, False, marks=SLOW),
     (Training, "_validate_epoch", 1, True),
     (Checkpoint, "save", 2, False),  # 1 is the start, 2 and 3 are best and last of an epoch
-    pytest.param(Checkpoint, "save", 2, True, marks=pytest.mark.slow),
-    (Checkpoint, "save", 3, False),
-    pytest.param(RunFolder, "append_events", 2, True, marks=pytest.mark.slow),
-    (module, "deliver", 1, True),
+    pytest.param(Checkpoint, "save", 2, True, marks=SLOW),
+    pytest.param(Checkpoint, "save", 3, False, marks=SLOW),
+    pytest.param(RunFolder, "append_events", 2, True, marks=SLOW),
+    pytest.param(module, "deliver", 1, True, marks=SLOW),
     (RunFolder, "write_result", 1, False),
 ]
 
@@ -169,7 +170,7 @@ def test_fast_operations_give_the_same_bits_again(quick: Quick) -> None:
 LONG_WORK = [
     # during the second validation; while the model is delivered; while it is drawn
     ({}, (Training, "_measure", 3), "after step 6; everything is saved"),
-    ({}, (module, "deliver", 1), "after step 6; everything is saved"),
+    pytest.param({}, (module, "deliver", 1), "after step 6; everything is saved", marks=SLOW),
     ({}, (module, "measure", 1), "after step 6; everything is saved"),
     # before anything could be saved
     ({"lr": "auto"}, (module, "find_lr_of", 1), "before the first step"),
@@ -178,9 +179,7 @@ LONG_WORK = [
 
 
 @pytest.mark.parametrize(("settings", "place", "words"), LONG_WORK)
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=SLOW)])
 def test_a_signal_during_long_work_leaves_it_at_once(
     quick: Quick,
     whole: Path,
@@ -250,7 +249,7 @@ def test_a_failed_search_for_a_learning_rate_leaves_nothing(
     assert not out_of(quick()).exists()
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=SLOW)])
 def test_a_cut_around_the_end_of_a_solved_head_doubles_nothing(
     quick: Quick, weights_file: Path, after: bool
 ) -> None:
@@ -265,7 +264,9 @@ def test_a_cut_around_the_end_of_a_solved_head_doubles_nothing(
     assert_same(out_of(quick("whole")), out_of(config))
 
 
-@pytest.mark.parametrize(("name", "call"), [("_train_epoch", 1), ("_train_step", 2)])
+@pytest.mark.parametrize(
+    ("name", "call"), [("_train_epoch", 1), pytest.param("_train_step", 2, marks=SLOW)]
+)
 def test_a_cut_in_fine_tuning_changes_nothing(
     quick: Quick, weights_file: Path, name: str, call: int
 ) -> None:
@@ -315,7 +316,7 @@ main(sys.argv[1:])
 @pytest.mark.parametrize(
     ("second", "code"),
     [
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=SLOW),
         (signal.SIGTERM, -signal.SIGTERM),
     ],
 )

@@ -178,13 +178,9 @@ def started(out: Path) -> subprocess.Popen[str]:
     return child
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-        (signal.SIGKILL, -9),
-    ],
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
 def test_a_stopped_run_goes_on_to_the_same_end(
     rich_run: Path, tmp_path: Path, number: signal.Signals, code: int
@@ -204,6 +200,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     same_run(rich_run, out)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_before_the_first_step_is_a_place_to_go_on_from(rich_run: Path, tmp_path: Path) -> None:
     from mobilenetv2.training.loop import Training
