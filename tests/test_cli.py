@@ -458,7 +458,7 @@ def test_find_lr_suggests_and_draws(
     run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run_cli("find-lr", "digits", *QUICK, "--batch-size", "16")
+    code, out, _ = run_cli("find-lr", "digits", *QUICK, "--batch-size", "64")
     assert code == 0
     assert out.startswith("suggested learning rate: 0.")
     assert (tmp_path / "find-lr.png").exists()

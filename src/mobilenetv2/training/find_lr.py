@@ -129,7 +129,8 @@ def suggest(lrs: list[float], losses: list[float], smoothed: list[float]) -> Ran
     if not lowest or smoothed[lowest] > 0.98 * smoothed[SETTLED]:
         raise WorkFailed(
             "find-lr: the loss did not fall at any learning rate, so none can be suggested; check "
-            "the labels and the pictures (`mobilenetv2 inspect`)"
+            "the labels and the pictures (`mobilenetv2 inspect`), or take larger batches "
+            "(--batch-size), whose losses vary less"
         )
     suggestion = float(f"{lrs[lowest] / MARGIN:.1g}")
     is_last = lowest == len(smoothed) - 1
