@@ -6,13 +6,11 @@ python benchmarks/checkpoint_cost.py --width 0.35 --every 1min
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import mobilenetv2
-from machine import headline
+from machine import headline, seconds
 from mobilenetv2.intervals import Interval
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.loop import Training
@@ -38,11 +36,11 @@ def main() -> None:
         training.network.train()
         batches = iter(training.batches.epoch(0))
         steps = [
-            timed(lambda: training._train_step(next(batches)))
+            seconds(lambda: training._train_step(next(batches)))
             for _ in range(training.batches.steps_per_epoch)
         ]
-        saves = [timed(lambda: training._save(run.last)) for _ in range(SAVES)]
-        loads = [timed(lambda: Checkpoint.load(run.last)) for _ in range(LOADS)]
+        saves = [seconds(training._save) for _ in range(SAVES)]
+        loads = [seconds(lambda: Checkpoint.load(run.last)) for _ in range(LOADS)]
         size = run.last.stat().st_size
         run.close()
     save = median(saves)
@@ -51,13 +49,6 @@ def main() -> None:
     print(f"checkpoint: {save * 1000:.0f} ms (slowest {max(saves) * 1000:.0f} ms)")
     print(f"read and checked again: {median(loads) * 1000:.0f} ms")
     print(f"one each {options.every}: {save / (60 * minutes):.3%} of the time; {headline()}")
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that some work takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The machine that a benchmark ran on, in a line; timings mean nothing without it."""
+"""How long work takes, and on which machine; a timing means nothing without it."""
 
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,13 @@ def headline() -> str:
         f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads, "
         f"{machine['capability']}{' ' + ' '.join(units) if units else ''}, torch {machine['torch']}"
     )
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """The wall time of some work."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""What the moving average costs a training step: ours and PyTorch's, in turns.
+"""What the moving average costs a training step on the CPU: ours and PyTorch's, in turns.
 
 python benchmarks/moving_average.py
 python benchmarks/moving_average.py --data cifar10 --data-dir data
@@ -6,8 +6,6 @@ python benchmarks/moving_average.py --data cifar10 --data-dir data
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable
 from itertools import chain, count, islice
 from pathlib import Path
 from statistics import median
@@ -15,7 +13,7 @@ from statistics import median
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import mobilenetv2
-from machine import headline
+from machine import headline, seconds
 from mobilenetv2.training.loop import Training
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.start import start
@@ -32,7 +30,8 @@ def main() -> None:
     times: dict[str, list[float]] = {"step": [], "ours": [], "AveragedModel": []}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        config = mobilenetv2.configure(options.data, data_dir=options.data_dir, ema=DECAY, out=out)
+        settings = {"data_dir": options.data_dir, "ema": DECAY, "device": "cpu", "out": out}
+        config = mobilenetv2.configure(options.data, **settings)
         run = RunFolder.create(config)
         training = Training(start(config), run)
         average, network = training.average, training.network
@@ -48,19 +47,12 @@ def main() -> None:
             times["AveragedModel"].append(seconds(lambda: theirs.update_parameters(network)))
         run.close()
     step, *both = (median(one[WARM_UP:]) for one in times.values())
-    settings = f"width {config.network.width:g}, batch {config.batch_size}"
-    print(f"{options.data}, {settings}: {headline()}")
+    size = f"width {config.network.width:g}, batch {config.batch_size}"
+    print(f"{options.data}, {size}: {headline()}")
     print(f"training step without it: {1000 * step:.1f} ms")
     for name, taken in zip(["ours", "AveragedModel"], both, strict=True):
         print(f"{name}: {1000 * taken:.2f} ms, {taken / step:.1%} of the step")
     print(f"ratio: {both[1] / both[0]:.1f}")
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """How long some work takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

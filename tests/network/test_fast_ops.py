@@ -2,9 +2,7 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mobilenetv2.network import kernels
 from mobilenetv2.network.fast_ops import FastOps, choose, install, prepare_allocator, remove
@@ -357,21 +355,6 @@ def test_off_is_off():
     network = small_network()
     install(network, choose(CPU, "off"))
     assert type(network) is MobileNetV2
-
-
-def test_averaged_models_are_averages(fast):
-    network = small_network()
-    install(network, fast)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
-    start = network.classifier[1].weight.detach().clone()
-    F.cross_entropy(network(torch.randn(4, 1, 20, 20)), torch.arange(4)).backward()
-    torch.optim.SGD(network.parameters(), 0.1).step()
-    average.update_parameters(network)
-    average.update_parameters(network)
-    expected = (start + network.classifier[1].weight) / 2
-    assert torch.allclose(average.module.classifier[1].weight, network.classifier[1].weight)
-    assert not torch.allclose(expected, network.classifier[1].weight)
-    assert average.module(torch.randn(2, 1, 20, 20)).shape == (2, 10)
 
 
 def test_export_after_remove(fast):

@@ -23,6 +23,29 @@ signal.signal(signal.SIGINT, lambda *_: print("heard"))
 signal.raise_signal(signal.SIGINT)
 """
 
+CORES_OF_THREADS = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from mobilenetv2.runtimes.sessions import openvino_core
+
+together = threading.Barrier(8)
+
+def core(_):
+    together.wait()
+    return openvino_core()
+
+print(len({id(one) for one in list(ThreadPoolExecutor(8).map(core, range(8)))}))
+"""
+
+
+def test_threads_share_the_only_core() -> None:
+    """Also where the first calls come together, before OpenVINO was imported."""
+    pytest.importorskip("openvino")
+    done = subprocess.run(
+        [sys.executable, "-c", CORES_OF_THREADS], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
 
 def test_a_signal_is_heard_after_openvino(small_classifier: Classifier, tmp_path: Path) -> None:
     pytest.importorskip("onnx")

@@ -11,7 +11,7 @@ import torch
 import mobilenetv2
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.files import write_text
-from mobilenetv2.training.checkpoints import Checkpoint, to_archive
+from mobilenetv2.training.checkpoints import Checkpoint, save_archive, to_archive
 from mobilenetv2.training.run_folder import RunFolder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -29,7 +29,7 @@ def equal(a: Any, b: Any) -> bool:
 
 def test_what_goes_in_comes_out(unfinished: Path) -> None:
     stored = Checkpoint.load(unfinished / "last.pth.tar")
-    stored.save(unfinished / "again.pth.tar")
+    save_archive(stored.to_archive(), unfinished / "again.pth.tar")
     again = Checkpoint.load(unfinished / "again.pth.tar")
     assert equal(vars(stored), vars(again))
     assert stored.epoch == 1

@@ -19,7 +19,7 @@ from rich.console import Console
 import mobilenetv2
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.errors import ModelFileError, WorkFailed
-from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.checkpoints import Checkpoint, save_archive
 from mobilenetv2.training.run_folder import RunFolder
 
 Quick = Callable[..., TrainConfig]
@@ -109,7 +109,7 @@ def newest(run: RunFolder) -> Checkpoint:
 
 def calls_of_a_save(run: RunFolder, checkpoint: Checkpoint) -> list[str]:
     with Faults(0, lambda: None).active() as faults:
-        checkpoint.save(run.last, previous=run.previous)
+        save_archive(checkpoint.to_archive(), run.last, run.previous)
     return faults.log
 
 
@@ -131,7 +131,7 @@ def test_every_call_of_a_save_may_fail(unfinished: Path, number: int) -> None:
         fails = place <= last_rename  # after it, the folder is flushed: nothing to undo any more
         refused = pytest.raises(WorkFailed, match=words) if fails else nullcontext()
         with Faults(place, os_error(number)).active(), refused:
-            checkpoint.save(run.last, previous=run.previous)
+            save_archive(checkpoint.to_archive(), run.last, run.previous)
         epoch = epoch if fails else checkpoint.epoch
         assert newest(run).epoch == epoch, calls[:place]
         assert not list(unfinished.glob(".last*"))
@@ -142,7 +142,7 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_durability import Faults, calls_of_a_save, die, newest, run_of
-from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.checkpoints import Checkpoint, save_archive
 from mobilenetv2.training.run_folder import RunFolder
 run = run_of(Path(sys.argv[2]))
 checkpoint = Checkpoint.load(run.last)
@@ -152,7 +152,7 @@ for place in range(1, len(calls_of_a_save(run, checkpoint)) + 1):
     child = os.fork()
     if not child:
         with Faults(place, die).active():
-            checkpoint.save(run.last, previous=run.previous)
+            save_archive(checkpoint.to_archive(), run.last, run.previous)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 9, place
     after = newest(run).epoch
@@ -237,21 +237,28 @@ def test_events_reach_the_disk_before_the_checkpoint_that_relies_on_them(
     quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    flush, save = RunFolder.flush_events, Checkpoint.save
+    flush, archive = RunFolder.flush_events, Checkpoint.to_archive
 
     def flush_events(self: RunFolder) -> None:
         order.append("flush")
         flush(self)
 
-    def save_(self: Checkpoint, *arguments: Any, **options: Any) -> None:
-        order.append("save")
-        save(self, *arguments, **options)
+    def to_archive_(self: Checkpoint) -> bytearray:
+        order.append("archive")
+        return archive(self)
+
+    def save(archive: bytearray, path: Path, previous: Path | None = None) -> None:
+        order.append(path.name.partition(".")[0])
+        save_archive(archive, path, previous)
 
     monkeypatch.setattr(RunFolder, "flush_events", flush_events)
-    monkeypatch.setattr(Checkpoint, "save", save_)
+    monkeypatch.setattr(Checkpoint, "to_archive", to_archive_)
+    monkeypatch.setattr("mobilenetv2.training.loop.save_archive", save)
     mobilenetv2.train(quick())
-    # The start, and two epochs that are the best ones until then: one moment in two files.
-    assert order == ["flush", "save"] + ["flush", "save", "save"] * 2
+    assert " ".join(order[:3]) == "flush archive last"  # the start
+    # The first epoch is the best one until then: one archive for both files.
+    assert " ".join(order[3:7]) == "flush archive best last"
+    assert order[7:] in (["flush", "archive", "last"], ["flush", "archive", "best", "last"])
 
 
 @pytest.mark.slow

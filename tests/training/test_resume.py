@@ -18,7 +18,7 @@ from mobilenetv2.config import TrainConfig
 from mobilenetv2.errors import Interrupted, ModelFileError, WorkFailed
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training import loop as module
-from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.checkpoints import Checkpoint, save_archive
 from mobilenetv2.training.find_lr import RangeTest
 from mobilenetv2.training.loop import Training
 from mobilenetv2.training.run_folder import RunFolder
@@ -88,9 +88,11 @@ PLACES = [
     (Training, "_train_step", 2, True),
     pytest.param(Training, "_train_step", 6, False, marks=SLOW),
     (Training, "_validate_epoch", 1, True),
-    (Checkpoint, "save", 2, False),  # 1 is the start, 2 and 3 are best and last of an epoch
-    pytest.param(Checkpoint, "save", 2, True, marks=SLOW),
-    pytest.param(Checkpoint, "save", 3, False, marks=SLOW),
+    # 1 is the start, 2 and 3 are best and last of the first epoch, 4 and 5 of the second
+    pytest.param(module, "save_archive", 2, False, marks=SLOW),
+    pytest.param(module, "save_archive", 2, True, marks=SLOW),
+    pytest.param(module, "save_archive", 3, False, marks=SLOW),
+    (module, "save_archive", 5, False),
     pytest.param(RunFolder, "append_events", 2, True, marks=SLOW),
     pytest.param(module, "deliver", 1, True, marks=SLOW),
     (RunFolder, "write_result", 1, False),
@@ -257,7 +259,7 @@ def test_a_cut_around_the_end_of_a_solved_head_doubles_nothing(
     mobilenetv2.train(quick("whole", **settings))
     config = quick("cut", **settings)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
-        cut_at(patch, Checkpoint, "save", 2, after=after)  # best, after the event was written
+        cut_at(patch, module, "save_archive", 2, after=after)  # best, after the event was written
         mobilenetv2.train(config)
     assert [event["event"] for event in events(out_of(config))] == ["epoch"]
     mobilenetv2.resume(out_of(config))
@@ -406,5 +408,5 @@ def test_a_first_version_that_had_a_width_goes_on(quick: Quick) -> None:
     run.config.write_text(text.replace("width: null", "width: 1.0"))
     checkpoint = Checkpoint.load(run.last)
     checkpoint.settings["network"]["width"] = checkpoint.classifier["network"]["width"] = 1.0
-    checkpoint.save(run.last)
+    save_archive(checkpoint.to_archive(), run.last)
     assert mobilenetv2.resume(run.path)["epochs"] == 2

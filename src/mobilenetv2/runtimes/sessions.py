@@ -61,18 +61,26 @@ def onnxruntime_session(
     return run
 
 
-@functools.cache
 def openvino_core() -> "openvino.Core":
     """OpenVINO; a process has only one.
 
-    Each gives the thread that first compiles with it a stack of its own for signals. When the older
-    of two goes first, the younger leaves a stack that is no longer there, and the next Ctrl-C ends
-    in a segmentation fault.
+    Each gives the thread that first uses its CPU plugin, if only to ask for a property, a stack of
+    its own for signals. Where both of two have gone, the older one first, the thread is left with a
+    stack that is no longer there, and the next Ctrl-C ends in a segmentation fault.
 
     Raises:
         UserError: OpenVINO is not installed.
     """
     require("openvino")
+    with _MAKING_CORE:
+        return _only_core()
+
+
+_MAKING_CORE = threading.Lock()
+
+
+@functools.cache  # alone, it would let threads that come at the same time make one each
+def _only_core() -> "openvino.Core":
     import openvino
 
     return openvino.Core()

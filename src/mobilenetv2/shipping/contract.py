@@ -209,10 +209,9 @@ def resizing_windows(side: int, resized: int, crop: int, block: int) -> tuple[Te
     reach: Any = torch.sym_min((side * (block - 1) + longer * 2) // resized + 4, side)
     window: Any = torch.sym_max(reach, 2)
     if isinstance(window, torch.SymInt):
-        # A number that a program finds out: what the sides say about it would stand in each of a
-        # hundred shapes, and loading the program would take four times as long.
+        # An unbacked symbol, known only when the program runs. As an expression of the sides it
+        # would stand in a hundred shapes, and reading those would be most of the time of loading.
         window = torch.full((1,), window).item()
-        torch._check(window >= 2)
     row = start.clamp(min=0) + torch.arange(window)
     distance = ((row * 2 + 1 - side) * resized - (column * 2 + 1 - resized) * side).abs()
     triangle = (longer * 2 - distance).clamp(min=0)

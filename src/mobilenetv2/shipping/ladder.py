@@ -277,7 +277,10 @@ def figure(rungs: Sequence[Rung], floor: Threshold) -> "Figure":
     )
     if floor.drop is not None:
         axes.axvline(-100 * floor.drop, color="#66788a", linestyle="--", linewidth=1)
-        axes.annotate(" floor", (-100 * floor.drop, -0.35), color="#66788a", fontsize=8)
+        axes.annotate(
+            "floor", (-100 * floor.drop, -0.35), (3, 0), textcoords="offset points",
+            color="#66788a", fontsize=8,
+        )  # fmt: skip
     axes.set_ylim(len(rungs) - 0.5, -0.6)  # the first rung above
     axes.set_xlabel("accuracy against float32, points (95 % interval of the paired difference)")
     axes.grid(axis="x", alpha=0.25)

@@ -97,7 +97,8 @@ def add_preparation(graph: Graph, classifier: Classifier) -> str:
     sides = write("Shape", PICTURES, start=1, end=3).cast(np.int32)
     short = write("ReduceMin", sides, axes=[0], keepdims=1)
     index, weight = _resizing_windows(write, sides, sides * wanted.resize // short, wanted)
-    # Not taken apart with Gather and one number: OpenVINO keeps the axis where 8 bits follow.
+    # Not taken apart with Gather and a scalar, whose axis OpenVINO (2026.4.1) does not remove in a
+    # model that has layers in 8 bits.
     down, across = zip(write.split(index, 0, 1), write.split(weight, 0, 1), strict=True)
     pixels = _resized(write, pixels, *across, wanted, wanted.width)
     pixels = write("Transpose", pixels, perm=[0, 3, 2, 1])

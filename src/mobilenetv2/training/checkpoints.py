@@ -66,28 +66,8 @@ class Checkpoint:
     history: dict[str, Any]
 
     def to_archive(self) -> bytearray:
-        """The contents of its file, which take longer to make than to write."""
+        """A file that :func:`torch.load` can read, with its SHA-256 at the end."""
         return to_archive({"format": f"{FORMAT} {VERSION}", **vars(self)})
-
-    def save(
-        self, path: Path, previous: Path | None = None, archive: bytearray | None = None
-    ) -> None:
-        """Write a file that :func:`torch.load` can read, with its SHA-256 at the end.
-
-        The old checkpoint stays until the new one was read back from the disk.
-
-        Args:
-            path: the file.
-            previous: where to keep the old one even then.
-            archive: of :meth:`to_archive`, where it was made already.
-
-        Raises:
-            WorkFailed: it cannot be written; the old one is untouched.
-        """
-        archive = archive or self.to_archive()
-        with written_whole(path, previous) as file:
-            file.write(archive)
-            read_back(file, archive)
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
@@ -191,6 +171,22 @@ def labels_digest(*sets: LabelledPictures) -> str:
     for pictures in sets:
         digest.update(f"{len(pictures)};".encode() + pictures.labels.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def save_archive(archive: bytearray, path: Path, previous: Path | None = None) -> None:
+    """Write a checkpoint; the old one stays until the new one was read back from the disk.
+
+    Args:
+        archive: of :meth:`Checkpoint.to_archive`.
+        path: the file.
+        previous: where to keep the old one even then.
+
+    Raises:
+        WorkFailed: it cannot be written; the old one is untouched.
+    """
+    with written_whole(path, previous) as file:
+        file.write(archive)
+        read_back(file, archive)
 
 
 def to_archive(contents: dict[str, Any]) -> bytearray:

@@ -6,7 +6,6 @@ of these is one short method below it. Everything the loop needs was built befor
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +18,7 @@ from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
 from mobilenetv2.training import portions
 from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
-from mobilenetv2.training.checkpoints import Checkpoint
+from mobilenetv2.training.checkpoints import Checkpoint, save_archive
 from mobilenetv2.training.find_lr import find_lr_of
 from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.head import FrozenFeatures, fit_first_head
@@ -84,7 +83,7 @@ class Training(RunState):
     def run(self) -> dict[str, Any]:
         """Train to the end, measure what came out, and write it down."""
         if not self.is_saved:
-            self._save(self.folder.last)
+            self._save()
         steps = self.config.epochs * self.batches.steps_per_epoch
         folder = self.folder if self.processes.is_first else None
         reporter = start_reporter(self.config, folder, self.console, steps, self.history.steps)
@@ -126,7 +125,7 @@ class Training(RunState):
             self.stop.check()
             if self.timer.is_due(self.history.steps):
                 reporter.flush()
-                self._save(self.folder.last)
+                self._save()
             started = time.perf_counter()
         reporter.flush()
 
@@ -147,7 +146,7 @@ class Training(RunState):
 
     def _validate_epoch(self, reporter: Reporter) -> None:
         """Measure, remember the best, tell, save; only a good epoch is ever saved."""
-        self.parallel.agree(self.network, None if self.average is None else self.average.network)
+        self.parallel.agree(self.network, self.averaged)
         with self.stop.at_once():
             train, val = self._measure(self.train_sample), self._measure(self.data.val)
         lr = float(self.schedule.get_last_lr()[0])
@@ -177,23 +176,24 @@ class Training(RunState):
             "images_per_second": history.pictures / history.training_seconds,
         }
         reporter.tell([event])
-        self._save(*[self.folder.best] * is_best, self.folder.last)
+        self._save(is_best)
 
     def _stopped(self, reporter: Reporter) -> Stopped:
         """Save where the run is, and say so."""
         reporter.flush()
-        self._save(self.folder.last)
+        self._save()
         return Stopped(f"after step {self.history.steps}; everything is saved")
 
-    def _save(self, *paths: Path) -> None:
-        """This moment, into each of these files."""
+    def _save(self, is_best: bool = False) -> None:
+        """Write this moment down as the last one, and as the best one if it is."""
         if self.processes.is_first:
             self.folder.flush_events()
-            checkpoint = self.to_checkpoint()
-            archive = checkpoint.to_archive()
-            for path in paths:
-                previous = self.folder.previous if path == self.folder.last else None
-                checkpoint.save(path, previous, archive)
+            archive = self.to_checkpoint().to_archive()  # takes longer than writing it
+            # The best one first: a run that is cut between the two comes here again. The other way
+            # round the epoch would be over, and an older best one be delivered.
+            if is_best:
+                save_archive(archive, self.folder.best)
+            save_archive(archive, self.folder.last, self.folder.previous)
             self.folder.replaced.forget()
         self.timer.saved(self.history.steps)
         self.is_saved = True
@@ -233,8 +233,7 @@ class Training(RunState):
         return result | {"run": str(self.folder.path)}
 
     def _measure(self, pictures: LabelledPictures) -> Evaluation:
-        network = self.network if self.average is None else self.average.network
-        classifier = self.classifier.with_network(network)
+        classifier = self.classifier.with_network(self.averaged or self.network)
         if self.features is not None:
             return self.features.evaluate(classifier, pictures)
         return evaluate(classifier, pictures, processes=self.processes)

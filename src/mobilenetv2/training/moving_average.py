@@ -1,6 +1,6 @@
 """The exponential moving average of a network's weights (Polyak and Juditsky 1992)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 
 import torch
@@ -20,7 +20,8 @@ class MovingAverage:
     towards ``decay`` as that of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``.
 
     Args:
-        network: what is averaged, after each step. Its tensors must stay the ones they are.
+        network: what is averaged, after each step. Its parameters and buffers must be changed in
+            place, never replaced: what stood there before would be averaged on.
         decay: share of the old average that stays.
         from_first_weights: the average begins with the weights that the network starts from, and
             the decay is the same from the first step on. For pretrained weights: after T steps
@@ -39,8 +40,8 @@ class MovingAverage:
         self._decay = decay
         self._from_first_weights = from_first_weights
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
-        self._weights = _columns(pair for pair in pairs if pair[0].is_floating_point())
-        self._counts = _columns(pair for pair in pairs if not pair[0].is_floating_point())
+        self._weights = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -49,19 +50,12 @@ class MovingAverage:
         if not self._from_first_weights:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         is_copied = self.updates == 0 and not self._from_first_weights
-        get_ema_multi_avg_fn(0.0 if is_copied else decay)(*self._weights, self.updates)
-        for averaged, current in zip(*self._counts, strict=True):
-            averaged.copy_(current)
+        averaged, current = zip(*self._weights, strict=True)
+        get_ema_multi_avg_fn(0.0 if is_copied else decay)(averaged, current, self.updates)
+        for old, new in self._counts:
+            old.copy_(new)
         self.updates += 1
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:
     return chain(network.parameters(), network.buffers())
-
-
-def _columns(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    averaged, current = [], []
-    for one, other in pairs:
-        averaged.append(one)
-        current.append(other)
-    return averaged, current

@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -65,6 +66,11 @@ class RunState:
         self._clock = time.perf_counter()
         self._labels_digest = labels_digest(self.data.train, self.data.val)
 
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The network with the averaged weights, where there is an average."""
+        return None if self.average is None else self.average.network
+
     def tick(self) -> None:
         """Count the time since the last tick into the length of the run."""
         now = time.perf_counter()  # no change of the wall clock moves it
@@ -80,7 +86,7 @@ class RunState:
             labels_digest=self._labels_digest,
             classifier=self.classifier.metadata(),
             weights=self.network.state_dict(),
-            averaged=None if self.average is None else self.average.network.state_dict(),
+            averaged=None if self.averaged is None else self.averaged.state_dict(),
             optimizer=self.optimizer.state_dict(),
             schedule=self.schedule.state_dict(),
             epoch=self.epoch,
