@@ -146,6 +146,9 @@ class TransferConfig(Section):
 class AugmentConfig(Section):
     """Random changes to training pictures, drawn afresh for every picture and epoch."""
 
+    train_size: Annotated[Side | tuple[Side, Side] | None, unset("INT [INT]")] = None
+    """Side of the pictures in training alone, or height and width; fewer pixels are faster, and
+    what random crops enlarge is then as large as in evaluation (default: --image-size)."""
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Cut out a box of at least this share of the area, stretched to full size; 1 for none."""
     shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -175,11 +178,14 @@ class OptimizerConfig(Section):
     """How a gradient becomes a step."""
 
     optimizer: OptimizerName = "sgd"
-    """SGD with momentum, Adam, AdamW, or RMSprop (the paper's)."""
+    """SGD with momentum, Adam, AdamW, or RMSprop as the paper's framework computes it."""
     lr: Annotated[float, Field(gt=0, le=100)] | Literal["auto"] = 0.1
     """Peak learning rate; `auto` runs the range test of `find-lr` first."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD and RMSprop; beta1 of Adam and AdamW."""
+    rmsprop_epsilon: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Added to RMSprop's mean square; with 1, as in its authors' code, small gradients keep their
+    length."""
     nesterov: bool = True
     """Nesterov's look-ahead momentum, for SGD."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 4e-5

@@ -1,5 +1,7 @@
 """Augmentation: against torchvision, and exactly where exactness is possible."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -112,6 +114,37 @@ def test_crops_stay_inside_and_cover_the_asked_area() -> None:
     widths = (seen.pictures[:, 0, 0, -1] - seen.pictures[:, 0, 0, 0]) * 32 / 31 / 40
     assert widths.min() < 0.6
     assert widths.max() > 0.95
+
+
+def test_training_may_see_other_sizes_of_the_same_view() -> None:
+    """At half the size each pixel is the mean of four that evaluation sees; shifts follow."""
+    pictures = some_pictures(3, (20, 28)).pictures
+    batch = Batch(pictures, torch.zeros(3, dtype=torch.long))
+    size, at = (16, 24), torch.arange(3)
+
+    def seen(**changes: Any) -> torch.Tensor:
+        return augment(batch, size, at, AugmentConfig(**changes), (0, 0, 0)).pictures
+
+    half = torch.nn.functional.avg_pool2d(centre(pictures, size).float(), 2)
+    torch.testing.assert_close(seen(train_size=(8, 12)), half, atol=1e-2, rtol=0)
+    moves: dict[str, Any] = {"shift": 0.2, "flip": True}
+    moved = torch.nn.functional.avg_pool2d(seen(**moves).float(), 2)
+    torch.testing.assert_close(seen(train_size=(8, 12), **moves), moved, atol=1e-2, rtol=0)
+    assert torch.equal(seen(train_size=size, crop=0.4), seen(crop=0.4))
+    assert seen(train_size=9, crop=0.4, erase=1.0).shape == (3, 3, 9, 9)
+
+
+def test_crops_for_a_smaller_side_see_the_same_boxes() -> None:
+    """The rows and columns that are seen do not depend on how many pixels they become."""
+    position = torch.arange(40.0).repeat(40, 1)[None, None].expand(200, 1, 40, 40)
+    batch = Batch(position, torch.zeros(200, dtype=torch.long))
+    spans = []
+    for side in (32, 24):
+        config = AugmentConfig(crop=0.3, train_size=side)
+        row = augment(batch, (32, 32), torch.arange(200), config, (0, 0, 0)).pictures[:, 0, 0]
+        spans.append(((row[:, -1] - row[:, 0]) * side / (side - 1), row.mean(1)))
+    torch.testing.assert_close(spans[0][0], spans[1][0], atol=0.3, rtol=0)
+    torch.testing.assert_close(spans[0][1], spans[1][1], atol=0.3, rtol=0)
 
 
 def test_erasing_blanks_the_asked_share() -> None:

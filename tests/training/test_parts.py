@@ -158,6 +158,73 @@ def test_nesterov_by_hand() -> None:
         np.testing.assert_allclose(network.weight.detach().numpy(), weight, rtol=1e-4)
 
 
+# What tf.compat.v1.train.RMSPropOptimizer (TensorFlow 2.21; decay and momentum are the float32 next
+# to 0.9) makes of the weights 3, -2 and 0.05, in float64, on half of their squares times 1, 4 and
+# 0.01. The learning rate begins with 0.045 and falls by a fifth after each step.
+TENSORFLOW_RMSPROP = {
+    1.0: [
+        [2.919322072, -1.875042187, 0.049983677],
+        [2.790311904, -1.688250073, 0.049955611],
+        [2.634040355, -1.472310124, 0.04991941],
+        [2.46445429, -1.246375253, 0.049877892],
+        [2.290794815, -1.022057506, 0.049833236],
+        [2.119120117, -0.806357359, 0.049787108],
+    ],
+    0.001: [
+        [2.899404886, -1.866767161, 0.049976296],
+        [2.742342313, -1.669727625, 0.049934984],
+        [2.555139206, -1.443364802, 0.049880972],
+        [2.35436577, -1.207552065, 0.049818183],
+        [2.150624222, -0.974219273, 0.049749733],
+        [1.950666738, -0.75049945, 0.049678075],
+    ],
+}
+
+
+@pytest.mark.parametrize("epsilon", TENSORFLOW_RMSPROP)
+@pytest.mark.parametrize("weight_decay", [0.0, 1.0])
+def test_rmsprop_is_tensorflows(epsilon: float, weight_decay: float) -> None:
+    """With weight decay the square's part of the gradient comes from the optimizer."""
+    curvature = torch.tensor([1.0, 4.0, 0.01], dtype=torch.float64)
+    network = nn.Linear(3, 1, bias=False, dtype=torch.float64)
+    network.weight.data = torch.tensor([[3.0, -2.0, 0.05]], dtype=torch.float64)
+    config = OptimizerConfig(
+        optimizer="rmsprop", rmsprop_epsilon=epsilon, weight_decay=weight_decay
+    )
+    optimizer = build_optimizer(network, config, lr=0.045)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+    for expected in TENSORFLOW_RMSPROP[epsilon]:
+        optimizer.zero_grad()
+        ((curvature - weight_decay) * network.weight**2 / 2).sum().backward()
+        optimizer.step()
+        schedule.step()
+        np.testing.assert_allclose(network.weight.detach().numpy()[0], expected, atol=1e-6)
+
+
+def test_rmsprop_goes_on_from_its_state() -> None:
+    torch.manual_seed(0)
+    whole, half = nn.Linear(4, 2), nn.Linear(4, 2)
+    half.load_state_dict(whole.state_dict())
+    pictures = torch.randn(6, 8, 4)
+    config = OptimizerConfig(optimizer="rmsprop")
+
+    def step(network: nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        network(batch).square().mean().backward()
+        optimizer.step()
+
+    optimizers = [build_optimizer(network, config, lr=0.1) for network in (whole, half)]
+    for batch in pictures[:3]:
+        step(whole, optimizers[0], batch)
+        step(half, optimizers[1], batch)
+    again = build_optimizer(half, config, lr=0.1)
+    again.load_state_dict(optimizers[1].state_dict())
+    for batch in pictures[3:]:
+        step(whole, optimizers[0], batch)
+        step(half, again, batch)
+    assert torch.equal(whole.weight, half.weight)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
 def test_every_optimizer_lowers_the_loss(name: Any) -> None:
     torch.manual_seed(0)

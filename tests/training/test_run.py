@@ -324,7 +324,8 @@ def test_damaged_checkpoints_are_named(rich_run: Path, tmp_path: Path) -> None:
         ({"classes": ("a", "b", "c"), "count": 5}, {"network": "first-version"}),
         ({"size": (100, 120), "count": 4}, {"image_size": 64, "weights": "none"}),
         ({"count": 9}, {"batch_size": 16, "optimizer": "adamw", "lr": 0.001}),
-        ({"count": 9}, {"batch_size": 1, "optimizer": "rmsprop", "lr": 0.001}),
+        ({"count": 9}, {"batch_size": 1, "optimizer": "rmsprop", "lr": 0.01}),
+        ({"size": (40, 24), "count": 9}, {"train_size": (24, 17), "crop": 0.5}),
         ({"count": 9}, {"batch_size": 1000, "lr": "auto", "schedule": "multistep"}),
     ],
 )

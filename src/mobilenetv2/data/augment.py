@@ -1,7 +1,9 @@
 """Augmentation of a whole batch at once, with a fresh draw for every picture.
 
-Geometry (crop, shift, rotation, zoom, shear, flip) is one affine map per picture, sampled once.
-Black comes in from outside the picture. Draws are keyed, see :mod:`mobilenetv2.data.draws`.
+Geometry (crop, shift, rotation, zoom, shear, flip) is one affine map per picture, sampled once,
+also to another size than evaluation sees (Touvron et al. 2019, "Fixing the train-test resolution
+discrepancy"). Black comes in from outside the picture. Draws are keyed, see
+:mod:`mobilenetv2.data.draws`.
 """
 
 import math
@@ -49,7 +51,8 @@ def augment(
 
     Args:
         batch: pictures uint8 N×C×H×W, perhaps with a margin around what is evaluated; labels N.
-        size: height and width that the network sees; without changes, the centre of that size.
+        size: height and width that evaluation sees: without changes, the centre of that size,
+            brought to ``config.train_size``.
         indices: int64 N, what the draws are keyed on: the pictures' places in their set.
         config: what to change and how much.
         key: seed, epoch and step in the epoch, the last two counted from 0. Every picture's draws
@@ -57,8 +60,9 @@ def augment(
     """
     seed, epoch, _ = key
     draws = uniform(seed, epoch, indices, _DRAWS)
-    if _moves(config):
-        pictures = _affine(batch.pictures, size, draws, config)
+    seen = train_size(config, size)
+    if _moves(config) or seen != size:
+        pictures = _affine(batch.pictures, size, seen, draws, config)
     else:
         pictures = centre(batch.pictures, size)
     if config.colour_jitter:
@@ -68,6 +72,12 @@ def augment(
     if config.erase:
         pictures = _erase(pictures, draws[:, 12:17], config.erase)
     return _mix_pairs(batch._replace(pictures=pictures), config, key)
+
+
+def train_size(config: AugmentConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that the network sees in training, where evaluation sees ``size``."""
+    side = config.train_size or size
+    return (side, side) if isinstance(side, int) else side
 
 
 def centre(pictures: Tensor, size: tuple[int, int]) -> Tensor:
@@ -84,12 +94,16 @@ def _moves(config: AugmentConfig) -> bool:
 
 
 def _affine(
-    pictures: Tensor, size: tuple[int, int], draws: Tensor, config: AugmentConfig
+    pictures: Tensor,
+    size: tuple[int, int],
+    seen: tuple[int, int],
+    draws: Tensor,
+    config: AugmentConfig,
 ) -> Tensor:
-    """Crop, shift, rotation, zoom, shear and mirror in one sampling.
+    """Crop, shift, rotation, zoom, shear and mirror in one sampling, to pictures as ``seen``.
 
-    A pixel of the output, in pixels from its centre, is first turned, slanted, zoomed and mirrored,
-    then stretched to the crop box, then moved: that is where it looks in the input.
+    A place in a picture of ``size``, in pixels from its centre, is first turned, slanted, zoomed
+    and mirrored, then stretched to the crop box, then moved: that is where it looks in the input.
     """
     height, width = size
     in_height, in_width = pictures.shape[-2:]
@@ -124,7 +138,7 @@ def _affine(
     output = torch.tensor([width / 2, height / 2, 1.0], device=pictures.device)
     source = torch.tensor([[in_width / 2], [in_height / 2]], device=pictures.device)
     grid = F.affine_grid(
-        matrix * output / source, [*pictures.shape[:2], height, width], align_corners=False
+        matrix * output / source, [*pictures.shape[:2], *seen], align_corners=False
     )
     return F.grid_sample(pictures.float(), grid, align_corners=False)
 

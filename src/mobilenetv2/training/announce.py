@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from mobilenetv2.data.augment import train_size
 from mobilenetv2.data.examination import KINDS, UNUSABLE_KINDS, Examination
 from mobilenetv2.network.cost import count_madds, count_params
 from mobilenetv2.training.run_folder import RunFolder
@@ -17,9 +18,11 @@ def announcement(begun: Start, steps_per_epoch: int, folder: RunFolder) -> Itera
     madds = count_madds(begun.classifier.network, size.channels, size.height, size.width)
     yield from _health(data.examination)
     yield from begun.notes
+    seen = train_size(config.augment, (size.height, size.width))
+    other = "" if seen == (size.height, size.width) else f", in training {seen[0]}×{seen[1]}"
     yield (
         f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation{test} pictures; "
-        f"{len(data.classes)} classes; {size.height}×{size.width} {size.colour}"
+        f"{len(data.classes)} classes; {size.height}×{size.width} {size.colour}{other}"
     )
     width = f" width {network.width:g}" if network.width else ""
     yield (

@@ -1,13 +1,11 @@
-"""From settings to one of PyTorch's optimizers."""
+"""From settings to an optimizer: PyTorch's, or the paper's RMSProp."""
 
 import torch
 from torch import nn
 
 from mobilenetv2.config import OptimizerConfig
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
-
-RMSPROP_DECAY = 0.9
-"""Decay of RMSprop's squared gradients (paper, section 6.1)."""
+from mobilenetv2.training.rmsprop import RMSprop
 
 
 def build_optimizer(
@@ -41,7 +39,7 @@ def build_optimizer(
             momentum, nesterov = config.momentum, config.nesterov
             return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov, fused=fused)
         case "rmsprop":
-            return torch.optim.RMSprop(groups, lr, RMSPROP_DECAY, momentum=config.momentum)
+            return RMSprop(groups, lr, config.momentum, config.rmsprop_epsilon)
         case "adam":
             return torch.optim.Adam(groups, lr, betas=(config.momentum, 0.999), fused=fused)
         case "adamw":

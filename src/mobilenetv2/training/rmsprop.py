@@ -1,0 +1,89 @@
+"""RMSProp as the paper's framework computes it."""
+
+from collections.abc import Callable
+from typing import overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+DECAY = 0.9
+"""Share of the old mean square that a step keeps (paper, section 6.1)."""
+
+
+class RMSprop(torch.optim.Optimizer):
+    """RMSProp in the form of TensorFlow 1, which trained the paper's networks.
+
+    ::
+
+        mean square ← 0.9 · mean square + 0.1 · gradient²
+        velocity    ← momentum · velocity + lr · gradient / √(mean square + epsilon)
+        weight      ← weight - velocity
+
+    PyTorch's differs in three points: its mean square starts at 0 and not at 1, its epsilon is
+    added outside the root, and its momentum gathers gradients instead of steps. With it the paper's
+    learning rate of 0.045 throws the weights away at the first steps.
+
+    Args:
+        params: as for every optimizer of PyTorch, with real and dense gradients.
+        lr: learning rate.
+        momentum: share of the velocity that a step keeps.
+        epsilon: 1 in the code that its authors published (TF-Slim, ``opt_epsilon``): gradients far
+            below 1 keep their length, and only longer ones are shortened.
+        weight_decay: times the weight, added to the gradient.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        momentum: float = 0.9,
+        epsilon: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        settings = {
+            "lr": lr, "momentum": momentum, "epsilon": epsilon, "weight_decay": weight_decay
+        }  # fmt: skip
+        super().__init__(params, settings)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step along the gradients, all weights of a group in one pass.
+
+        Args:
+            closure: computes the loss anew, where a caller wants that.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            gradients = [weight.grad for weight in weights]
+            states = [self._state_of(weight) for weight in weights]
+            mean_squares = [state["mean_square"] for state in states]
+            velocities = [state["velocity"] for state in states]
+
+            if group["weight_decay"]:
+                gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+            torch._foreach_mul_(mean_squares, DECAY)
+            torch._foreach_addcmul_(mean_squares, gradients, gradients, 1 - DECAY)
+            roots = torch._foreach_add(mean_squares, group["epsilon"])
+            torch._foreach_sqrt_(roots)
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_addcdiv_(velocities, gradients, roots, group["lr"])
+            torch._foreach_sub_(weights, velocities)
+        return loss
+
+    def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[weight]
+        if not state:
+            state["mean_square"] = torch.ones_like(weight, memory_format=torch.preserve_format)
+            state["velocity"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        return state
