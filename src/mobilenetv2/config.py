@@ -101,6 +101,10 @@ class DataConfig(PlacesConfig):
     image_size: Annotated[Side | tuple[Side, Side] | None, unset("INT [INT]")] = None
     """Side of the network's input in pixels, or height and width (default: the pictures' own size
     up to 96 px, otherwise 224)."""
+    resize: Annotated[Annotated[int, Field(ge=8, le=8192)] | None, unset("INT")] = None
+    """Pixels that the shorter side is brought to before the centre of --image-size is cropped;
+    equal to it, nothing is cut from that side (default: for photos 256 where 224 are seen, for
+    small pictures no more than is seen)."""
     colour: Literal["auto", "rgb", "grey"] = "auto"
     """What the network sees (default: grey if every picture is grey)."""
     val_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import functional as tv
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import DataConfig, NetworkConfig, Preprocessing
 from mobilenetv2.data.named_sets import NAMES, read_named_set
 from mobilenetv2.data.sources import load_data, load_for_measuring
-from mobilenetv2.errors import DataError
+from mobilenetv2.errors import ConfigError, DataError
 
 Write = Callable[..., Path]
 
@@ -194,7 +195,16 @@ def write_every_kind(folder: Path) -> int:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"colour": "grey"}, {"image_size": 100}, {"image_size": 33}, {"image_size": (48, 64)}],
+    [
+        {},
+        {"colour": "grey"},
+        {"image_size": 100},
+        {"image_size": 33},
+        {"image_size": (48, 64)},
+        {"resize": 224},
+        {"resize": 243},
+        {"image_size": 33, "resize": 39},
+    ],
     ids=str,
 )
 def test_one_road_for_every_kind_of_picture(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -216,6 +226,32 @@ def test_one_road_for_every_kind_of_picture(tmp_path: Path, settings: dict[str, 
             if not name.endswith(".jpg"):
                 with Image.open(name) as image:
                     assert torch.equal(classifier.prepare(image), picture), name
+
+
+def test_the_shorter_side_is_brought_to_what_was_asked(tmp_path: Path) -> None:
+    write_every_kind(tmp_path)
+    data = load_data(DataConfig(data=str(tmp_path), image_size=64, resize=72, val_fraction=0.4))
+    assert data.train.pictures.shape[2:] == (72, 72)  # random crops have the border too
+    for name, picture in zip(data.val.names, data.val.pictures, strict=True):
+        if Path(name).name == "web.webp":
+            with Image.open(name) as image:
+                theirs = tv.center_crop(tv.resize(image, [72]), [64, 64])
+            assert np.array_equal(picture.permute(1, 2, 0), np.asarray(theirs))
+            break
+    else:
+        pytest.fail("the picture is not among those held out; another seed")
+    digits = load_data(DataConfig(image_size=8, resize=12))
+    original = Image.fromarray(read_named_set(DataConfig()).test[0][0])
+    assert digits.test is not None
+    theirs = tv.center_crop(tv.resize(original, [12]), [8, 8])
+    assert np.array_equal(digits.test.pictures[0, 0], np.asarray(theirs))
+
+
+@pytest.mark.parametrize("data", ["digits", "folder"])
+def test_a_frame_of_black_is_refused(picture_folder: Write, data: str) -> None:
+    name = str(picture_folder(size=(120, 130))) if data == "folder" else data
+    with pytest.raises(ConfigError, match="--resize 30: the network sees 64×64 pixels"):
+        load_data(DataConfig(data=name, image_size=64, resize=30))
 
 
 def test_named_sets_take_the_same_road(small_classifier: Classifier) -> None:

@@ -28,14 +28,15 @@ from mobilenetv2.data.named_sets import NAMES, Array, NamedSet, read_named_set
 from mobilenetv2.data.picture_files import fit, load_files
 from mobilenetv2.data.pictures import SMALL_SIDE
 from mobilenetv2.data.splits import content_split, stratified_split
-from mobilenetv2.errors import DataError
+from mobilenetv2.errors import ConfigError, DataError
 
 SMALLEST_SIDE = 8
 
 PHOTO_SIDE, PHOTO_MARGIN = 224, 32
 """The field's habit: of the shorter side, resized to 256 px, the centre 224. For other sizes the
-margin is in proportion, but a multiple of 4: only then is the centre of a square with margin equal
-to the square that is cropped at once, whichever way an odd pixel is rounded."""
+margin is in proportion, but a multiple of 4, and so is always the one that training sees: only then
+is the centre of a square with margin equal to the square that is cropped at once, whichever way an
+odd pixel is rounded."""
 
 STATISTICS_BATCH = 1000
 
@@ -137,7 +138,7 @@ def _load_named(config: DataConfig, raw: NamedSet, preprocessing: Preprocessing 
         # Whole pictures, no crop: the shorter side is resized so that the target is covered.
         resize = math.ceil(max(target[0] / height, target[1] / width) * min(height, width))
         colour = _colour(config.colour, is_grey=pictures.ndim == 3)
-        wanted = _unmeasured(colour, target, resize)
+        wanted = _unmeasured(colour, target, _resize(config, target, resize))
     else:
         wanted = preprocessing
 
@@ -205,7 +206,7 @@ def _load_folder(
             )
     wanted = preprocessing or _derive_preprocessing(config, train)
     # Photos keep the whole square around the crop that is evaluated: 256 around 224.
-    margin = max(0, wanted.resize - min(wanted.height, wanted.width))
+    margin = max(0, wanted.resize - min(wanted.height, wanted.width)) // 4 * 4
     around = {"height": wanted.height + margin, "width": wanted.width + margin}
     pictures = load_files(train, wanted.model_copy(update=around), config)
     if preprocessing is None:
@@ -235,7 +236,19 @@ def _derive_preprocessing(config: DataConfig, pictures: Sequence[PictureReport])
     else:
         size = (PHOTO_SIDE, PHOTO_SIDE)
     margin = 0 if small else 4 * round(min(size) * PHOTO_MARGIN / PHOTO_SIDE / 4)
-    return _unmeasured(colour, size, min(size) + margin)
+    return _unmeasured(colour, size, _resize(config, size, min(size) + margin))
+
+
+def _resize(config: DataConfig, size: tuple[int, int], default: int) -> int:
+    """The shorter side before the centre of ``size`` is cropped."""
+    if config.resize is None:
+        return default
+    if config.resize < min(size):
+        raise ConfigError(
+            f"--resize {config.resize}: the network sees {size[0]}×{size[1]} pixels, so black "
+            f"would surround every picture; name at least {min(size)}, or a smaller --image-size"
+        )
+    return config.resize
 
 
 def _require_all_readable(examination: Examination, split: str) -> None:

@@ -65,13 +65,14 @@ class RMSprop(torch.optim.Optimizer):
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
                 continue
-            gradients = [weight.grad for weight in weights]
+            gradients: list[Tensor] = [weight.grad for weight in weights]
             states = [self._state_of(weight) for weight in weights]
             mean_squares = [state["mean_square"] for state in states]
             velocities = [state["velocity"] for state in states]
 
             if group["weight_decay"]:
-                gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+                decay = group["weight_decay"]
+                gradients = list(torch._foreach_add(gradients, weights, alpha=decay))
             torch._foreach_mul_(mean_squares, DECAY)
             torch._foreach_addcmul_(mean_squares, gradients, gradients, 1 - DECAY)
             roots = torch._foreach_add(mean_squares, group["epsilon"])
