@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 import runpy
 import shlex
@@ -14,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mobilenetv2.cli import arguments as command_arguments
 from mobilenetv2.cli.commands import COMMANDS, Command
 from mobilenetv2.command_config import InspectConfig
 from mobilenetv2.errors import WorkFailed
+from mobilenetv2.settings import parse_settings, validate
 from mobilenetv2.training import recipes  # noqa: F401  (whole before its parts are replaced)
+from mobilenetv2.training.optimizers import build_optimizer
+from mobilenetv2.training.rmsprop import RMSprop
+from mobilenetv2.training.schedules import schedule_factor
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -31,6 +37,7 @@ PAIRS = [
     ("README.md", "README.zh-CN.md"),
     ("docs/index.md", "docs/index.zh-CN.md"),
     ("docs/shipping.md", "docs/shipping.zh-CN.md"),
+    ("docs/imagenet.md", "docs/imagenet.zh-CN.md"),
 ] + [(f"docs/tutorial/en/{page}.md", f"docs/tutorial/zh/{page}.md") for page in TUTORIAL]
 QUICK = ("--epochs", "2", "--width", "0.1", "--fast-ops", "off")
 """Added to each `train`: what is tested is that the commands work, not what they reach."""
@@ -74,6 +81,13 @@ def links(page: Path) -> list[str]:
     return [target for target in targets if not re.match(r"[a-z]+:", target)]
 
 
+def saved_settings(page: Path) -> dict[str, str]:
+    """The YAML files that a page asks its reader to save, by their names."""
+    text = page.read_text("utf-8")
+    found = re.findall(r"`(\w+\.yaml)`[:：]\n\n```yaml\n(.*?)^```", text, re.DOTALL | re.M)
+    return dict(found)
+
+
 def pictures(page: Path) -> list[str]:
     return [Path(link).name for link in links(page) if link.endswith(".png")]
 
@@ -86,6 +100,7 @@ ALL_COMMANDS = sorted(
         if words[0] != "COMMAND"
     }
 )
+SAVED = {name: text for page in PAGES for name, text in saved_settings(page).items()}
 
 
 def test_there_is_something_to_check() -> None:
@@ -95,9 +110,12 @@ def test_there_is_something_to_check() -> None:
 
 @pytest.mark.parametrize("command", ALL_COMMANDS)
 def test_every_command_is_understood(
-    command: str, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+    command: str, run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Up to the point where the work would begin."""
+    monkeypatch.chdir(tmp_path)
+    for name, settings in SAVED.items():
+        Path(name).write_text(settings, "utf-8")
 
     def reach(*_: Any, **__: Any) -> Any:
         raise WorkFailed("understood")
@@ -149,6 +167,36 @@ def test_both_languages_show_the_same(english: str, chinese: str) -> None:
     for page, twin in ((one, other), (other, one)):
         first = next(link for link in links(page) if link.endswith(".md"))
         assert (page.parent / first).resolve() == twin
+
+
+@pytest.mark.parametrize("page", ["imagenet.md", "imagenet.zh-CN.md"])
+def test_the_published_recipes_are_those_that_were_published(page: str) -> None:
+    """Numbers of the paper's section 6.1, of its authors' flags, and of torchvision's recipe."""
+    paper, torchvisions = (
+        validate(parse_settings(text, name), name)
+        for name, text in saved_settings(DOCS / page).items()
+    )
+    pictures = 1_281_167
+    steps_per_epoch = math.ceil(pictures / paper.batch_size)
+    assert paper.batch_size == 96
+    assert paper.epochs * steps_per_epoch == pytest.approx(5.5e6, rel=0.002)
+    factor = schedule_factor(paper.schedule, paper.epochs, steps_per_epoch)
+    assert factor(0) == 1
+    assert factor(round(2.5 * steps_per_epoch)) == pytest.approx(0.98, rel=1e-4)
+    weights = [torch.nn.Parameter(torch.ones(2, 2))]
+    made = build_optimizer(torch.nn.ParameterList(weights), paper.optimizer, 0.045)
+    assert isinstance(made, RMSprop)
+    (group,) = made.param_groups
+    assert (paper.optimizer.lr, group["momentum"], group["epsilon"]) == (0.045, 0.9, 1.0)
+    assert (group["weight_decay"], paper.label_smoothing, paper.ema) == (4e-5, 0.1, 0.9999)
+
+    assert (torchvisions.batch_size, torchvisions.epochs) == (128 * 8, 600)
+    assert (torchvisions.optimizer.optimizer, torchvisions.optimizer.lr) == ("sgd", 0.5)
+    assert (torchvisions.schedule.schedule, torchvisions.optimizer.weight_decay) == ("cosine", 2e-5)
+    augment, data = torchvisions.augment, torchvisions.data
+    assert (augment.trivial, augment.erase, augment.mixup, augment.cutmix) == (True, 0.1, 0.2, 1)
+    assert (augment.train_size, data.image_size, data.resize) == (176, 224, 232)
+    assert torchvisions.label_smoothing == 0.1
 
 
 def test_pictures_are_small_used_and_made_by_a_command_of_the_tutorial() -> None:
