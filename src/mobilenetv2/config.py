@@ -152,7 +152,7 @@ class AugmentConfig(Section):
 
     train_size: Annotated[Side | tuple[Side, Side] | None, unset("INT [INT]")] = None
     """Side of the pictures in training alone, or height and width; fewer pixels are faster, and
-    what random crops enlarge is then as large as in evaluation (default: --image-size)."""
+    what random crops enlarge is then as large as in evaluation (default: --image-size decides)."""
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Cut out a box of at least this share of the area, stretched to full size; 1 for none."""
     shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
