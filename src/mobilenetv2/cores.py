@@ -28,8 +28,10 @@ def share_cores() -> None:
     The load average costs nothing to ask. But it is a mean over a minute, and so stays high for a
     while after other work has ended: where it is high, the cores are watched for a moment.
     """
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY and used_by_others() > BUSY:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" in os.environ or not hasattr(os, "getloadavg"):
+        return
+    if os.getloadavg()[0] > BUSY and used_by_others() > BUSY:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def used_by_others() -> float:
