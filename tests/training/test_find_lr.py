@@ -1,5 +1,7 @@
 """The range test: what it suggests follows from the losses, and it says when nothing does."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from mobilenetv2.config import AugmentConfig, MachineConfig, TrainConfig
 from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.errors import WorkFailed
 from mobilenetv2.training.device import choose_device
-from mobilenetv2.training.find_lr import HIGHEST, LOWEST, STEPS, find_lr, suggest
+from mobilenetv2.training.find_lr import HIGHEST, LOWEST, STEPS, Climb, find_lr, suggest
 
+CPU = choose_device(MachineConfig(device="cpu", precision="fp32", fast_ops="off"))
 LRS = list(np.geomspace(LOWEST, HIGHEST, STEPS))
 
 
@@ -21,7 +24,7 @@ def test_a_quarter_of_where_the_loss_is_lowest(lowest: int, depth: float) -> Non
     """A valley of any depth at any rate."""
     place = np.abs(np.arange(STEPS) - lowest) / STEPS
     losses = list(2.3 - 2.3 * depth * np.clip(1 - 3 * place, 0, None))
-    test = suggest(LRS, losses, losses)
+    test = suggest(Climb(LRS, losses, losses))
     assert test.suggestion == pytest.approx(LRS[lowest] / 4, rel=0.34)  # one digit
     assert f"{min(losses):.3f}" in test.reason
     assert f"{LRS[lowest]:.2g}" in test.reason
@@ -30,14 +33,53 @@ def test_a_quarter_of_where_the_loss_is_lowest(lowest: int, depth: float) -> Non
 @given(st.floats(0.0, 2.0))
 def test_luck_in_the_first_batches_hides_nothing(first: float) -> None:
     falling = list(np.linspace(2.3, 1.0, 80))
-    assert suggest(LRS[:80], [first, *falling[1:]], [first, *falling[1:]]).suggestion > 0
+    seen = [first, *falling[1:]]
+    assert suggest(Climb(LRS[:80], seen, seen)).suggestion > 0
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 10, 11, 60])
 def test_a_loss_that_only_rises_suggests_nothing(count: int) -> None:
     rising = list(np.linspace(1, 9, count))
     with pytest.raises(WorkFailed, match="did not fall at any learning rate"):
-        suggest(LRS[:count], rising, rising)
+        suggest(Climb(LRS[:count], rising, rising))
+
+
+@pytest.mark.parametrize(
+    ("falls", "epochs", "climbs"),
+    [
+        ([0.3], 100, [120]),
+        ([0.05, 0.3], 100, [120, 240]),
+        ([0.01, 0.05, 0.3], 100, [120, 240, 480]),
+        ([0.01, 0.05, 0.06], 100, [120, 240, 480]),  # no more than that
+        ([0.05, 0.3], 36, [120, 240]),
+        ([0.05], 35, [120]),  # 350 steps: 120 + 240 would be more than the run
+        ([0.05], 1, [120]),
+    ],
+)
+def test_where_the_loss_hardly_falls_the_next_climb_is_longer(
+    small_classifier: Classifier,
+    monkeypatch: pytest.MonkeyPatch,
+    falls: list[float],
+    epochs: int,
+    climbs: list[int],
+) -> None:
+    steps_of = []
+
+    def climb(*arguments: Any) -> Climb:
+        steps = arguments[-1]
+        assert arguments[0].network is not small_classifier.network
+        steps_of.append(steps)
+        fall = falls[len(steps_of) - 1]
+        losses = [2.0] * (steps // 2) + [2.0 * (1 - fall)] * (steps // 2)
+        return Climb(list(np.geomspace(LOWEST, HIGHEST, steps)), losses, losses)
+
+    monkeypatch.setattr("mobilenetv2.training.find_lr._climb", climb)
+    pictures = LabelledPictures(torch.zeros(100, 1, 16, 16, dtype=torch.uint8), torch.zeros(100))
+    batches = Batches(pictures, (16, 16), 10, AugmentConfig(), 0)
+    test = find_lr(small_classifier, batches, TrainConfig(epochs=epochs), CPU)
+    assert steps_of == climbs
+    assert len(test.lrs) == climbs[-1]
+    assert ("so this is a guess" in test.reason) == (falls[-1] < 0.1)
 
 
 def test_pictures_without_a_difference_cannot_be_learned(small_classifier: Classifier) -> None:
@@ -46,7 +88,6 @@ def test_pictures_without_a_difference_cannot_be_learned(small_classifier: Class
         LabelledPictures(pictures, torch.arange(24) % 3), (16, 16), 12, AugmentConfig(), 0
     )
     state = torch.get_rng_state()
-    device = choose_device(MachineConfig(device="cpu", precision="fp32", fast_ops="off"))
     with pytest.raises(WorkFailed, match="check the labels and the pictures"):
-        find_lr(small_classifier, batches, TrainConfig(), device)
+        find_lr(small_classifier, batches, TrainConfig(), CPU)
     assert torch.equal(torch.get_rng_state(), state)

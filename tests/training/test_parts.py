@@ -29,7 +29,7 @@ from mobilenetv2.errors import ConfigError, NonFiniteLoss, WorkFailed
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.device import choose_device, has_room
-from mobilenetv2.training.find_lr import HIGHEST, LOWEST, SETTLED, find_lr, suggest
+from mobilenetv2.training.find_lr import HIGHEST, LOWEST, SETTLED, Climb, find_lr, suggest
 from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.optimizers import build_optimizer
 from mobilenetv2.training.reporter import Reporter, StepOutcome
@@ -331,9 +331,9 @@ def test_the_range_test_suggests_and_changes_nothing(small_classifier: Classifie
 def test_nothing_is_suggested_where_nothing_falls() -> None:
     lrs = list(np.logspace(-5, 1, 50))
     with pytest.raises(WorkFailed, match="did not fall"):
-        suggest(lrs, [2.3] * 50, [2.3] * 50)
+        suggest(Climb(lrs, [2.3] * 50, [2.3] * 50))
     with pytest.raises(WorkFailed, match="did not fall"):
-        suggest([], [], [])
+        suggest(Climb([], [], []))
 
 
 # --------------------------------------------------------------- device and signals

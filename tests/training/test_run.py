@@ -316,6 +316,7 @@ def test_damaged_checkpoints_are_named(rich_run: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ kinds of pictures
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("folder", "settings"),
     [

@@ -115,6 +115,7 @@ def cut_power(*_: Any) -> None:
     raise PowerCut
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("found", [True, False])
 def test_a_restart_does_not_search_for_weights_anew(
     photos: Callable[..., TrainConfig],
@@ -149,6 +150,7 @@ def test_no_rate_is_searched_for_a_head(photos: Callable[..., TrainConfig]) -> N
         run_range_test(photos(tune="head"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_rate_is_searched_from_the_solved_head(
     photos: Callable[..., TrainConfig],
     online: Callable[[bool], None],

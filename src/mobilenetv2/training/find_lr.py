@@ -25,7 +25,12 @@ from mobilenetv2.training.start import Start
 from mobilenetv2.training.transfer import Tuning, set_train_mode
 
 LOWEST, HIGHEST = 1e-5, 10.0
-STEPS = 120
+STEPS, MOST_STEPS = 120, 480
+"""Of a climb. Small batches learn little in few steps: where the loss hardly falls, the next climb
+takes twice as many, if all together are no more than those of the run."""
+CLEAR, NOTICEABLE = 0.1, 0.02
+"""Falls of the smoothed loss, as a share of where it began, that tell a good rate from luck, or are
+more than nothing."""
 SMOOTHING = 0.9
 SETTLED = 10  # steps that the smoothing looks back on; before that, it is the luck of few batches
 DIVERGED = 3.0  # times the lowest smoothed loss
@@ -51,6 +56,27 @@ class RangeTest:
     reason: str
 
 
+@dataclass(frozen=True)
+class Climb:
+    """The learning rate of each step, its loss, and the losses smoothed without delay bias."""
+
+    lrs: list[float]
+    losses: list[float]
+    smoothed: list[float]
+
+    @property
+    def lowest(self) -> int:
+        """The step after which the smoothed loss is lowest, the first ones left out."""
+        return min(range(SETTLED, len(self.smoothed)), key=self.smoothed.__getitem__, default=0)
+
+    @property
+    def fall(self) -> float:
+        """How far the smoothed loss falls, as a share of where it begins."""
+        if len(self.smoothed) <= SETTLED:
+            return 0.0
+        return 1 - self.smoothed[self.lowest] / self.smoothed[SETTLED]
+
+
 def find_lr(
     classifier: Classifier,
     batches: Batches,
@@ -73,16 +99,35 @@ def find_lr(
         WorkFailed: the loss never fell, so nothing can be suggested.
     """
     state = torch.get_rng_state()
-    trial = classifier.with_network(copy.deepcopy(classifier.network))
+    of_the_run = config.epochs * batches.steps_per_epoch
+    steps = done = STEPS
+    while True:
+        trial = classifier.with_network(copy.deepcopy(classifier.network))
+        climb = _climb(trial, batches, config, device, tuning, class_weight, steps)
+        torch.set_rng_state(state)
+        if climb.fall >= CLEAR or steps == MOST_STEPS or done + 2 * steps > of_the_run:
+            return suggest(climb)
+        steps *= 2
+        done += steps
+
+
+def _climb(
+    trial: Classifier,
+    batches: Batches,
+    config: TrainConfig,
+    device: Device,
+    tuning: Tuning,
+    class_weight: Tensor | None,
+    steps: int,
+) -> Climb:
+    """Train ``trial`` in place, the learning rate climbing from the lowest to the highest."""
     set_train_mode(trial.network, tuning)
     optimizer = build_optimizer(trial.network, config.optimizer, 1.0, tuning.layer_decay)
     shares = [group["lr"] for group in optimizer.param_groups]  # of the peak, block by block
-    lrs: list[float] = []
-    losses: list[float] = []
-    smoothed: list[float] = []
+    climb = Climb([], [], [])
     average = 0.0
-    for step, batch in zip(range(STEPS), _endless(batches), strict=False):
-        lr = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
+    for step, batch in zip(range(steps), _endless(batches), strict=False):
+        lr = LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1))
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = lr * share
         loss, _ = batch_loss(trial, batch, device, config.label_smoothing, class_weight)
@@ -94,13 +139,12 @@ def find_lr(
         if not math.isfinite(value):
             break
         average = SMOOTHING * average + (1 - SMOOTHING) * value
-        lrs.append(lr)
-        losses.append(value)
-        smoothed.append(average / (1 - SMOOTHING ** (step + 1)))
-        if step > SETTLED and smoothed[-1] > DIVERGED * min(smoothed[SETTLED:]):
+        climb.lrs.append(lr)
+        climb.losses.append(value)
+        climb.smoothed.append(average / (1 - SMOOTHING ** (step + 1)))
+        if step > SETTLED and climb.smoothed[-1] > DIVERGED * min(climb.smoothed[SETTLED:]):
             break
-    torch.set_rng_state(state)
-    return suggest(lrs, losses, smoothed)
+    return climb
 
 
 def find_lr_of(begun: Start) -> RangeTest:
@@ -119,18 +163,19 @@ def find_lr_of(begun: Start) -> RangeTest:
     )
 
 
-def suggest(lrs: list[float], losses: list[float], smoothed: list[float]) -> RangeTest:
+def suggest(climb: Climb) -> RangeTest:
     """The suggestion that follows from the measured losses.
 
     Raises:
         WorkFailed: the loss never fell.
     """
-    lowest = min(range(SETTLED, len(smoothed)), key=smoothed.__getitem__, default=0)
-    if not lowest or smoothed[lowest] > 0.98 * smoothed[SETTLED]:
+    lrs, smoothed, lowest = climb.lrs, climb.smoothed, climb.lowest
+    if climb.fall < NOTICEABLE:
         raise WorkFailed(
             "find-lr: the loss did not fall at any learning rate, so none can be suggested; check "
             "the labels and the pictures (`mobilenetv2 inspect`), or take larger batches "
-            "(--batch-size), whose losses vary less"
+            "(--batch-size), whose losses vary less, or more --epochs: the test is no longer than "
+            "the run"
         )
     suggestion = float(f"{lrs[lowest] / MARGIN:.1g}")
     is_last = lowest == len(smoothed) - 1
@@ -139,7 +184,9 @@ def suggest(lrs: list[float], losses: list[float], smoothed: list[float]) -> Ran
         f"the smoothed loss is lowest ({smoothed[lowest]:.3f}) at a learning rate of "
         f"{lrs[lowest]:.2g}{after}; a quarter of that leaves room for a whole run"
     )
-    return RangeTest(lrs, losses, smoothed, suggestion, reason)
+    if climb.fall < CLEAR:
+        reason += f". It fell by no more than {climb.fall:.0%}, so this is a guess"
+    return RangeTest(lrs, climb.losses, smoothed, suggestion, reason)
 
 
 def _endless(batches: Batches) -> Iterator[Batch]:
