@@ -189,6 +189,10 @@ def test_the_published_recipes_are_those_that_were_published(page: str) -> None:
     (group,) = made.param_groups
     assert (paper.optimizer.lr, group["momentum"], group["epsilon"]) == (0.045, 0.9, 1.0)
     assert (group["weight_decay"], paper.label_smoothing, paper.ema) == (4e-5, 0.1, 0.9999)
+    network, augment = paper.network, paper.augment
+    assert (network.dropout, network.norm_momentum, network.norm_eps) == (0.2, 0.003, 1e-3)
+    assert (network.padding, paper.transfer.weights) == ("keras", "none")
+    assert (augment.crop, augment.flip, augment.train_size) == (0.05, True, None)
 
     assert (torchvisions.batch_size, torchvisions.epochs) == (128 * 8, 600)
     assert (torchvisions.optimizer.optimizer, torchvisions.optimizer.lr) == ("sgd", 0.5)
@@ -196,7 +200,12 @@ def test_the_published_recipes_are_those_that_were_published(page: str) -> None:
     augment, data = torchvisions.augment, torchvisions.data
     assert (augment.trivial, augment.erase, augment.mixup, augment.cutmix) == (True, 0.1, 0.2, 1)
     assert (augment.train_size, data.image_size, data.resize) == (176, 224, 232)
-    assert torchvisions.label_smoothing == 0.1
+    assert (augment.crop, augment.flip) == (0.08, True)
+    assert (torchvisions.label_smoothing, torchvisions.schedule.warmup_epochs) == (0.1, 5)
+    assert (torchvisions.optimizer.nesterov, torchvisions.sync_norm) == (False, False)
+    # theirs: 2e-5 of the newest, every 32 steps, scaled by batch × 32 / epochs
+    assert 1 - torchvisions.ema == pytest.approx(2e-5 * 1024 * 32 / 600 / 32, rel=0.15)
+    assert torchvisions.transfer.weights == "none"
 
 
 def test_pictures_are_small_used_and_made_by_a_command_of_the_tutorial() -> None:

@@ -103,8 +103,8 @@ class DataConfig(PlacesConfig):
     up to 96 px, otherwise 224)."""
     resize: Annotated[Annotated[int, Field(ge=8, le=8192)] | None, unset("INT")] = None
     """Pixels that the shorter side is brought to before the centre of --image-size is cropped;
-    equal to it, nothing is cut from that side (default: for photos 256 where 224 are seen, for
-    small pictures no more than is seen)."""
+    equal to it, nothing is cut from that side. In folders, random crops reach into what is cut
+    (default: for photos 256 where 224 are seen, for small pictures no more than is seen)."""
     colour: Literal["auto", "rgb", "grey"] = "auto"
     """What the network sees (default: grey if every picture is grey)."""
     val_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1
@@ -151,8 +151,9 @@ class AugmentConfig(Section):
     """Random changes to training pictures, drawn afresh for every picture and epoch."""
 
     train_size: Annotated[Side | tuple[Side, Side] | None, unset("INT [INT]")] = None
-    """Side of the pictures in training alone, or height and width; fewer pixels are faster, and
-    what random crops enlarge is then as large as in evaluation (default: --image-size decides)."""
+    """Shorter side of the pictures in training alone, or height and width, at least half of
+    --image-size; fewer pixels are faster, and what random crops enlarge is then as large as in
+    evaluation (default: the same size)."""
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Cut out a box of at least this share of the area, stretched to full size; 1 for none."""
     shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -188,8 +189,8 @@ class OptimizerConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD and RMSprop; beta1 of Adam and AdamW."""
     rmsprop_epsilon: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Added to RMSprop's mean square; with 1, as in its authors' code, small gradients keep their
-    length."""
+    """Added to RMSprop's mean square; 1, as in the code of MobileNetV2's authors, leaves small
+    gradients about as long as they are, and learning rates are like SGD's."""
     nesterov: bool = True
     """Nesterov's look-ahead momentum, for SGD."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 4e-5

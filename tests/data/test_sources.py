@@ -247,6 +247,13 @@ def test_the_shorter_side_is_brought_to_what_was_asked(tmp_path: Path) -> None:
     assert np.array_equal(digits.test.pictures[0, 0], np.asarray(theirs))
 
 
+def test_black_beside_a_published_picture_is_refused() -> None:
+    """8×8 digits cover 16×24 pixels from 24×24 on."""
+    assert load_data(DataConfig(image_size=(16, 24), resize=24)).preprocessing.resize == 24
+    with pytest.raises(ConfigError, match="name at least 24"):
+        load_data(DataConfig(image_size=(16, 24), resize=23))
+
+
 @pytest.mark.parametrize("data", ["digits", "folder"])
 def test_a_frame_of_black_is_refused(picture_folder: Write, data: str) -> None:
     name = str(picture_folder(size=(120, 130))) if data == "folder" else data

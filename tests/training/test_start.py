@@ -15,7 +15,7 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.distributed import Processes, Value
 from mobilenetv2.errors import ConfigError, DataError, ModelFileError, WorkFailed
-from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.network.mobilenetv2 import PAPER_STRIDES, MobileNetV2
 from mobilenetv2.network.pretrained import find_weights
 from mobilenetv2.network.weights import Weights
 from mobilenetv2.training import start as module
@@ -162,7 +162,8 @@ def test_the_rate_is_searched_from_the_solved_head(
 
     def note(classifier: Classifier, *others: Any) -> RangeTest:
         assert isinstance(classifier.network, MobileNetV2)
-        seen.append((classifier.network.classifier[1].weight.clone(), others[-1]))
+        weight = others[-2]  # the last is how long it may take
+        seen.append((classifier.network.classifier[1].weight.clone(), weight))
         return RangeTest([], [], [], 1e-4, "because")
 
     monkeypatch.setattr("mobilenetv2.training.find_lr.find_lr", note)
@@ -243,3 +244,32 @@ def test_padding_that_was_asked_for_says_who_trained_a_file(
 def test_nothing_is_tuned_without_weights(quick: Callable[..., TrainConfig], tune: Any) -> None:
     with pytest.raises(ConfigError, match=f"--tune {tune}: without pretrained weights"):
         start(quick(tune=tune))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"image_size": 32, "batch_size": 1}, "--batch-size 1: the network's last map is 1×1"),
+        (
+            {"image_size": 64, "train_size": 32, "batch_size": 1},
+            "32×32 pixels are halved 5 times",
+        ),
+        (
+            {"image_size": 64, "train_size": 31},
+            "--train-size: 31×31 is less than half of the 64×64",
+        ),
+        ({"image_size": (64, 96), "train_size": (64, 47)}, "64×47 is less than half"),
+    ],
+)
+def test_what_training_cannot_see_is_refused(settings: dict[str, Any], words: str) -> None:
+    config = mobilenetv2.configure("digits", strides=PAPER_STRIDES, width=0.05, **settings)
+    with pytest.raises(ConfigError, match=words):
+        start(config)
+
+
+def test_one_picture_is_enough_where_the_last_map_has_more_pixels(tmp_path: Path) -> None:
+    small = {"width": 0.05, "fast_ops": "off", "batch_size": 1, "out": tmp_path}
+    config = mobilenetv2.configure("digits", image_size=33, strides=PAPER_STRIDES, **small)
+    begun = start(config)
+    begun.classifier.network.train()
+    begun.classifier.logits(begun.data.train.pictures[:1])

@@ -19,6 +19,7 @@ from mobilenetv2.data.draws import uniform
 from mobilenetv2.data.trivial_augment import DRAWS as TRIVIAL_DRAWS
 from mobilenetv2.data.trivial_augment import moved, recoloured
 from mobilenetv2.distributed import Share
+from mobilenetv2.errors import ConfigError
 
 # Numbers per picture: nine for geometry, three for colour, five for the erased box, the rest for
 # TrivialAugment. A number does not depend on how many follow it.
@@ -75,9 +76,27 @@ def augment(
 
 
 def train_size(config: AugmentConfig, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width that the network sees in training, where evaluation sees ``size``."""
-    side = config.train_size or size
-    return (side, side) if isinstance(side, int) else side
+    """Height and width that the network sees in training, where evaluation sees ``size``.
+
+    Raises:
+        ConfigError: it is less than half of that: sampling would skip pixels.
+
+    >>> train_size(AugmentConfig(train_size=24), (32, 48))
+    (24, 36)
+    """
+    side = config.train_size
+    if side is None:
+        return size
+    if isinstance(side, int):
+        height, width = (round(side * length / min(size)) for length in size)
+    else:
+        height, width = side
+    if 2 * height < size[0] or 2 * width < size[1]:
+        raise ConfigError(
+            f"--train-size: {height}×{width} is less than half of the {size[0]}×{size[1]} pixels "
+            "that evaluation sees; take more, or a smaller --image-size"
+        )
+    return height, width
 
 
 def centre(pictures: Tensor, size: tuple[int, int]) -> Tensor:
@@ -114,7 +133,10 @@ def _affine(
     mirror = torch.where(draws[:, 5] < 0.5, -1.0, 1.0) if config.flip else torch.ones_like(angle)
     right, down = between[:, 3] * config.shift * width, between[:, 4] * config.shift * height
     if not (config.rotate or config.zoom or config.shear):
-        right, down = right.round(), down.round()  # whole pixels: nothing is blurred
+        right, down = (
+            right.round(),
+            down.round(),
+        )  # whole pixels: at the same size nothing is blurred
     stretch_x = stretch_y = torch.ones_like(angle)
     if config.crop < 1:
         box_width, box_height = _crop_box(draws[:, 6:8], in_width, in_height, config.crop)

@@ -138,7 +138,7 @@ def _load_named(config: DataConfig, raw: NamedSet, preprocessing: Preprocessing 
         # Whole pictures, no crop: the shorter side is resized so that the target is covered.
         resize = math.ceil(max(target[0] / height, target[1] / width) * min(height, width))
         colour = _colour(config.colour, is_grey=pictures.ndim == 3)
-        wanted = _unmeasured(colour, target, _resize(config, target, resize))
+        wanted = _unmeasured(colour, target, _resize(config, target, resize, resize))
     else:
         wanted = preprocessing
 
@@ -236,17 +236,17 @@ def _derive_preprocessing(config: DataConfig, pictures: Sequence[PictureReport])
     else:
         size = (PHOTO_SIDE, PHOTO_SIDE)
     margin = 0 if small else 4 * round(min(size) * PHOTO_MARGIN / PHOTO_SIDE / 4)
-    return _unmeasured(colour, size, _resize(config, size, min(size) + margin))
+    return _unmeasured(colour, size, _resize(config, size, min(size) + margin, min(size)))
 
 
-def _resize(config: DataConfig, size: tuple[int, int], default: int) -> int:
+def _resize(config: DataConfig, size: tuple[int, int], default: int, least: int) -> int:
     """The shorter side before the centre of ``size`` is cropped."""
     if config.resize is None:
         return default
-    if config.resize < min(size):
+    if config.resize < least:
         raise ConfigError(
             f"--resize {config.resize}: the network sees {size[0]}×{size[1]} pixels, so black "
-            f"would surround every picture; name at least {min(size)}, or a smaller --image-size"
+            f"would surround every picture; name at least {least}, or a smaller --image-size"
         )
     return config.resize
 

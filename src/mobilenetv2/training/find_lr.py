@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,10 +28,13 @@ from mobilenetv2.training.transfer import Tuning, set_train_mode
 LOWEST, HIGHEST = 1e-5, 10.0
 STEPS, MOST_STEPS = 120, 480
 """Of a climb. Small batches learn little in few steps: where the loss hardly falls, the next climb
-takes twice as many, if all together are no more than those of the run."""
+takes twice as many, if all together are no more than half of the run."""
 CLEAR, NOTICEABLE = 0.1, 0.02
-"""Falls of the smoothed loss, as a share of where it began, that tell a good rate from luck, or are
-more than nothing."""
+"""Falls of the smoothed loss, as a share of where it begins: enough to end the search, and the
+least that counts."""
+LUCK = 1.4
+"""Standard deviations of a batch's loss. Of a hundred climbs of any length that learn nothing, one
+falls by as much, smoothed (simulated with independent normal losses)."""
 SMOOTHING = 0.9
 SETTLED = 10  # steps that the smoothing looks back on; before that, it is the luck of few batches
 DIVERGED = 3.0  # times the lowest smoothed loss
@@ -72,9 +76,16 @@ class Climb:
     @property
     def fall(self) -> float:
         """How far the smoothed loss falls, as a share of where it begins."""
-        if len(self.smoothed) <= SETTLED:
+        if not self.lowest:
             return 0.0
         return 1 - self.smoothed[self.lowest] / self.smoothed[SETTLED]
+
+    @property
+    def luck(self) -> float:
+        """What no fall exceeds by luck; from differences, which a trend hardly changes."""
+        changes = np.diff(self.losses[: max(self.lowest, 2 * SETTLED) + 1])
+        deviation = float(np.std(changes)) / math.sqrt(2)
+        return LUCK * deviation / self.smoothed[SETTLED]
 
 
 def find_lr(
@@ -84,6 +95,7 @@ def find_lr(
     device: Device,
     tuning: Tuning = Tuning(),  # noqa: B008  (immutable)
     class_weight: Tensor | None = None,
+    most_steps: int = MOST_STEPS,
 ) -> RangeTest:
     """Run the test on a copy of the network; nothing of ``classifier`` changes.
 
@@ -94,6 +106,7 @@ def find_lr(
         device: where it runs.
         tuning: how much of the network learns.
         class_weight: what a picture of each class counts for, as :func:`batch_loss` takes it.
+        most_steps: of the longest climb.
 
     Raises:
         WorkFailed: the loss never fell, so nothing can be suggested.
@@ -105,7 +118,8 @@ def find_lr(
         trial = classifier.with_network(copy.deepcopy(classifier.network))
         climb = _climb(trial, batches, config, device, tuning, class_weight, steps)
         torch.set_rng_state(state)
-        if climb.fall >= CLEAR or steps == MOST_STEPS or done + 2 * steps > of_the_run:
+        is_clear = climb.fall >= CLEAR and climb.fall > climb.luck
+        if is_clear or 2 * steps > most_steps or done + 2 * steps > of_the_run / 2:
             return suggest(climb)
         steps *= 2
         done += steps
@@ -147,7 +161,7 @@ def _climb(
     return climb
 
 
-def find_lr_of(begun: Start) -> RangeTest:
+def find_lr_of(begun: Start, most_steps: int = MOST_STEPS) -> RangeTest:
     """The test with the batches and the loss that training would have.
 
     Raises:
@@ -160,6 +174,7 @@ def find_lr_of(begun: Start) -> RangeTest:
         begun.device,
         begun.tuning,
         portions.class_weight(begun),
+        most_steps,
     )
 
 
@@ -170,12 +185,12 @@ def suggest(climb: Climb) -> RangeTest:
         WorkFailed: the loss never fell.
     """
     lrs, smoothed, lowest = climb.lrs, climb.smoothed, climb.lowest
-    if climb.fall < NOTICEABLE:
+    if climb.fall < NOTICEABLE or climb.fall <= climb.luck:
         raise WorkFailed(
-            "find-lr: the loss did not fall at any learning rate, so none can be suggested; check "
-            "the labels and the pictures (`mobilenetv2 inspect`), or take larger batches "
-            "(--batch-size), whose losses vary less, or more --epochs: the test is no longer than "
-            "the run"
+            "find-lr: the loss did not fall at any learning rate by more than it varies from batch "
+            "to batch, so none can be suggested; check the labels and the pictures (`mobilenetv2 "
+            "inspect`), or take larger batches (--batch-size), whose losses vary less, or more "
+            "--epochs: a longer run allows a longer test"
         )
     suggestion = float(f"{lrs[lowest] / MARGIN:.1g}")
     is_last = lowest == len(smoothed) - 1

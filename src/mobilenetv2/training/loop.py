@@ -19,7 +19,7 @@ from mobilenetv2.training import portions
 from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint, save_archive
-from mobilenetv2.training.find_lr import find_lr_of
+from mobilenetv2.training.find_lr import MOST_STEPS, STEPS, find_lr_of
 from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.head import FrozenFeatures, fit_first_head
 from mobilenetv2.training.optimizers import clip_gradient
@@ -247,7 +247,8 @@ class Training(RunState):
         found = 0.0
         if self.processes.is_first:
             with self.stop.at_once():
-                test = find_lr_of(begun)
+                # The other processes wait for the answer, and do not wait for ever.
+                test = find_lr_of(begun, STEPS if self.processes.count > 1 else MOST_STEPS)
             self._say(f"learning rate {test.suggestion:g}: {test.reason}")
             found = test.suggestion
         return self.processes.from_first(found)

@@ -1,8 +1,5 @@
 """RMSProp as the paper's framework computes it."""
 
-from collections.abc import Callable
-from typing import overload
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -21,8 +18,9 @@ class RMSprop(torch.optim.Optimizer):
         weight      ← weight - velocity
 
     PyTorch's differs in three points: its mean square starts at 0 and not at 1, its epsilon is
-    added outside the root, and its momentum gathers gradients instead of steps. With it the paper's
-    learning rate of 0.045 throws the weights away at the first steps.
+    added outside the root, and its momentum gathers gradients over the root before they are
+    multiplied by the learning rate. And its default epsilon is 1e-8, with which (in either form)
+    the paper's learning rate of 0.045 throws the weights away at the first steps.
 
     Args:
         params: as for every optimizer of PyTorch, with real and dense gradients.
@@ -46,21 +44,13 @@ class RMSprop(torch.optim.Optimizer):
         }  # fmt: skip
         super().__init__(params, settings)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step along the gradients, all weights of a group in one pass.
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step along the gradients; a loss is never computed anew.
 
-        Args:
-            closure: computes the loss anew, where a caller wants that.
+        All weights of a group go in one pass, by the functions that PyTorch's own optimizers use:
+        one by one, the calls would take longer than the arithmetic.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
@@ -80,7 +70,6 @@ class RMSprop(torch.optim.Optimizer):
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_addcdiv_(velocities, gradients, roots, group["lr"])
             torch._foreach_sub_(weights, velocities)
-        return loss
 
     def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[weight]

@@ -9,6 +9,7 @@ import torch
 from mobilenetv2.cache import cache_folder
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import DataConfig, MachineConfig, NetworkConfig, Preprocessing, TrainConfig
+from mobilenetv2.data.augment import train_size
 from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.data.sources import DataSet, load_data
 from mobilenetv2.distributed import ALONE, Processes
@@ -122,6 +123,7 @@ def _assemble(config: TrainConfig, data: DataSet, notes: tuple[str, ...], tell: 
         update={"network": complete(config.network, size.height, size.width)}
     )
     tuning = choose_tuning(config.transfer, data)
+    _check_maps(config, size, tuning)
     device = _choose_device(config.machine, tuning, tell)
     if tuning.head_only:  # solved in one go: nothing is scheduled
         schedule = config.schedule.model_copy(update={"warmup_epochs": 0.0})
@@ -133,6 +135,20 @@ def _assemble(config: TrainConfig, data: DataSet, notes: tuple[str, ...], tell: 
     if device.compiled:
         compile_network(classifier.network)
     return Start(config, device, data, classifier, tuning, notes)
+
+
+def _check_maps(config: TrainConfig, size: Preprocessing, tuning: Tuning) -> None:
+    """Training sees enough pixels, and batch norm more than one value of each channel."""
+    height, width = train_size(config.augment, (size.height, size.width))
+    if config.batch_size > 1 or tuning.pretrained or config.network.strides is None:
+        return
+    halvings = config.network.strides.count(2)
+    if max(height, width) <= 2**halvings:
+        raise ConfigError(
+            f"--batch-size 1: the network's last map is 1×1, as {height}×{width} pixels are halved "
+            f"{halvings} times, and batch norm cannot learn from a single value; take a larger "
+            "batch, larger pictures or fewer --strides of 2"
+        )
 
 
 def _find_weights(
