@@ -70,6 +70,17 @@ def test_luck_suggests_nothing(steps: int, deviation: float) -> None:
     assert lucky <= 5
 
 
+def test_a_large_fall_that_may_be_luck_ends_no_search(
+    small_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    climbs = iter([noisy(120, 0.8, 0.0, 0), noisy(240, 0.1, 0.6, 0)])
+    monkeypatch.setattr("mobilenetv2.training.find_lr._climb", lambda *_: next(climbs))
+    pictures = LabelledPictures(torch.zeros(100, 1, 16, 16, dtype=torch.uint8), torch.zeros(100))
+    batches = Batches(pictures, (16, 16), 10, AugmentConfig(), 0)
+    test = find_lr(small_classifier, batches, TrainConfig(epochs=100), CPU)
+    assert len(test.lrs) == 240
+
+
 @pytest.mark.parametrize(
     ("falls", "epochs", "climbs"),
     [

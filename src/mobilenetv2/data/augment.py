@@ -133,10 +133,8 @@ def _affine(
     mirror = torch.where(draws[:, 5] < 0.5, -1.0, 1.0) if config.flip else torch.ones_like(angle)
     right, down = between[:, 3] * config.shift * width, between[:, 4] * config.shift * height
     if not (config.rotate or config.zoom or config.shear):
-        right, down = (
-            right.round(),
-            down.round(),
-        )  # whole pixels: at the same size nothing is blurred
+        # Whole pixels: where the size stays, nothing is blurred.
+        right, down = right.round(), down.round()
     stretch_x = stretch_y = torch.ones_like(angle)
     if config.crop < 1:
         box_width, box_height = _crop_box(draws[:, 6:8], in_width, in_height, config.crop)

@@ -42,25 +42,6 @@ MARGIN = 4.0  # how far below the rate of the lowest loss a run can hold out for
 
 
 @dataclass(frozen=True)
-class RangeTest:
-    """What the test saw and what follows from it.
-
-    Attributes:
-        lrs: the learning rate of each step.
-        losses: the loss of each step.
-        smoothed: the same, smoothed without delay bias.
-        suggestion: a peak learning rate for training.
-        reason: why, in a sentence.
-    """
-
-    lrs: list[float]
-    losses: list[float]
-    smoothed: list[float]
-    suggestion: float
-    reason: str
-
-
-@dataclass(frozen=True)
 class Climb:
     """The learning rate of each step, its loss, and the losses smoothed without delay bias."""
 
@@ -86,6 +67,19 @@ class Climb:
         changes = np.diff(self.losses[: max(self.lowest, 2 * SETTLED) + 1])
         deviation = float(np.std(changes)) / math.sqrt(2)
         return LUCK * deviation / self.smoothed[SETTLED]
+
+
+@dataclass(frozen=True)
+class RangeTest(Climb):
+    """The last climb and what follows from it.
+
+    Attributes:
+        suggestion: a peak learning rate for training.
+        reason: why, in a sentence.
+    """
+
+    suggestion: float
+    reason: str
 
 
 def find_lr(

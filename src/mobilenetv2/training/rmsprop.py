@@ -19,8 +19,8 @@ class RMSprop(torch.optim.Optimizer):
 
     PyTorch's differs in three points: its mean square starts at 0 and not at 1, its epsilon is
     added outside the root, and its momentum gathers gradients over the root before they are
-    multiplied by the learning rate. And its default epsilon is 1e-8, with which (in either form)
-    the paper's learning rate of 0.045 throws the weights away at the first steps.
+    multiplied by the learning rate. And its default epsilon is 1e-8, with which the paper's
+    learning rate of 0.045 does not learn; in this form it learns badly.
 
     Args:
         params: as for every optimizer of PyTorch, with real and dense gradients.
