@@ -5,12 +5,9 @@ validation and test, with the preprocessing that made them. Small sets (MNIST: 4
 the whole run.
 """
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,25 +17,18 @@ from torch import Tensor
 from mobilenetv2.complaints import suggestion
 from mobilenetv2.config import DataConfig, Preprocessing
 from mobilenetv2.data.batches import LabelledPictures
-from mobilenetv2.data.colours import GREY_MODES
 from mobilenetv2.data.doctor import examine
-from mobilenetv2.data.examination import Examination, PictureReport
+from mobilenetv2.data.examination import Examination
 from mobilenetv2.data.folders import scan_folder
 from mobilenetv2.data.named_sets import NAMES, Array, NamedSet, read_named_set
 from mobilenetv2.data.picture_files import fit, load_files
-from mobilenetv2.data.pictures import SMALL_SIDE
+from mobilenetv2.data.preprocessing import (
+    preprocessing_of_files,
+    preprocessing_of_published,
+    with_statistics,
+)
 from mobilenetv2.data.splits import content_split, stratified_split
-from mobilenetv2.errors import ConfigError, DataError
-
-SMALLEST_SIDE = 8
-
-PHOTO_SIDE, PHOTO_MARGIN = 224, 32
-"""The field's habit: of the shorter side, resized to 256 px, the centre 224. For other sizes the
-margin is in proportion, but a multiple of 4, and so is always the one that training sees: only then
-is the centre of a square with margin equal to the square that is cropped at once, whichever way an
-odd pixel is rounded."""
-
-STATISTICS_BATCH = 1000
+from mobilenetv2.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -134,11 +124,7 @@ def _load_named(config: DataConfig, raw: NamedSet, preprocessing: Preprocessing 
     height, width = pictures.shape[1:3]
     train_at, val_at = stratified_split(labels, config.val_fraction, config.split_seed)
     if preprocessing is None:
-        target = _pair(config.image_size or (height, width))
-        # Whole pictures, no crop: the shorter side is resized so that the target is covered.
-        resize = math.ceil(max(target[0] / height, target[1] / width) * min(height, width))
-        colour = _colour(config.colour, is_grey=pictures.ndim == 3)
-        wanted = _unmeasured(colour, target, _resize(config, target, resize, resize))
+        wanted = preprocessing_of_published(config, height, width, is_grey=pictures.ndim == 3)
     else:
         wanted = preprocessing
 
@@ -149,7 +135,7 @@ def _load_named(config: DataConfig, raw: NamedSet, preprocessing: Preprocessing 
     val = labelled(pictures[val_at], labels[val_at])
     test = labelled(*raw.test)
     if preprocessing is None:
-        wanted = _measured(wanted, train.pictures)
+        wanted = with_statistics(wanted, train.pictures)
     return DataSet(config.data, raw.classes, train, val, test, wanted)
 
 
@@ -204,13 +190,13 @@ def _load_folder(
                 f"{config.data}: no picture is left for validation, as in every class all readable "
                 "ones show the same. Add pictures, or a val/ folder beside train/"
             )
-    wanted = preprocessing or _derive_preprocessing(config, train)
+    wanted = preprocessing or preprocessing_of_files(config, train)
     # Photos keep the whole square around the crop that is evaluated: 256 around 224.
     margin = max(0, wanted.resize - min(wanted.height, wanted.width)) // 4 * 4
     around = {"height": wanted.height + margin, "width": wanted.width + margin}
     pictures = load_files(train, wanted.model_copy(update=around), config)
     if preprocessing is None:
-        wanted = _measured(wanted, pictures.pictures)
+        wanted = with_statistics(wanted, pictures.pictures)
     has_test = "test" in examination.splits
     return DataSet(
         name=config.data,
@@ -223,34 +209,6 @@ def _load_folder(
     )
 
 
-def _derive_preprocessing(config: DataConfig, pictures: Sequence[PictureReport]) -> Preprocessing:
-    """Size and colour that suit the training pictures; mean and deviation are measured later."""
-    sizes = [(picture.height, picture.width) for picture in pictures]
-    colour = _colour(config.colour, is_grey=all(p.mode in GREY_MODES for p in pictures))
-    small = max(max(size) for size in sizes) <= SMALL_SIDE
-    if config.image_size is not None:
-        size = _pair(config.image_size)
-    elif small:
-        height, width = Counter(sizes).most_common(1)[0][0]
-        size = (max(height, SMALLEST_SIDE), max(width, SMALLEST_SIDE))
-    else:
-        size = (PHOTO_SIDE, PHOTO_SIDE)
-    margin = 0 if small else 4 * round(min(size) * PHOTO_MARGIN / PHOTO_SIDE / 4)
-    return _unmeasured(colour, size, _resize(config, size, min(size) + margin, min(size)))
-
-
-def _resize(config: DataConfig, size: tuple[int, int], default: int, least: int) -> int:
-    """The shorter side before the centre of ``size`` is cropped."""
-    if config.resize is None:
-        return default
-    if config.resize < least:
-        raise ConfigError(
-            f"--resize {config.resize}: the network sees {size[0]}×{size[1]} pixels, so black "
-            f"would surround every picture; name at least {least}, or a smaller --image-size"
-        )
-    return config.resize
-
-
 def _require_all_readable(examination: Examination, split: str) -> None:
     """A figure over a set must count every picture of it."""
     broken = [p for p in examination.pictures if p.split == split and not p.usable]
@@ -260,47 +218,3 @@ def _require_all_readable(examination: Examination, split: str) -> None:
             "counted; repair or remove them:\n"
             + "\n".join(f"  {picture.path}: {picture.reason}" for picture in broken[:20])
         )
-
-
-# -------------------------------------------------------------------------- both
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _colour(asked: Literal["auto", "rgb", "grey"], is_grey: bool) -> Literal["rgb", "grey"]:
-    if asked == "auto":
-        return "grey" if is_grey else "rgb"
-    return asked
-
-
-def _unmeasured(
-    colour: Literal["rgb", "grey"], size: tuple[int, int], resize: int
-) -> Preprocessing:
-    """Preprocessing whose mean and deviation wait for the pictures that it makes."""
-    half = (0.5,) * (3 if colour == "rgb" else 1)
-    return Preprocessing(
-        colour=colour, height=size[0], width=size[1], resize=resize, mean=half, std=half
-    )
-
-
-def _measured(wanted: Preprocessing, pictures: Tensor) -> Preprocessing:
-    """With mean and standard deviation of each channel of ``pictures``, uint8 N×C×H×W.
-
-    In units of 0…1, to four digits; exact, from counts of the 256 values.
-    """
-    mean, std = [], []
-    values = torch.arange(256, dtype=torch.float64) / 255
-    for channel in range(pictures.shape[1]):
-        counts = torch.zeros(256, dtype=torch.float64)
-        for some in pictures[:, channel].split(STATISTICS_BATCH):
-            counts += torch.bincount(some.flatten(), minlength=256)
-        shares = counts / counts.sum()
-        mean.append(float((shares * values).sum()))
-        std.append(float((shares * (values - mean[-1]) ** 2).sum().sqrt()))
-    rounded = {
-        "mean": tuple(round(number, 4) for number in mean),
-        "std": tuple(max(round(number, 4), 1e-3) for number in std),
-    }
-    return wanted.model_copy(update=rounded)
