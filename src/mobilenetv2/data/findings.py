@@ -24,6 +24,7 @@ _ENDINGS = {
     "GIF": (".gif",),
     "WEBP": (".webp",),
     "AVIF": (".avif", ".heif", ".heic"),
+    "HEIF": (".heic", ".heif", ".hif"),
     "BMP": (".bmp", ".dib"),
     "DIB": (".bmp", ".dib"),
     "TIFF": (".tif", ".tiff"),

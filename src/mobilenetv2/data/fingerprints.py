@@ -77,8 +77,8 @@ def near_duplicate_groups(
 ) -> NDArray[np.int64]:
     """Which pictures belong together, as exact or near duplicates, directly or through others.
 
-    All pairs are compared by light in one matrix product per block of pictures, some seconds for
-    100,000; only the few that agree are looked at more closely.
+    All pairs are compared by light, in one matrix product per block of pictures; only the few that
+    agree are looked at more closely.
 
     Args:
         digests: Of the N files.

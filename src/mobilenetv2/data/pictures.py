@@ -17,9 +17,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mobilenetv2.data.colours import Colour, to_colour
+from mobilenetv2.data.heic import is_heic, open_heic
 from mobilenetv2.data.unreadable import UnreadablePicture, as_unreadable
 
 __all__ = [
@@ -40,14 +41,14 @@ __all__ = [
 # fmt: off
 PICTURE_SUFFIXES = frozenset([
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".avif",
-    ".bmp", ".dib", ".tif", ".tiff", ".pnm", ".ppm", ".pgm", ".pbm", ".heic", ".heif",
+    ".bmp", ".dib", ".tif", ".tiff", ".pnm", ".ppm", ".pgm", ".pbm", ".heic", ".heif", ".hif",
 ])
 # fmt: on
-"""What a picture's name ends with, in lower case. HEIC is listed so that it is reported rather than
-overlooked: Pillow cannot decode it."""
+"""What a picture's name ends with, in lower case. HEIC is reported rather than overlooked where it
+cannot be decoded."""
 
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM")
-"""The decoders that a file may reach. Pillow has forty more, some of which start other programs."""
+"""The decoders of Pillow that a file may reach. Some of the forty others start other programs."""
 
 SMALL_SIDE = 96
 """Pictures up to this side keep their own size; larger ones are photos and become 224 px."""
@@ -189,7 +190,8 @@ def decode(
             raise UnreadablePicture(path, _too_large(image.width * image.height), "too_large")
         mode, size, sixteen_bit = image.mode, image.size, _sixteen_bit(image)
         orientation = _orientation(image) if image.format == "TIFF" else None
-        if at_least is not None:
+        # HEIC at reduced scale would be the preview beside the picture, sound where that is broken.
+        if at_least is not None and image.format != "HEIF":
             image.draft("L" if colour == "L" else None, (at_least, at_least))
         image.load()
         if orientation is None:
@@ -215,6 +217,10 @@ def decode(
 def _opened(file: BinaryIO, path: Path) -> Image.Image:
     try:
         return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        if not is_heic(file):
+            raise
+        return open_heic(file, path)
     except Image.DecompressionBombError as error:
         # Above Pillow's own limit, only its message tells the size.
         pixels = int("".join(filter(str.isdigit, str(error).split("pixels")[0])) or 0)
@@ -262,6 +268,8 @@ def _animated(image: Image.Image) -> bool:
 def _sixteen_bit(image: Image.Image) -> bool:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return True
+    if image.format == "HEIF":
+        return int(image.info.get("bit_depth", 8)) > 8
     # Pillow narrows 16-bit colours to 8 while decoding; only the decoder's raw mode tells.
     arguments = image.tile[0].args if getattr(image, "tile", None) else ""  # type: ignore[attr-defined]
     if image.format == "PPM" and isinstance(arguments, tuple):

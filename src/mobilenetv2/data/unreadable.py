@@ -56,7 +56,8 @@ def as_unreadable(path: Path, file: BinaryIO) -> Iterator[None]:
     # Decoders fed with broken bytes raise nearly everything: SyntaxError, struct.error, zlib.error…
     except Exception as error:
         words = str(error) or type(error).__name__
-        if "truncated" in words.lower() or isinstance(error, EOFError):
+        too_early = ("truncated", "end of file")
+        if isinstance(error, EOFError) or any(mark in words.lower() for mark in too_early):
             reason, defect = "the file ends too early", "truncated"
         else:
             reason = words
@@ -73,8 +74,6 @@ def _what_else(file: BinaryIO) -> tuple[str, Defect]:
         return "the file is empty", "not_a_picture"
     if not head.strip(b"\0"):
         return "only zeros, as after a failed copy", "not_a_picture"
-    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "HEIC, which Pillow cannot decode: convert it to JPEG", "not_a_picture"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "a web page, as from a failed download", "not_a_picture"
     if head.lstrip().startswith((b"<svg", b"<?xml")):

@@ -1,0 +1,41 @@
+"""HEIC, as iPhones save photos: decoded by pillow-heif, where that is installed.
+
+It is an extra because its packages carry a decoder and an encoder under the GPL and LGPL.
+"""
+
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from mobilenetv2.data.unreadable import UnreadablePicture
+
+_BRANDS = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split())
+
+
+def is_heic(file: BinaryIO) -> bool:
+    """Whether an open file says that it is HEIC; leaves it at its beginning."""
+    file.seek(0)
+    head = file.read(12)
+    file.seek(0)
+    return head[4:8] == b"ftyp" and head[8:12] in _BRANDS
+
+
+def open_heic(file: BinaryIO, path: Path) -> Image.Image:
+    """The picture of an open HEIC file, upright, not decoded yet.
+
+    Args:
+        file: At its beginning.
+        path: For messages.
+
+    Raises:
+        UnreadablePicture: pillow-heif is not installed.
+    """
+    try:
+        # The class itself: registered with Pillow, it would decode for the whole process.
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        reason = 'HEIC: convert it to JPEG, or pip install "mobilenetv2[heic]"'
+        raise UnreadablePicture(path, reason, "not_a_picture") from None
+    image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
+    return image
