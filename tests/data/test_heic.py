@@ -53,9 +53,9 @@ def test_a_sideways_photo_is_turned_upright_once(tmp_path):
 
 
 def test_the_picture_is_decoded_and_not_its_preview(tmp_path):
-    with_preview = heic(photo(3, 640, 480), thumbnails=[120])
+    with_preview = heic(photo(3), thumbnails=[120])
     path = written(tmp_path, with_preview)
-    assert read_picture(path, "RGB", at_least=48).size == (640, 480)
+    assert read_picture(path, "RGB", at_least=48).size == photo(3).size
 
 
 def test_ten_bits_are_noted(tmp_path):
@@ -96,9 +96,10 @@ def test_the_doctor_knows_the_copy_that_was_sent_as_jpeg(tmp_path):
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()
         for number in range(5):
-            picture = photo(10 * (label == "cat") + number, 320, 240)
-            written(tmp_path / label, heic(picture), f"{number}.heic")
-    photo(12, 320, 240).resize((160, 120)).save(tmp_path / "cat" / "sent.jpg")
+            photo(10 * (label == "cat") + number).save(tmp_path / label / f"{number}.png")
+    (tmp_path / "cat" / "2.png").unlink()
+    written(tmp_path / "cat", heic(photo(12)), "2.heic")
+    photo(12).resize((160, 120)).save(tmp_path / "cat" / "sent.jpg")
     examination = examine(scan_folder(tmp_path))
     assert all(picture.usable for picture in examination.pictures)
     assert {finding.kind for finding in examination.findings} == {"near_duplicates"}
