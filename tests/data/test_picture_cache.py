@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -49,13 +50,13 @@ def files(cache: CacheConfig) -> list[Path]:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were decoded, as a list that grows."""
     done: list[Path] = []
-    original = picture_files._read_examined
+    original = picture_files._prepared
 
-    def counted(picture: PictureReport, wanted: Preprocessing) -> picture_files.Array:
-        done.append(picture.path)
-        return original(picture, wanted)
+    def counted(file: BinaryIO, path: Path, wanted: Preprocessing) -> picture_files.Array:
+        done.append(path)
+        return original(file, path, wanted)
 
-    monkeypatch.setattr(picture_files, "_read_examined", counted)
+    monkeypatch.setattr(picture_files, "_prepared", counted)
     return done
 
 

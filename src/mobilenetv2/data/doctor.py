@@ -3,10 +3,12 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mobilenetv2.data.examination import Examination, Finding, PictureReport
 from mobilenetv2.data.findings import (
@@ -32,6 +34,7 @@ def examine(
     folder: PictureFolder,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    decoded: Callable[[PictureReport, Image.Image], None] | None = None,
 ) -> Examination:
     """Opens and decodes every picture of a folder once, and reports what is wrong.
 
@@ -39,6 +42,9 @@ def examine(
         folder: As ``scan_folder`` found it.
         threads: That decode at the same time; by default as many as are fastest here.
         progress: Called with the number of pictures done and their total, after each.
+        decoded: Called by the threads with each picture that can be decoded, of mode RGB, upright;
+            a JPEG at the smallest scale whose shorter side has ``ENOUGH_PIXELS``, an eighth at
+            most.
 
     Returns:
         The examination. Memory stays at about 1 KB per picture and what the decoding of one picture
@@ -51,7 +57,8 @@ def examine(
     ]
     looks = []
     threads = threads or threads_for([picture.path for picture in todo])
-    for done, look in enumerate(in_order(_look_at, todo, threads), start=1):
+    look_at = partial(_look_at, decoded=decoded)
+    for done, look in enumerate(in_order(look_at, todo, threads), start=1):
         looks.append(look)
         if progress is not None:
             progress(done, len(todo))
@@ -76,7 +83,9 @@ class _Look(NamedTuple):
     fingerprint: NDArray[np.uint8] | None
 
 
-def _look_at(picture: PictureReport) -> _Look:
+def _look_at(
+    picture: PictureReport, decoded: Callable[[PictureReport, Image.Image], None] | None
+) -> _Look:
     """Reads one file once: its bytes for the digest, its pixels for the fingerprint."""
     size, digest = 0, ""
     try:
@@ -99,6 +108,8 @@ def _look_at(picture: PictureReport) -> _Look:
         width=header.width,
         height=header.height,
     )
+    if decoded is not None:
+        decoded(picture, image)
     return _Look(picture, tuple(about_one_picture(picture, header)), traces)
 
 

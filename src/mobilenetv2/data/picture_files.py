@@ -14,6 +14,7 @@ from mobilenetv2.config import CacheConfig, Preprocessing
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.data.examination import PictureReport
 from mobilenetv2.data.fingerprints import file_digest
+from mobilenetv2.data.kept_pictures import KeptPictures
 from mobilenetv2.data.many_files import in_order, threads_for
 from mobilenetv2.data.named_sets import Array
 from mobilenetv2.data.picture_cache import cached, memory_limit
@@ -29,7 +30,10 @@ from mobilenetv2.data.unreadable import UnreadablePicture, as_unreadable
 
 
 def load_files(
-    pictures: Sequence[PictureReport], wanted: Preprocessing, cache: CacheConfig
+    pictures: Sequence[PictureReport],
+    wanted: Preprocessing,
+    cache: CacheConfig,
+    kept: KeptPictures | None = None,
 ) -> LabelledPictures:
     """Decode the files of an examination that are usable.
 
@@ -37,6 +41,7 @@ def load_files(
         pictures: what to read, with labels.
         wanted: the way from a file to the network's input.
         cache: how much may lie in memory, and where the rest goes.
+        kept: what the examination has decoded already.
 
     Returns:
         uint8 N×C×H×W, with labels and file names.
@@ -46,7 +51,7 @@ def load_files(
         DataError: the pictures fit neither into memory nor into the cache.
     """
     shape = (len(pictures), wanted.channels, wanted.height, wanted.width)
-    decoded = _decoded(pictures, wanted)
+    decoded = _decoded(pictures, wanted, kept)
     if math.prod(shape) <= memory_limit(cache):
         stacked = np.empty(shape, np.uint8)
         for index, pixels in enumerate(decoded):
@@ -61,14 +66,20 @@ def load_files(
     )
 
 
-def _decoded(pictures: Sequence[PictureReport], wanted: Preprocessing) -> Iterator[Array]:
+def _decoded(
+    pictures: Sequence[PictureReport], wanted: Preprocessing, kept: KeptPictures | None
+) -> Iterator[Array]:
     """Each picture as uint8 C×H×W, in order, never more than a few at once."""
     threads = threads_for([picture.path for picture in pictures])
-    yield from in_order(partial(_read_examined, wanted=wanted), pictures, threads)
+    yield from in_order(partial(_read_examined, wanted=wanted, kept=kept), pictures, threads)
 
 
-def _read_examined(picture: PictureReport, wanted: Preprocessing) -> Array:
-    """A file that must still be what was examined."""
+def _read_examined(
+    picture: PictureReport, wanted: Preprocessing, kept: KeptPictures | None
+) -> Array:
+    """A kept picture, or a file that must still be what was examined."""
+    if kept is not None and (image := kept.take(picture, wanted)) is not None:
+        return fit(image, wanted)
     with open_file(picture.path) as file:
         with as_unreadable(picture.path, file):
             digest = file_digest(file)

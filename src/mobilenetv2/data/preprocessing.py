@@ -56,8 +56,17 @@ def preprocessing_of_files(config: DataConfig, pictures: Sequence[PictureReport]
         size = (max(height, SMALLEST_SIDE), max(width, SMALLEST_SIDE))
     else:
         size = (PHOTO_SIDE, PHOTO_SIDE)
-    margin = 0 if small else 4 * round(min(size) * PHOTO_MARGIN / PHOTO_SIDE / 4)
-    return _unmeasured(colour, size, _resize(config, size, min(size) + margin, min(size)))
+    default = min(size) if small else resize_of_photos(config)
+    return _unmeasured(colour, size, _resize(config, size, default, min(size)))
+
+
+def resize_of_photos(config: DataConfig) -> int:
+    """The shorter side, in pixels, before the centre is cropped, if the set turns out to be photos.
+
+    Known before any file is opened; not checked.
+    """
+    side = min(_pair(config.image_size or PHOTO_SIDE))
+    return config.resize or side + 4 * round(side * PHOTO_MARGIN / PHOTO_SIDE / 4)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -27,22 +27,35 @@ def resize_and_crop(
     """
     if resize is None:
         return _centre_crop(image, height, width)
-    short, long = sorted(image.size)
-    new_long = int(resize * long / short)
-    size = (resize, new_long) if image.width <= image.height else (new_long, resize)
+    size = _resized_to(image, resize)
     if size[0] * size[1] <= MAX_PIXELS:
-        # Across, then down. Left to itself, Pillow does so before version 13, and from then on
-        # takes the other order for pictures that lose more height than width, which rounds
-        # differently.
-        for step in ((size[0], image.height), size):
-            if step != image.size:
-                image = image.resize(step, Image.Resampling.BILINEAR)
-        return _centre_crop(image, height, width)
+        return _centre_crop(resize_shorter_side(image, resize), height, width)
     seen = (min(width, size[0]), min(height, size[1]))
     left, top = round((size[0] - seen[0]) / 2), round((size[1] - seen[1]) / 2)
     across, down = image.width / size[0], image.height / size[1]
     box = (left * across, top * down, (left + seen[0]) * across, (top + seen[1]) * down)
     return _centre_crop(image.resize(seen, Image.Resampling.BILINEAR, box=box), height, width)
+
+
+def resize_shorter_side(image: Image.Image, resize: int) -> Image.Image:
+    """The whole picture with a shorter side of ``resize`` pixels, as ``resize_and_crop`` crops it.
+
+    >>> resize_shorter_side(Image.new("L", (640, 480)), 256).size
+    (341, 256)
+    """
+    size = _resized_to(image, resize)
+    # Across, then down. Left to itself, Pillow does so before version 13, and from then on takes
+    # the other order for pictures that lose more height than width, which rounds differently.
+    for step in ((size[0], image.height), size):
+        if step != image.size:
+            image = image.resize(step, Image.Resampling.BILINEAR)
+    return image
+
+
+def _resized_to(image: Image.Image, resize: int) -> tuple[int, int]:
+    short, long = sorted(image.size)
+    new_long = int(resize * long / short)
+    return (resize, new_long) if image.width <= image.height else (new_long, resize)
 
 
 def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -19,12 +19,15 @@ from mobilenetv2.config import DataConfig, Preprocessing
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.data.doctor import examine
 from mobilenetv2.data.examination import Examination
-from mobilenetv2.data.folders import scan_folder
+from mobilenetv2.data.folders import PictureFolder, scan_folder
+from mobilenetv2.data.kept_pictures import KeptPictures
 from mobilenetv2.data.named_sets import NAMES, Array, NamedSet, read_named_set
+from mobilenetv2.data.picture_cache import memory_limit
 from mobilenetv2.data.picture_files import fit, load_files
 from mobilenetv2.data.preprocessing import (
     preprocessing_of_files,
     preprocessing_of_published,
+    resize_of_photos,
     with_statistics,
 )
 from mobilenetv2.data.splits import content_split, stratified_split
@@ -68,7 +71,10 @@ def load_data(config: DataConfig, preprocessing: Preprocessing | None = None) ->
     """
     if config.data in NAMES:
         return _load_named(config, read_named_set(config), preprocessing)
-    return _load_folder(config, _examine(config), preprocessing)
+    resize = preprocessing.resize if preprocessing else resize_of_photos(config)
+    kept = KeptPictures(None, resize, memory_limit(config) / 2)
+    examination = examine(_scan(config), decoded=kept.keep)
+    return _load_folder(config, examination, preprocessing, kept)
 
 
 def load_for_measuring(
@@ -94,11 +100,13 @@ def load_for_measuring(
         pictures, numbers = raw.test
         places = _places(raw.classes, labels, config.data)
         return "test", LabelledPictures(_prepare(pictures, preprocessing), places[numbers])
-    examination = _examine(config)
-    places = _places(examination.classes, labels, config.data)
-    split = next(split for split in ("test", "val", "train") if split in examination.splits)
+    folder = _scan(config)
+    places = _places(folder.classes, labels, config.data)
+    split = next(split for split in ("test", "val", "train") if split in folder.splits)
+    kept = KeptPictures(split, preprocessing.resize, memory_limit(config) / 2)
+    examination = examine(folder, decoded=kept.keep)
     _require_all_readable(examination, split)
-    read = load_files(examination.usable(split), preprocessing, config)
+    read = load_files(examination.usable(split), preprocessing, config, kept)
     alone = examination.splits == ("train",)
     name = "all" if alone else {"val": "validation"}.get(split, split)
     return name, LabelledPictures(read.pictures, places[read.labels], read.names)
@@ -155,18 +163,21 @@ def _prepare(pictures: Array, wanted: Preprocessing) -> Tensor:
 # ------------------------------------------------------------------------ folders
 
 
-def _examine(config: DataConfig) -> Examination:
+def _scan(config: DataConfig) -> PictureFolder:
     folder = Path(config.data)
     if not folder.exists():
         raise DataError(
             f"{config.data}: neither a folder nor a known data set ({', '.join(NAMES)})"
             f"{suggestion(config.data, NAMES)}"
         )
-    return examine(scan_folder(folder))
+    return scan_folder(folder)
 
 
 def _load_folder(
-    config: DataConfig, examination: Examination, preprocessing: Preprocessing | None
+    config: DataConfig,
+    examination: Examination,
+    preprocessing: Preprocessing | None,
+    kept: KeptPictures,
 ) -> DataSet:
     examination.require_usable()
     for split in examination.splits:
@@ -194,7 +205,7 @@ def _load_folder(
     # Photos keep the whole square around the crop that is evaluated: 256 around 224.
     margin = max(0, wanted.resize - min(wanted.height, wanted.width)) // 4 * 4
     around = {"height": wanted.height + margin, "width": wanted.width + margin}
-    pictures = load_files(train, wanted.model_copy(update=around), config)
+    pictures = load_files(train, wanted.model_copy(update=around), config, kept)
     if preprocessing is None:
         wanted = with_statistics(wanted, pictures.pictures)
     has_test = "test" in examination.splits
@@ -202,8 +213,8 @@ def _load_folder(
         name=config.data,
         classes=examination.classes,
         train=pictures,
-        val=load_files(val, wanted, config),
-        test=load_files(examination.usable("test"), wanted, config) if has_test else None,
+        val=load_files(val, wanted, config, kept),
+        test=load_files(examination.usable("test"), wanted, config, kept) if has_test else None,
         preprocessing=wanted,
         examination=examination,
     )

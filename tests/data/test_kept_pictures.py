@@ -1,0 +1,112 @@
+"""Pictures kept from the examination are bit for bit what reading their files again gives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hostile_folder import encoded, photo, sideways
+from PIL import features
+
+from mobilenetv2.config import DataConfig
+from mobilenetv2.data import kept_pictures, picture_files, sources
+from mobilenetv2.data.kept_pictures import KeptPictures
+from mobilenetv2.data.sources import DataSet, load_data, load_for_measuring
+
+SIDE = 48  # the shorter side that a fingerprint needs; with its margin 56
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures of every kind, and one that is too long to be kept."""
+    number = 0
+    for split in ("train", "val", "test"):
+        for label in ("cat", "dog"):
+            where = tmp_path / split / label
+            where.mkdir(parents=True)
+            number += 10
+            (where / "a.jpg").write_bytes(encoded(photo(number), "JPEG"))
+            (where / "b.jpg").write_bytes(sideways(photo(number + 1, 333, 251), 6))
+            (where / "c.png").write_bytes(encoded(photo(number + 2, 201, 77), "PNG"))
+            (where / "d.jpg").write_bytes(encoded(photo(number + 3).convert("L"), "JPEG"))
+            (where / "e.jpg").write_bytes(encoded(photo(number + 4, 400, 60), "JPEG"))
+            kind = "WEBP" if features.check("webp") else "TIFF"
+            (where / f"f.{kind.lower()}").write_bytes(encoded(photo(number + 5), kind))
+    return tmp_path
+
+
+@pytest.fixture
+def read_again(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were read after the examination, as a list that grows."""
+    done: list[Path] = []
+    original = picture_files._prepared
+
+    def counted(file, path, wanted):  # type: ignore[no-untyped-def]
+        done.append(path)
+        return original(file, path, wanted)
+
+    monkeypatch.setattr(picture_files, "_prepared", counted)
+    return done
+
+
+def keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeptPictures, "keep", lambda *_: None)
+
+
+def same(left: DataSet, right: DataSet) -> bool:
+    pairs = ((left.train, right.train), (left.val, right.val), (left.test, right.test))
+    return all(
+        a is not None
+        and b is not None
+        and torch.equal(a.pictures, b.pictures)
+        and torch.equal(a.labels, b.labels)
+        and a.names == b.names
+        for a, b in pairs
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"resize": 49}, {"image_size": (40, 60), "resize": 60}])
+def test_the_same_bits_read_once(folder, read_again, monkeypatch, more) -> None:
+    config = DataConfig(**{"data": str(folder), "image_size": SIDE, **more})
+    once = load_data(config)
+    assert {path.name for path in read_again} == {"e.jpg"}
+    read_again.clear()
+    keep_nothing(monkeypatch)
+    twice = load_data(config)
+    assert len(read_again) == 36
+    assert same(once, twice)
+    assert once.preprocessing == twice.preprocessing
+
+
+@pytest.mark.parametrize("more", [{"colour": "grey"}, {"image_size": 32}, {"image_size": 80}])
+def test_what_the_doctor_decoded_otherwise_is_read_again(folder, read_again, more) -> None:
+    load_data(DataConfig(**{"data": str(folder), "image_size": SIDE, **more}))
+    jpegs = {path.name for path in read_again if path.suffix == ".jpg"}
+    assert jpegs == {"a.jpg", "b.jpg", "d.jpg", "e.jpg"}
+
+
+def test_where_the_room_ends_files_are_read_again(folder, read_again, monkeypatch) -> None:
+    config = DataConfig(data=str(folder), image_size=SIDE)
+    plenty = load_data(config)
+    picture = 3 * 56 * 74
+    monkeypatch.setattr(sources, "memory_limit", lambda _: 2 * 5.5 * picture)
+    read_again.clear()
+    assert same(load_data(config), plenty)
+    assert 36 - 7 <= len(read_again) <= 36 - 4  # those that are kept differ in length
+
+
+def test_measuring_keeps_what_it_measures(folder, read_again, monkeypatch) -> None:
+    config = DataConfig(data=str(folder), image_size=SIDE)
+    data = load_data(config)
+    read_again.clear()
+    kept: list[Path] = []
+    original = kept_pictures.resize_shorter_side
+    monkeypatch.setattr(
+        kept_pictures,
+        "resize_shorter_side",
+        lambda image, resize: kept.append(image) or original(image, resize),
+    )
+    name, pictures = load_for_measuring(config, data.preprocessing, data.classes)
+    assert name == "test"
+    assert data.test is not None
+    assert torch.equal(pictures.pictures, data.test.pictures)
+    assert (len(kept), len(read_again)) == (10, 2)
