@@ -376,6 +376,7 @@ def test_what_an_earlier_call_wrote_is_counted_right(
     assert "--top" in error
 
 
+@pytest.mark.slow
 def test_predictions_into_a_pipe(run_folder: Path, tmp_path: Path) -> None:
     picture = write_digit(tmp_path / "1.png")
     done = subprocess.run(
@@ -458,7 +459,7 @@ def test_find_lr_suggests_and_draws(
     run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run_cli("find-lr", "digits", *QUICK, "--batch-size", "64")
+    code, out, _ = run_cli("find-lr", "digits", *QUICK, "--batch-size", "32", "--image-size", "8")
     assert code == 0
     assert out.startswith("suggested learning rate: 0.")
     assert (tmp_path / "find-lr.png").exists()
@@ -477,6 +478,7 @@ def test_a_table_that_nobody_reads_on(
     assert (code, error) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough(run_folder: Path) -> None:
     command = f"{sys.executable} -m mobilenetv2 inspect | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)

@@ -49,6 +49,7 @@ def test_an_onnx_file_that_points_elsewhere_is_refused_unread(
     assert f"{model}: an exported file is for other programs" in error.replace("\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks into /proc")
 def test_what_long_fuzzing_has_kept(tmp_path: Path) -> None:
     """A file for each different answer, and whatever was treated badly once."""

@@ -55,7 +55,13 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize(
+    "copy",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("half", "darker")))
+        for name in COPIES
+    ],
+)
 def test_copies_of_real_photos_are_found_and_nothing_else(photos, copy):
     assert share_found(photos, [COPIES[copy](image) for image in photos]) >= 0.98
 

@@ -198,12 +198,12 @@ def write_every_kind(folder: Path) -> int:
     [
         {},
         {"colour": "grey"},
-        {"image_size": 100},
-        {"image_size": 33},
         {"image_size": (48, 64)},
-        {"resize": 224},
-        {"resize": 243},
         {"image_size": 33, "resize": 39},
+        pytest.param({"image_size": 100}, marks=pytest.mark.slow),
+        pytest.param({"image_size": 33}, marks=pytest.mark.slow),
+        pytest.param({"resize": 224}, marks=pytest.mark.slow),
+        pytest.param({"resize": 243}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -38,9 +38,10 @@ def events(steps: int, epochs: int) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("steps", "epochs"), [(0, 0), (0, 1), (1, 1), (5, 1), (700, 7), (100_000, 30)]
-)
+LONG_RUN = pytest.param(100_000, 90, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (0, 1), (1, 1), (5, 1), (700, 7), LONG_RUN])
 def test_curves_of_any_length(tmp_path: Path, steps: int, epochs: int) -> None:
     figure = plots.curves(events(steps, epochs))
     plots.save(figure, tmp_path / "curves.png")
@@ -68,7 +69,7 @@ def evaluation(truth: list[int], guesses: list[int], classes: int) -> Evaluation
     return Evaluation(len(truth), 0.5, hits, hits, confusion, np.array(guesses), confidence)
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100, 200])
+@pytest.mark.parametrize("classes", [2, 10, 200, pytest.param(100, marks=pytest.mark.slow)])
 def test_confusion_of_any_size(tmp_path: Path, classes: int) -> None:
     truth = list(range(classes)) * 3
     guesses = [(label + (place == 1)) % classes for place, label in enumerate(truth)]
@@ -117,7 +118,7 @@ def inside(figure: Figure, axes: Axes, text: Text) -> bool:
     )
 
 
-@pytest.mark.parametrize(("steps", "epochs"), [(5, 1), (700, 7), (100_000, 90)])
+@pytest.mark.parametrize(("steps", "epochs"), [(5, 1), (700, 7), LONG_RUN])
 def test_curves_show_what_happened(steps: int, epochs: int) -> None:
     figure = plots.curves(events(steps, epochs))
     loss, accuracy, rate = figure.axes

@@ -31,8 +31,11 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    ("batch_size", "workers"),
+    [(4, 3), (100, 1)]
+    + [pytest.param(*some, marks=pytest.mark.slow) for some in ((1, 1), (1, 3), (4, 1), (100, 3))],
+)
 def test_every_file_once_in_order(
     small_classifier: Classifier, files: list[Path], batch_size: int, workers: int
 ) -> None:

@@ -216,6 +216,7 @@ def test_measuring(runtime: str, digits_model: Path) -> None:
     assert np.abs(logits - expected).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_a_run_whose_data_is_elsewhere(
     run_without_data: Path, capsys: pytest.CaptureFixture[str]

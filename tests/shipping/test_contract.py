@@ -97,13 +97,15 @@ THIN = [(1, 1), (1, 9), (1, 5000), (2, 5000), (5000, 3), (11_000, 8), (14, 11_00
 """Resized, they are up to 1.4 million pixels long; int32 ends at 46,341²."""
 
 
+@pytest.mark.parametrize("sizes", [SIZES, pytest.param(THIN, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
-def test_every_runtime_prepares_as_pillow(library: str, case: Classifier) -> None:
+def test_every_runtime_prepares_as_pillow(
+    library: str, sizes: list[tuple[int, int]], case: Classifier
+) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip(library)
     model = preparation_graph(case)
     run: Any = {"onnxruntime": onnxruntime_session, "openvino": openvino_session}[library](model)
-    sizes = SIZES + THIN * (case.preprocessing.resize > 250)  # where they become longest
     for seed, size in enumerate(sizes):
         both = np.stack([picture(seed, *size), picture(seed + 50, *size)])
         (result,) = run(both).values()

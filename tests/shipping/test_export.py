@@ -54,7 +54,7 @@ def bare_run(path: Path, pixels: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 @pytest.mark.parametrize(
-    "form", [pytest.param(form, marks=[pytest.mark.slow] * (form == "torch")) for form in NEEDED]
+    "form", [pytest.param(form, marks=[pytest.mark.slow] * (form != "onnx")) for form in NEEDED]
 )
 def test_pictures_of_every_size_as_predict_answers(
     form: str,

@@ -259,7 +259,7 @@ def test_the_ladder_judges_the_file_and_not_the_network_in_it(
 
 
 @pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
-@pytest.mark.parametrize("colour", ["grey", "rgb"])
+@pytest.mark.parametrize("colour", [pytest.param("grey", marks=pytest.mark.slow), "rgb"])
 def test_8_bits_change_nothing_in_the_preparation(
     form: str, colour: str, small_classifier: Classifier, tmp_path: Path
 ) -> None:

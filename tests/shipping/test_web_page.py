@@ -153,6 +153,7 @@ def test_an_unproven_page_is_not_delivered(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_eight_bits(
     digits_model: Path, tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

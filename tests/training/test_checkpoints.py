@@ -49,29 +49,29 @@ def test_plain_pytorch_can_read_it(unfinished: Path) -> None:
     network.load_state_dict(stored["weights"])
 
 
+QUICK_CHANGES = ({"weights": {}}, {"averaged": {}}, {"history": {"x": 1}}, {"random_state": 5})
+SLOW_CHANGES = (
+    {"weights": 5},
+    {"weights": {"a": 5}},
+    {"classifier": 5},
+    {"classifier": {}},
+    {"settings": 5},
+    {"history": 5},
+    {"optimizer": 5},
+    {"optimizer": {}},
+    {"optimizer": {"state": {}, "param_groups": []}},
+    {"schedule": 5},
+    {"random_state": torch.zeros(3, dtype=torch.uint8)},
+    {"epoch": "one"},
+    {"step": None},
+    {"lr": "much"},
+    {"surprise": 1},
+)
+
+
 @pytest.mark.parametrize(
     "change",
-    [
-        {"weights": 5},
-        {"weights": {"a": 5}},
-        {"weights": {}},
-        {"averaged": {}},
-        {"classifier": 5},
-        {"classifier": {}},
-        {"settings": 5},
-        {"history": 5},
-        {"history": {"x": 1}},
-        {"optimizer": 5},
-        {"optimizer": {}},
-        {"optimizer": {"state": {}, "param_groups": []}},
-        {"schedule": 5},
-        {"random_state": 5},
-        {"random_state": torch.zeros(3, dtype=torch.uint8)},
-        {"epoch": "one"},
-        {"step": None},
-        {"lr": "much"},
-        {"surprise": 1},
-    ],
+    [*QUICK_CHANGES, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW_CHANGES)],
     ids=str,
 )
 def test_odd_contents_are_refused_in_words(unfinished: Path, change: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def cut_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after
 PLACES = [
     (Training, "_train_step", 2, True),
     pytest.param(Training, "_train_step", 6, False, marks=SLOW),
-    (Training, "_validate_epoch", 1, True),
+    pytest.param(Training, "_validate_epoch", 1, True, marks=SLOW),
     # 1 is the start, 2 and 3 are best and last of the first epoch, 4 and 5 of the second
     pytest.param(module, "save_archive", 2, False, marks=SLOW),
     pytest.param(module, "save_archive", 2, True, marks=SLOW),
@@ -95,7 +95,7 @@ PLACES = [
     (module, "save_archive", 5, False),
     pytest.param(RunFolder, "append_events", 2, True, marks=SLOW),
     pytest.param(module, "deliver", 1, True, marks=SLOW),
-    (RunFolder, "write_result", 1, False),
+    pytest.param(RunFolder, "write_result", 1, False, marks=SLOW),
 ]
 
 
@@ -158,6 +158,7 @@ def test_the_rate_that_was_found_is_kept(quick: Quick, monkeypatch: pytest.Monke
     assert len(searches) == 1
 
 
+@SLOW
 def test_fast_operations_give_the_same_bits_again(quick: Quick) -> None:
     settings = {**RICH, "fast_ops": "auto"}
     mobilenetv2.train(quick("one", **settings))
@@ -173,10 +174,12 @@ LONG_WORK = [
     # during the second validation; while the model is delivered; while it is drawn
     ({}, (Training, "_measure", 3), "after step 6; everything is saved"),
     pytest.param({}, (module, "deliver", 1), "after step 6; everything is saved", marks=SLOW),
-    ({}, (module, "measure", 1), "after step 6; everything is saved"),
+    pytest.param({}, (module, "measure", 1), "after step 6; everything is saved", marks=SLOW),
     # before anything could be saved
     ({"lr": "auto"}, (module, "find_lr_of", 1), "before the first step"),
-    ({"weights": "some"}, (module, "fit_first_head", 1), "before the first step"),
+    pytest.param(
+        {"weights": "some"}, (module, "fit_first_head", 1), "before the first step", marks=SLOW
+    ),
 ]
 
 
@@ -266,9 +269,8 @@ def test_a_cut_around_the_end_of_a_solved_head_doubles_nothing(
     assert_same(out_of(quick("whole")), out_of(config))
 
 
-@pytest.mark.parametrize(
-    ("name", "call"), [("_train_epoch", 1), pytest.param("_train_step", 2, marks=SLOW)]
-)
+@SLOW
+@pytest.mark.parametrize(("name", "call"), [("_train_epoch", 1), ("_train_step", 2)])
 def test_a_cut_in_fine_tuning_changes_nothing(
     quick: Quick, weights_file: Path, name: str, call: int
 ) -> None:
@@ -315,10 +317,11 @@ main(sys.argv[1:])
 """
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("second", "code"),
     [
-        pytest.param(signal.SIGINT, 130, marks=SLOW),
+        (signal.SIGINT, 130),
         (signal.SIGTERM, -signal.SIGTERM),
     ],
 )

@@ -321,13 +321,18 @@ def test_damaged_checkpoints_are_named(rich_run: Path, tmp_path: Path) -> None:
     ("folder", "settings"),
     [
         ({"size": (20, 20), "mode": "L", "count": 9}, {}),
-        ({"size": (40, 24), "count": 9}, {"flip": True, "colour_jitter": 0.2}),
         ({"classes": ("a", "b", "c"), "count": 5}, {"network": "first-version"}),
-        ({"size": (100, 120), "count": 4}, {"image_size": 64, "weights": "none"}),
-        ({"count": 9}, {"batch_size": 16, "optimizer": "adamw", "lr": 0.001}),
         ({"count": 9}, {"batch_size": 1, "optimizer": "rmsprop", "lr": 0.01}),
         ({"size": (40, 24), "count": 9}, {"train_size": (24, 17), "crop": 0.5}),
-        ({"count": 9}, {"batch_size": 1000, "lr": "auto", "schedule": "multistep"}),
+        *(
+            pytest.param(folder, settings, marks=pytest.mark.slow)
+            for folder, settings in (
+                ({"size": (40, 24), "count": 9}, {"flip": True, "colour_jitter": 0.2}),
+                ({"size": (100, 120), "count": 4}, {"image_size": 64, "weights": "none"}),
+                ({"count": 9}, {"batch_size": 16, "optimizer": "adamw", "lr": 0.001}),
+                ({"count": 9}, {"batch_size": 1000, "lr": "auto", "schedule": "multistep"}),
+            )
+        ),
     ],
 )
 def test_all_kinds_of_pictures_and_settings(

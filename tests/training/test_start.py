@@ -206,7 +206,9 @@ def test_a_failed_search_for_a_rate_overwrites_nothing(
     assert not (config.out / ".replaced").exists()
 
 
-@pytest.mark.parametrize("suffix", ["model.safetensors", "best.pth.tar"])
+@pytest.mark.parametrize(
+    "suffix", ["model.safetensors", pytest.param("best.pth.tar", marks=pytest.mark.slow)]
+)
 def test_a_grey_classifier_or_its_checkpoint_starts_a_grey_run(
     quick: Callable[..., TrainConfig], suffix: str
 ) -> None:

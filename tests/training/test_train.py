@@ -188,7 +188,10 @@ def test_a_last_batch_of_one_and_a_batch_larger_than_the_set(quick: Quick) -> No
         assert f"the batch of {pictures + 1} is larger than the set" in log.read()
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, *(pytest.param(value, marks=pytest.mark.slow) for value in (math.inf, -math.inf))],
+)
 def test_a_bad_loss_keeps_the_last_good_checkpoint(
     quick: Quick, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
