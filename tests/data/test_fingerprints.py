@@ -66,6 +66,7 @@ def test_copies_of_real_photos_are_found_and_nothing_else(photos, copy):
     assert share_found(photos, [COPIES[copy](image) for image in photos]) >= 0.98
 
 
+@pytest.mark.slow
 def test_bursts_of_real_photos_are_found_and_nothing_else(photos):
     draw = np.random.default_rng(0)
 

@@ -177,7 +177,9 @@ def test_without_a_copy_a_message(runtime: str, small_classifier: Classifier) ->
         Engine(small_classifier, runtime)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime-int8", "openvino-int8"])
+@pytest.mark.parametrize(
+    "runtime", [pytest.param("onnxruntime-int8", marks=pytest.mark.slow), "openvino-int8"]
+)
 def test_the_copy_is_what_runs(runtime: str, small_classifier: Classifier) -> None:
     for library in ("onnx", "onnxruntime", runtime.partition("-")[0]):
         pytest.importorskip(library)

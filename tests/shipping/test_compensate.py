@@ -17,7 +17,7 @@ from mobilenetv2.shipping.compensate import compensated, round_rows
 from mobilenetv2.shipping.quantize import calibration, float_core, with_onnxruntime
 from mobilenetv2.shipping.weight_grid import round_weight
 
-LevelsAndBits = pytest.mark.parametrize("bits", [7, 8])
+LevelsAndBits = pytest.mark.parametrize("bits", [8, pytest.param(7, marks=pytest.mark.slow)])
 
 
 @pytest.fixture

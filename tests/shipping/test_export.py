@@ -168,7 +168,7 @@ def test_the_file_explains_itself(digits_model: Path, tmp_path: Path, run_cli: R
     ("form", "flag"),
     [
         ("onnx", "--fp16"),
-        ("openvino", "--fp16"),
+        pytest.param("openvino", "--fp16", marks=pytest.mark.slow),
         pytest.param("torch", "--bf16", marks=pytest.mark.slow),
     ],
 )

@@ -113,9 +113,10 @@ def calls_of_a_save(run: RunFolder, checkpoint: Checkpoint) -> list[str]:
     return faults.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
-    [errno.ENOSPC, *(pytest.param(n, marks=pytest.mark.slow) for n in (errno.EIO, errno.EROFS))],
+    [errno.ENOSPC, errno.EIO, errno.EROFS],
 )
 def test_every_call_of_a_save_may_fail(unfinished: Path, number: int) -> None:
     run = run_of(unfinished)

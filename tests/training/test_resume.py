@@ -176,7 +176,7 @@ LONG_WORK = [
     pytest.param({}, (module, "deliver", 1), "after step 6; everything is saved", marks=SLOW),
     pytest.param({}, (module, "measure", 1), "after step 6; everything is saved", marks=SLOW),
     # before anything could be saved
-    ({"lr": "auto"}, (module, "find_lr_of", 1), "before the first step"),
+    pytest.param({"lr": "auto"}, (module, "find_lr_of", 1), "before the first step", marks=SLOW),
     pytest.param(
         {"weights": "some"}, (module, "fit_first_head", 1), "before the first step", marks=SLOW
     ),

@@ -400,6 +400,7 @@ def test_a_loss_that_leaves_the_numbers_stops_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_a_log_file_gets_one_plain_line_per_epoch(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         config = mobilenetv2.configure("digits", out=tmp_path / "run", **TINY)
@@ -428,6 +429,7 @@ def test_a_terminal_gets_a_live_bar(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_tensorboard_gets_every_step(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
