@@ -73,6 +73,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def runtime_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What this machine's fastest runtime is must not decide about tests."""
     folder = tmp_path / "notes"
+    monkeypatch.setattr("mobilenetv2.data.known_folders.cache_folder", lambda: folder)
     for module in ("copies", "memory"):  # not the variable: compiled operations stay where they are
         monkeypatch.setattr(f"mobilenetv2.runtimes.{module}.cache_folder", lambda: folder)
     return folder / "runtimes.json"

@@ -12,6 +12,9 @@ from typing import IO, Any
 
 from mobilenetv2.errors import WorkFailed
 
+if sys.platform != "win32":
+    import fcntl
+
 
 @contextmanager
 def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
@@ -52,6 +55,25 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes
     finally:
         if neighbour is not None:
             Path(neighbour).unlink(missing_ok=True)
+
+
+@contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in a block with this lock file, which stays.
+
+    The system takes a lock back from a process that dies. Where it has none, or the drive, nobody
+    waits.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    with lock.open("a") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

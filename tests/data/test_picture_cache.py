@@ -3,7 +3,9 @@
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import BinaryIO
 
 import numpy as np
@@ -16,6 +18,7 @@ from mobilenetv2.data import picture_cache, picture_files
 from mobilenetv2.data.doctor import examine
 from mobilenetv2.data.examination import PictureReport
 from mobilenetv2.data.folders import scan_folder
+from mobilenetv2.data.picture_cache import LOCK
 from mobilenetv2.data.picture_files import load_files
 from mobilenetv2.data.sources import load_data
 from mobilenetv2.data.unreadable import UnreadablePicture
@@ -43,7 +46,7 @@ def look(folder: Path) -> tuple[PictureReport, ...]:
 
 def files(cache: CacheConfig) -> list[Path]:
     assert cache.cache_dir is not None
-    return sorted(cache.cache_dir.iterdir())
+    return sorted(path for path in cache.cache_dir.iterdir() if path.name != LOCK)
 
 
 @pytest.fixture
@@ -75,6 +78,22 @@ def test_the_same_pictures_and_decoded_once(
     assert [path.stat().st_size for path in files(cache)] == [SIZE]
     second.pictures.zero_()  # a tensor may be written to, the file must not be
     assert torch.equal(load_files(pictures, WANTED, cache).pictures, in_memory.pictures)
+
+
+def test_of_many_that_ask_at_once_one_decodes(
+    folder: Path, cache: CacheConfig, decodings: list[Path]
+) -> None:
+    pictures = look(folder)
+    barrier = Barrier(4)
+
+    def ask(_: int) -> torch.Tensor:
+        barrier.wait()
+        return load_files(pictures, WANTED, cache).pictures
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(ask, range(4))
+    assert all(torch.equal(other, first) for other in others)
+    assert len(decodings) == 24
 
 
 def test_other_contents_and_other_settings_are_other_files(
@@ -177,7 +196,7 @@ def test_a_file_that_changes_meanwhile_is_named(
 def test_a_whole_data_set_waits_in_files(folder: Path, tmp_path: Path) -> None:
     in_memory = load_data(DataConfig(data=str(folder)))
     mapped = load_data(DataConfig(data=str(folder), memory_limit=0, cache_dir=tmp_path / "cache"))
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").glob("*.u8"))) == 2
     for name in ("train", "val"):
         one, other = getattr(in_memory, name), getattr(mapped, name)
         assert torch.equal(one.pictures, other.pictures)

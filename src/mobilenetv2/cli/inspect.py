@@ -86,12 +86,12 @@ def _inspect_network(config: InspectConfig, name: str) -> None:
 
 def _inspect_folder(config: InspectConfig, folder: Path) -> int:
     from mobilenetv2.data.contact_sheet import contact_sheet
-    from mobilenetv2.data.doctor import examine
     from mobilenetv2.data.doctor_table import render
     from mobilenetv2.data.folders import scan_folder
+    from mobilenetv2.data.known_folders import examine_once
     from mobilenetv2.files import write_text, written_whole
 
-    examination = examine(scan_folder(folder))
+    examination = examine_once(scan_folder(folder), anew=True)
     if not config.quiet:
         render(examination, Console())
     if config.report:

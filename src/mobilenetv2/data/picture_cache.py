@@ -5,7 +5,6 @@ in order, and how they are prepared. So a file is never stale, only unused, and 
 used for longest give way when room is needed.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from mobilenetv2.cache import cache_folder
 from mobilenetv2.config import CacheConfig, Preprocessing
 from mobilenetv2.data.examination import PictureReport
 from mobilenetv2.errors import DataError
-from mobilenetv2.files import written_whole
+from mobilenetv2.files import one_at_a_time, written_whole
 
 GIB = 1 << 30
 SUFFIX = ".u8"
@@ -33,6 +33,14 @@ OURS = re.compile(r"[0-9a-f]{64}\.u8|\.[0-9a-f]{64}\.u8\..+\.part")
 """Names of the cache's files, finished and unfinished; others that lie there are not touched."""
 LEFT_BEHIND = 24 * 3600
 """Seconds after which an unfinished file is taken for one whose writer was killed."""
+
+LOCK = ".lock"
+"""One process at a time writes, as several may want the same pictures, or the same room."""
+
+WAYS_OUT = (
+    "Allow more in memory with --memory-limit, name another place with --cache-dir, or take "
+    "smaller pictures with --image-size"
+)
 
 FORMAT = 1
 """To be raised when pictures come out of the decoding otherwise than before."""
@@ -74,12 +82,19 @@ def cached(
     size = int(np.prod(shape))
     folder = config.cache_dir or cache_folder() / "pictures"
     path = folder / f"{_key(pictures, wanted)}{SUFFIX}"
-    if not (path.is_file() and path.stat().st_size == size):
-        _make_room(folder, size, config.cache_limit * GIB)
-        with written_whole(path) as file:
-            for picture in decoded:
-                file.write(picture.tobytes())
-    with contextlib.suppress(OSError):
+    if not _is_there(path, size):
+        limit = config.cache_limit * GIB
+        _require_within(limit, size)
+        with ExitStack() as stack:
+            with _usable(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(one_at_a_time(folder / LOCK))
+            if not _is_there(path, size):  # else another process was first
+                _make_room(folder, size, limit)
+                with written_whole(path) as file:
+                    for picture in decoded:
+                        file.write(picture.tobytes())
+    with suppress(OSError):
         os.utime(path)  # it was used just now
     flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     return flat.view(shape)
@@ -94,19 +109,31 @@ def _key(pictures: Sequence[PictureReport], wanted: Preprocessing) -> str:
     return digest.hexdigest()
 
 
-def _make_room(folder: Path, size: int, limit: float) -> None:
-    """Removes what was not used for longest until ``size`` bytes more are within ``limit``."""
-    ways_out = (
-        "Allow more in memory with --memory-limit, name another place with --cache-dir, or take "
-        "smaller pictures with --image-size"
-    )
+def _is_there(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _require_within(limit: float, size: int) -> None:
     if size > limit:
         raise DataError(
             f"the resized pictures take {size / GIB:.1f} GiB, and --cache-limit allows "
-            f"{limit / GIB:.1f}; raise it. {ways_out}"
+            f"{limit / GIB:.1f}; raise it. {WAYS_OUT}"
         )
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Turns what a folder refuses into words."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"--cache-dir {folder}: cannot be used ({reason}). {WAYS_OUT}") from error
+
+
+def _make_room(folder: Path, size: int, limit: float) -> None:
+    """Removes what was not used for longest until ``size`` bytes more are within ``limit``."""
+    with _usable(folder):
         files = sorted(_finished(folder), key=lambda file: file[1])
         taken = sum(file_size for _, _, file_size in files)
         for path, _, file_size in files:
@@ -115,13 +142,10 @@ def _make_room(folder: Path, size: int, limit: float) -> None:
             path.unlink(missing_ok=True)
             taken -= file_size
         free = shutil.disk_usage(folder).free
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"--cache-dir {folder}: cannot be used ({reason}). {ways_out}") from error
     if size > free:
         raise DataError(
             f"the resized pictures take {size / GIB:.1f} GiB, and {folder} has only "
-            f"{free / GIB:.1f} free. {ways_out}"
+            f"{free / GIB:.1f} free. {WAYS_OUT}"
         )
 
 

@@ -5,7 +5,8 @@ validation and test, with the preprocessing that made them. Small sets (MNIST: 4
 the whole run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from torch import Tensor
 from mobilenetv2.complaints import suggestion
 from mobilenetv2.config import DataConfig, Preprocessing
 from mobilenetv2.data.batches import LabelledPictures
-from mobilenetv2.data.doctor import examine
 from mobilenetv2.data.examination import Examination
 from mobilenetv2.data.folders import PictureFolder, scan_folder
 from mobilenetv2.data.kept_pictures import KeptPictures
+from mobilenetv2.data.known_folders import examine_once, forget
 from mobilenetv2.data.named_sets import NAMES, Array, NamedSet, read_named_set
 from mobilenetv2.data.picture_cache import memory_limit
 from mobilenetv2.data.picture_files import fit, load_files
@@ -31,6 +32,7 @@ from mobilenetv2.data.preprocessing import (
     with_statistics,
 )
 from mobilenetv2.data.splits import content_split, stratified_split
+from mobilenetv2.data.unreadable import UnreadablePicture
 from mobilenetv2.errors import DataError
 
 
@@ -73,8 +75,10 @@ def load_data(config: DataConfig, preprocessing: Preprocessing | None = None) ->
         return _load_named(config, read_named_set(config), preprocessing)
     resize = preprocessing.resize if preprocessing else resize_of_photos(config)
     kept = KeptPictures(None, resize, memory_limit(config) / 2)
-    examination = examine(_scan(config), decoded=kept.keep)
-    return _load_folder(config, examination, preprocessing, kept)
+    folder = _scan(config)
+    examination = examine_once(folder, kept.keep)
+    with _examined_anew_if_unreadable(folder):
+        return _load_folder(config, examination, preprocessing, kept)
 
 
 def load_for_measuring(
@@ -104,9 +108,10 @@ def load_for_measuring(
     places = _places(folder.classes, labels, config.data)
     split = next(split for split in ("test", "val", "train") if split in folder.splits)
     kept = KeptPictures(split, preprocessing.resize, memory_limit(config) / 2)
-    examination = examine(folder, decoded=kept.keep)
+    examination = examine_once(folder, kept.keep)
     _require_all_readable(examination, split)
-    read = load_files(examination.usable(split), preprocessing, config, kept)
+    with _examined_anew_if_unreadable(folder):
+        read = load_files(examination.usable(split), preprocessing, config, kept)
     alone = examination.splits == ("train",)
     name = "all" if alone else {"val": "validation"}.get(split, split)
     return name, LabelledPictures(read.pictures, places[read.labels], read.names)
@@ -171,6 +176,16 @@ def _scan(config: DataConfig) -> PictureFolder:
             f"{suggestion(config.data, NAMES)}"
         )
     return scan_folder(folder)
+
+
+@contextmanager
+def _examined_anew_if_unreadable(folder: PictureFolder) -> Iterator[None]:
+    """A file that is not what it was when it was examined makes the next start look again."""
+    try:
+        yield
+    except UnreadablePicture:
+        forget(folder)
+        raise
 
 
 def _load_folder(

@@ -5,7 +5,6 @@ is linked against the OpenMP runtime that PyTorch has loaded: one pool of thread
 fight for the same cores.
 """
 
-import contextlib
 import hashlib
 import os
 import platform
@@ -14,12 +13,13 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from mobilenetv2.cache import cache_folder
+from mobilenetv2.files import one_at_a_time
 
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC")
 COMPILE_SECONDS = 600
@@ -49,7 +49,7 @@ def build(source: Path, *flags: str) -> Path:
     folder = library.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / f"{source.stem}.lock"):
+        with one_at_a_time(folder / f"{source.stem}.lock"):
             if not _is_intact(library):  # else another process was first
                 _compile([*compiler, *FLAGS, *flags], source, openmp, library)
     except OSError as error:
@@ -110,15 +110,6 @@ def _is_intact(library: Path) -> bool:
         return _checksum_file(library).read_text() == _checksum(library)
     except (OSError, ValueError):
         return False
-
-
-@contextlib.contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    import fcntl  # only reached on Linux
-
-    with file.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released with the file, also when the process dies
-        yield
 
 
 def _compiler() -> list[str]:

@@ -1,0 +1,164 @@
+"""Examinations of folders, kept until a file of theirs changes.
+
+A folder is looked at by `train`, `evaluate` and `export`, by a run that goes on, and by every
+process of a run on several. What one has found is good for the others as long as every file has the
+same name, size, times and number on the disk: the signs by which Git, too, tells changed files.
+Where a file could not be read, nothing is kept: it may have been the disk.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import PIL
+from PIL import Image
+
+from mobilenetv2.cache import cache_folder
+from mobilenetv2.data.doctor import examine
+from mobilenetv2.data.examination import Examination, Finding, PictureReport
+from mobilenetv2.data.folders import PictureFolder
+from mobilenetv2.errors import ConfigError, WorkFailed
+from mobilenetv2.files import one_at_a_time, written_whole
+
+FORMAT = 1
+"""To be raised when the doctor finds something else than before."""
+
+MOST = 32
+"""Folders that are remembered; those that were not needed for longest give way."""
+
+SETTLED = 2.0
+"""Seconds that a file must have been left alone: within one tick of a disk's clock, a second change
+leaves the times as they are."""
+
+
+def examine_once(
+    folder: PictureFolder,
+    decoded: Callable[[PictureReport, Image.Image], None] | None = None,
+    *,
+    anew: bool = False,
+) -> Examination:
+    """The examination of a folder: an earlier one, if it is still true.
+
+    While one process examines, others that ask for the same folder wait for what it finds.
+
+    Args:
+        folder: As ``scan_folder`` found it.
+        decoded: As ``examine`` calls it; not called where nothing has to be decoded.
+        anew: Look at every file, whatever is known; others may rely on what is found.
+    """
+    try:
+        path = _path(folder)
+    except ConfigError:  # no place to remember anything
+        return examine(folder, decoded=decoded)
+    with ExitStack() as stack:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(one_at_a_time(path.with_suffix(".lock")))
+        signs = _signs(folder)
+        if not anew and (known := _recall(path, folder, signs)) is not None:
+            return known
+        begun = time.time()
+        examination = examine(folder, decoded=decoded)
+        whole = all(picture.usable for picture in examination.pictures)
+        settled = _last_change(folder) < begun - SETTLED
+        if whole and settled and _signs(folder) == signs:
+            with suppress(WorkFailed, OSError):
+                _remember(path, examination, signs)
+        return examination
+
+
+def forget(folder: PictureFolder) -> None:
+    """Let the next ``examine_once`` look at every file again."""
+    with suppress(OSError, ConfigError):
+        _path(folder).unlink()
+
+
+def _path(folder: PictureFolder) -> Path:
+    name = hashlib.sha256(os.fsencode(folder.root.resolve())).hexdigest()[:32]
+    return cache_folder() / "examinations" / f"{name}.json"
+
+
+def _files(folder: PictureFolder) -> Iterator[tuple[str, Path, int]]:
+    """Split, path and label of every picture, in the order of an examination."""
+    for split, files in folder.splits.items():
+        for file in files:
+            yield split, file.path, file.label
+
+
+def _signs(folder: PictureFolder) -> str:
+    """A digest that changes with every file, with what is there, and with what decodes it."""
+    try:
+        heic = version("pillow-heif")
+    except PackageNotFoundError:
+        heic = ""
+    digest = hashlib.sha256(f"{FORMAT} {PIL.__version__} {heic}".encode())
+    digest.update(json.dumps(folder.classes).encode())
+    root = len(os.fsencode(folder.root))
+    for split, path, label in _files(folder):
+        try:
+            status = os.stat(path)  # noqa: PTH116 - half the time of Path.stat, once per picture
+            facts = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        except OSError as error:
+            facts = [error.errno or 0]
+        digest.update(f"\n{split} {label} {facts} ".encode() + os.fsencode(path)[root:])
+    return digest.hexdigest()
+
+
+def _last_change(folder: PictureFolder) -> float:
+    """When a file's contents, name or permissions last changed, in seconds since 1970."""
+    last = 0.0
+    for _, path, _ in _files(folder):
+        with suppress(OSError):
+            status = os.stat(path)  # noqa: PTH116
+            last = max(last, status.st_mtime, status.st_ctime)
+    return last
+
+
+def _remember(path: Path, examination: Examination, signs: str) -> None:
+    place = {picture.path: index for index, picture in enumerate(examination.pictures)}
+    contents = {
+        "signs": signs,
+        "pictures": [
+            {name: value for name, value in vars(picture).items() if name not in _FROM_FOLDER}
+            for picture in examination.pictures
+        ],
+        "findings": [
+            (finding.kind, [place[path] for path in finding.paths], finding.words)
+            for finding in examination.findings
+        ],
+    }
+    with written_whole(path) as file:
+        file.write(json.dumps(contents).encode())
+    others = sorted(path.parent.glob("*.json"), key=lambda other: other.stat().st_mtime)
+    for other in others[:-MOST]:
+        other.unlink(missing_ok=True)
+        other.with_suffix(".lock").unlink(missing_ok=True)
+
+
+_FROM_FOLDER = ("path", "split", "label")
+
+
+def _recall(path: Path, folder: PictureFolder, signs: str) -> Examination | None:
+    """What is remembered of the folder, if nothing has changed since."""
+    try:
+        contents: dict[str, Any] = json.loads(path.read_bytes())
+        if contents["signs"] != signs:
+            return None
+        files = zip(_files(folder), contents["pictures"], strict=True)
+        pictures = tuple(
+            PictureReport(where, split, label, **facts) for (split, where, label), facts in files
+        )
+        findings = tuple(
+            Finding(kind, tuple(pictures[index].path for index in indices), words)
+            for kind, indices, words in contents["findings"]
+        )
+        os.utime(path)  # it was needed just now
+    except (OSError, ValueError, TypeError, KeyError, IndexError):  # none, or not what we wrote
+        return None
+    return Examination(folder.root, folder.classes, pictures, findings, folder.passed_over)
