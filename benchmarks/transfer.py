@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe, headline
+from mobilenetv2.data.folders import scan_folder
+from mobilenetv2.data.known_folders import forget
 
 PLAIN = """
 import sys
@@ -50,6 +52,7 @@ def train(arguments: argparse.Namespace, tune: str, seed: int, out: Path) -> dic
     options = ["--weights", arguments.weights, "--tune", tune, "--seed", seed, "--out", out]
     if arguments.width:
         options += ["--width", arguments.width]
+    forget(scan_folder(Path(arguments.photos)))  # each run examines the folder, as the first does
     command = seconds("-m", "mobilenetv2", "train", arguments.photos, *options)
     result: dict[str, Any] = json.loads((out / "result.json").read_text())
     return result | {"command_seconds": command}

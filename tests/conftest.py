@@ -72,7 +72,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def runtime_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What this machine's fastest runtime is must not decide about tests."""
-    folder = tmp_path / "notes"
+    folder = tmp_path.with_name(f"{tmp_path.name}-notes")  # a test may train on tmp_path itself
     monkeypatch.setattr("mobilenetv2.data.known_folders.cache_folder", lambda: folder)
     for module in ("copies", "memory"):  # not the variable: compiled operations stay where they are
         monkeypatch.setattr(f"mobilenetv2.runtimes.{module}.cache_folder", lambda: folder)

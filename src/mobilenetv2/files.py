@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,22 +58,29 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes
 
 
 @contextmanager
-def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Wait until no other process is in a block with this lock file, which stays.
+def one_at_a_time(lock: Path) -> Iterator[bool]:
+    """Wait until no other process is in a block with this lock file; says whether one was.
 
-    The system takes a lock back from a process that dies. Where it has none, or the drive, nobody
-    waits.
-
-    Raises:
-        OSError: the file cannot be opened.
+    The system takes a lock back from a process that dies. Where there are no locks, as on Windows
+    and some network drives, or where the file cannot be opened, nobody waits; and who comes when
+    one leaves may not meet those who have waited. So what is done in the block must be right, if
+    wasteful, when several do it.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    with lock.open("a") as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    waited = False
+    with ExitStack() as stack:
+        if sys.platform != "win32":
+            with suppress(OSError):
+                file = stack.enter_context(lock.open("a"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waited = True
+                    fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield waited
+        finally:
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,9 +7,13 @@ import torch
 from hostile_folder import encoded, photo, sideways
 from PIL import features
 
-from mobilenetv2.config import DataConfig
+from mobilenetv2.config import DataConfig, Preprocessing
 from mobilenetv2.data import kept_pictures, picture_files, sources
+from mobilenetv2.data.doctor import examine
+from mobilenetv2.data.fingerprints import ENOUGH_PIXELS
+from mobilenetv2.data.folders import scan_folder
 from mobilenetv2.data.kept_pictures import KeptPictures
+from mobilenetv2.data.pictures import read_picture
 from mobilenetv2.data.sources import DataSet, load_data, load_for_measuring
 
 SIDE = 48  # the shorter side that a fingerprint needs; with its margin 56
@@ -68,7 +72,7 @@ def same(left: DataSet, right: DataSet) -> bool:
 def test_the_same_bits_read_once(folder, read_again, monkeypatch, more) -> None:
     config = DataConfig(**{"data": str(folder), "image_size": SIDE, **more})
     once = load_data(config)
-    assert {path.name for path in read_again} == {"e.jpg"}
+    assert {path.name for path in read_again} == {"d.jpg", "e.jpg"}  # grey; too long
     read_again.clear()
     keep_nothing(monkeypatch)
     twice = load_data(config)
@@ -82,6 +86,46 @@ def test_what_the_doctor_decoded_otherwise_is_read_again(folder, read_again, mor
     load_data(DataConfig(**{"data": str(folder), "image_size": SIDE, **more}))
     jpegs = {path.name for path in read_again if path.suffix == ".jpg"}
     assert jpegs == {"a.jpg", "b.jpg", "d.jpg", "e.jpg"}
+
+
+@pytest.mark.parametrize("resize", [49, 56, 64])
+def test_where_rounding_decides_at_which_scale_pillow_decodes(
+    tmp_path, read_again, monkeypatch, resize
+) -> None:
+    """Of 4 × 56 pixels less one, a quarter has 56; but asked for 56, Pillow decodes the half."""
+    sides = [times * resize + more for times in (1, 2, 4) for more in (-1, 0, 1)]
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for side in sides:
+            picture = photo(side + len(label), side + 40, side)
+            (tmp_path / label / f"{side}.jpg").write_bytes(encoded(picture, "JPEG"))
+    config = DataConfig(data=str(tmp_path), image_size=48, resize=resize, val_fraction=0.5)
+    once = load_data(config)
+    paths = [tmp_path / label / f"{side}.jpg" for label in ("cat", "dog") for side in sides]
+    otherwise = {
+        path
+        for path in paths
+        if read_picture(path, "RGB", ENOUGH_PIXELS).size != read_picture(path, "RGB", resize).size
+    }
+    too_small = {path for path in paths if int(path.stem) < resize}
+    assert otherwise | too_small == set(read_again)
+    assert {path.stem for path in otherwise} & {str(4 * resize - 1), str(2 * resize - 1)}
+    keep_nothing(monkeypatch)
+    twice = load_data(config)
+    assert torch.equal(once.train.pictures, twice.train.pictures)
+    assert torch.equal(once.val.pictures, twice.val.pictures)
+
+
+def test_a_kept_picture_is_taken_once(folder: Path) -> None:
+    examination = examine(scan_folder(folder))
+    picture = next(p for p in examination.usable("train") if p.path.name == "a.jpg")
+    kept = KeptPictures("train", 56, 1e9)
+    kept.keep(picture, photo(1, 120, 90))
+    wanted = Preprocessing(
+        colour="rgb", height=48, width=48, resize=56, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    assert kept.take(picture, wanted) is not None
+    assert kept.take(picture, wanted) is None
 
 
 def test_where_the_room_ends_files_are_read_again(folder, read_again, monkeypatch) -> None:
@@ -109,4 +153,4 @@ def test_measuring_keeps_what_it_measures(folder, read_again, monkeypatch) -> No
     assert name == "test"
     assert data.test is not None
     assert torch.equal(pictures.pictures, data.test.pictures)
-    assert (len(kept), len(read_again)) == (10, 2)
+    assert (len(kept), len(read_again)) == (8, 4)

@@ -2,10 +2,15 @@
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Lock
+from types import SimpleNamespace
 
 import pytest
 from hostile_folder import burst_of, encoded, photo, sideways
@@ -84,10 +89,12 @@ def test_who_wants_a_look_gets_one(folder: Path, looks: list[Path]) -> None:
 
 def test_by_whatever_name(folder: Path, looks: list[Path], monkeypatch) -> None:
     examine_once(scan_folder(folder))
-    monkeypatch.chdir(folder.parent)
-    again = examine_once(scan_folder(Path(folder.name)))
-    assert again == examine(scan_folder(Path(folder.name)))
-    assert len(looks) == 2 * FILES  # the second by examine
+    for place, name in ((folder.parent, folder.name), (folder, ".")):
+        looks.clear()
+        monkeypatch.chdir(place)
+        again = examine_once(scan_folder(Path(name)))
+        assert looks == []
+        assert again == examine(scan_folder(Path(name)))
 
 
 def change_quietly(path: Path) -> None:
@@ -119,11 +126,70 @@ def test_any_change_is_looked_at(folder: Path, looks: list[Path], change: str) -
     assert again == examine(scan_folder(folder))
 
 
-def test_what_decodes_them_may_change_too(folder: Path, looks: list[Path], monkeypatch) -> None:
+@pytest.mark.parametrize("what", ["st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "error"])
+def test_every_sign_counts(folder: Path, monkeypatch, what: str) -> None:
+    """Also where the others stay as they are, which no Linux disk lets us try."""
+    before, _ = known_folders._signs(scan_folder(folder))
+    real = os.stat
+
+    def changed(path, **more):  # type: ignore[no-untyped-def]
+        status = real(path, **more)
+        if Path(path).name != "c.png":
+            return status
+        if what == "error":
+            raise PermissionError(13, "Permission denied")
+        names = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_mtime", "st_ctime")
+        facts = {name: getattr(status, name) for name in names}
+        return SimpleNamespace(**{**facts, what: facts[what] + 1})
+
+    found = scan_folder(folder)
+    monkeypatch.setattr(os, "stat", changed)
+    assert known_folders._signs(found)[0] != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: replace(found, classes=("cat", "dog")),
+        lambda found: replace(found, val=(), test=found.val),
+        lambda found: replace(found, train=tuple(replace(f, label=0) for f in found.train)),
+    ],
+    ids=["classes", "split", "labels"],
+)
+def test_what_a_file_stands_for_is_a_sign(folder: Path, change) -> None:
+    found = scan_folder(folder)
+    assert known_folders._signs(change(found))[0] != known_folders._signs(found)[0]
+
+
+@pytest.mark.parametrize("what", ["PIL.__version__", "mobilenetv2.data.known_folders.heic_version"])
+def test_what_decodes_them_may_change_too(
+    folder: Path, looks: list[Path], monkeypatch, what: str
+) -> None:
     examine_once(scan_folder(folder))
-    monkeypatch.setattr("PIL.__version__", "99")
+    monkeypatch.setattr(what, "99" if what.startswith("PIL") else lambda: "99")
     examine_once(scan_folder(folder))
     assert len(looks) == 2 * FILES
+
+
+def test_the_clock_of_a_camera_does_not_matter(
+    folder: Path, looks: list[Path], monkeypatch
+) -> None:
+    late = time.time() + 30_000
+    os.utime(folder / "train" / "cat" / "a.png", (late, late))
+    examine_once(scan_folder(folder))
+    examine_once(scan_folder(folder))
+    assert len(looks) == FILES
+
+
+def test_a_memory_that_may_only_be_read(folder: Path, looks: list[Path], monkeypatch) -> None:
+    examine_once(scan_folder(folder))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    examine_once(scan_folder(folder))
+    assert len(looks) == FILES
 
 
 def test_fresh_files_are_not_relied_on(folder: Path, looks: list[Path], monkeypatch) -> None:
@@ -150,6 +216,16 @@ def test_what_could_not_be_read_is_tried_again(folder: Path, looks: list[Path]) 
         examination = examine_once(scan_folder(folder))
         assert len(examination.of_kind("broken")) == 1
     assert len(looks) == 2 * (FILES + 1)
+
+
+def test_what_is_not_true_any_more_is_forgotten(folder: Path, monkeypatch) -> None:
+    """`inspect` finds a file that the disk has lost, without any sign."""
+    examine_once(scan_folder(folder))
+    signs = known_folders._signs(scan_folder(folder))
+    monkeypatch.setattr(known_folders, "_signs", lambda _: signs)
+    (folder / "val" / "cat" / "a.png").write_bytes(b"\x89PNG")
+    assert examine_once(scan_folder(folder), anew=True).of_kind("broken")
+    assert examine_once(scan_folder(folder)).of_kind("broken")
 
 
 @pytest.mark.parametrize(
@@ -186,11 +262,65 @@ def test_of_many_that_ask_at_once_one_looks(folder: Path, looks: list[Path]) -> 
     assert len(looks) == FILES
 
 
+def test_nobody_waits_twice_for_what_cannot_be_kept(folder: Path, looks, monkeypatch) -> None:
+    (folder / "val" / "cat" / "broken.png").write_bytes(b"\x89PNG")
+    at_work, most = 0, 0
+    counting = Lock()
+    original = known_folders.examine
+
+    def slow(found, decoded):  # type: ignore[no-untyped-def]
+        nonlocal at_work, most
+        with counting:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.5)
+        examination = original(found, decoded=decoded)
+        with counting:
+            at_work -= 1
+        return examination
+
+    monkeypatch.setattr(known_folders, "examine", slow)
+    barrier = Barrier(4)
+
+    def ask(_: int) -> object:
+        barrier.wait()
+        return examine_once(scan_folder(folder))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4)))
+    assert most >= 2
+
+
+def test_other_processes_wait_too(folder: Path, tmp_path: Path) -> None:
+    ask = """
+import sys, time
+from pathlib import Path
+from mobilenetv2.data import known_folders
+from mobilenetv2.data.folders import scan_folder
+known_folders.SETTLED = -60
+original = known_folders.examine
+def slow(folder, decoded):
+    print("looked")
+    time.sleep(2)
+    return original(folder, decoded=decoded)
+known_folders.examine = slow
+known_folders.examine_once(scan_folder(Path(sys.argv[1])))
+"""
+    environment = {**os.environ, "MOBILENETV2_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", ask, str(folder)]
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert sorted(process.communicate()[0] for process in both) == ["", "looked\n"]
+    assert [process.returncode for process in both] == [0, 0]
+
+
 def test_a_change_without_a_sign_costs_one_start(folder: Path, monkeypatch) -> None:
     """As on a drive that keeps no time of changes."""
     config = DataConfig(data=str(folder), image_size=32)
     load_data(config)
-    monkeypatch.setattr(known_folders, "_signs", lambda _: "as before")
+    monkeypatch.setattr(known_folders, "_signs", lambda _: ("as before", 0.0))
     load_data(config)
     change_quietly(folder / "train" / "cat" / "d.jpg")
     with pytest.raises(UnreadablePicture, match=r"d\.jpg: the file has changed.*start again"):
@@ -210,6 +340,6 @@ def test_only_so_many_are_remembered(tmp_path: Path, runtime_notes: Path, monkey
         examine_once(scan_folder(roots[-1]))
         for age, file in enumerate(sorted(stored.glob("*.json"), key=os.path.getmtime)[::-1]):
             os.utime(file, (1e9 - age, 1e9 - age))
-    assert len(list(stored.glob("*.json"))) == 3
-    names = {known_folders._path(scan_folder(root)).name for root in roots[2:]}
-    assert {file.name for file in stored.glob("*.json")} == names
+        examine_once(scan_folder(roots[0]))  # is needed all the time
+    names = {known_folders._path(scan_folder(roots[number])).name for number in (0, 3, 4)}
+    assert {file.name for file in stored.iterdir()} == names  # and no locks

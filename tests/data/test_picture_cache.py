@@ -4,9 +4,10 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from mobilenetv2.data import picture_cache, picture_files
 from mobilenetv2.data.doctor import examine
 from mobilenetv2.data.examination import PictureReport
 from mobilenetv2.data.folders import scan_folder
-from mobilenetv2.data.picture_cache import LOCK
 from mobilenetv2.data.picture_files import load_files
 from mobilenetv2.data.sources import load_data
 from mobilenetv2.data.unreadable import UnreadablePicture
@@ -46,7 +46,7 @@ def look(folder: Path) -> tuple[PictureReport, ...]:
 
 def files(cache: CacheConfig) -> list[Path]:
     assert cache.cache_dir is not None
-    return sorted(path for path in cache.cache_dir.iterdir() if path.name != LOCK)
+    return sorted(cache.cache_dir.iterdir())
 
 
 @pytest.fixture
@@ -94,6 +94,33 @@ def test_of_many_that_ask_at_once_one_decodes(
         first, *others = pool.map(ask, range(4))
     assert all(torch.equal(other, first) for other in others)
     assert len(decodings) == 24
+    assert [path.suffix for path in files(cache)] == [".u8"]
+
+
+def test_a_folder_without_locks_is_used_all_the_same(
+    folder: Path, cache: CacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of several users, or on a drive that has none."""
+    pictures = look(folder)
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.suffix == ".lock":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert len(load_files(pictures, WANTED, cache)) == 24
+
+
+def test_heic_of_another_decoder_is_another_file(folder: Path, cache: CacheConfig) -> None:
+    pictures = [replace(picture, format="HEIF") for picture in look(folder)]
+    keys = {picture_cache._key(pictures, WANTED)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picture_cache, "heic_version", lambda: "99")
+        keys.add(picture_cache._key(pictures, WANTED))
+        assert picture_cache._key(look(folder), WANTED) not in keys
+    assert len(keys) == 2
 
 
 def test_other_contents_and_other_settings_are_other_files(

@@ -48,7 +48,7 @@ def test_compiles_once(cache, source, monkeypatch):
 def test_leaves_nothing_else_in_the_cache(cache, source):
     library = native.build(source)
     names = {file.name for file in cache.iterdir()}
-    assert names == {library.name, library.with_suffix(".sha256").name, "answer.lock"}
+    assert names == {library.name, library.with_suffix(".sha256").name}
 
 
 @pytest.mark.parametrize("flag", ["-O2", "-g"])
@@ -101,7 +101,7 @@ def test_a_source_with_an_error_is_quoted(cache, source):
     source.write_text("nonsense")
     with pytest.raises(native.BuildError, match=r"answer\.cpp:1:1: error"):
         native.build(source)
-    assert [file.name for file in cache.iterdir()] == ["answer.lock"]
+    assert list(cache.iterdir()) == []
 
 
 def test_no_compiler_at_all(cache, source, monkeypatch):

@@ -97,7 +97,9 @@ THIN = [(1, 1), (1, 9), (1, 5000), (2, 5000), (5000, 3), (11_000, 8), (14, 11_00
 """Resized, they are up to 1.4 million pixels long; int32 ends at 46,341²."""
 
 
-@pytest.mark.parametrize("sizes", [SIZES, pytest.param(THIN, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "sizes", [[*SIZES, THIN[-1]], pytest.param(THIN, marks=pytest.mark.slow)], ids=["usual", "thin"]
+)
 @pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
 def test_every_runtime_prepares_as_pillow(
     library: str, sizes: list[tuple[int, int]], case: Classifier

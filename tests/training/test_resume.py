@@ -176,7 +176,7 @@ LONG_WORK = [
     pytest.param({}, (module, "deliver", 1), "after step 6; everything is saved", marks=SLOW),
     pytest.param({}, (module, "measure", 1), "after step 6; everything is saved", marks=SLOW),
     # before anything could be saved
-    pytest.param({"lr": "auto"}, (module, "find_lr_of", 1), "before the first step", marks=SLOW),
+    ({"lr": "auto"}, (module, "find_lr_of", 1), "before the first step"),
     pytest.param(
         {"weights": "some"}, (module, "fit_first_head", 1), "before the first step", marks=SLOW
     ),
@@ -269,8 +269,9 @@ def test_a_cut_around_the_end_of_a_solved_head_doubles_nothing(
     assert_same(out_of(quick("whole")), out_of(config))
 
 
-@SLOW
-@pytest.mark.parametrize(("name", "call"), [("_train_epoch", 1), ("_train_step", 2)])
+@pytest.mark.parametrize(
+    ("name", "call"), [("_train_epoch", 1), pytest.param("_train_step", 2, marks=SLOW)]
+)
 def test_a_cut_in_fine_tuning_changes_nothing(
     quick: Quick, weights_file: Path, name: str, call: int
 ) -> None:

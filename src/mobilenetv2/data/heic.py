@@ -1,8 +1,9 @@
 """HEIC, as iPhones save photos: decoded by pillow-heif, where that is installed.
 
-It is an extra because its packages carry a decoder and an encoder under the GPL and LGPL.
+It is an extra because its packages carry an encoder under the GPL.
 """
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,3 +40,11 @@ def open_heic(file: BinaryIO, path: Path) -> Image.Image:
         raise UnreadablePicture(path, reason, "not_a_picture") from None
     image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
     return image
+
+
+def heic_version() -> str:
+    """The version of pillow-heif, which may decide what comes out; empty without it."""
+    try:
+        return version("pillow-heif")
+    except PackageNotFoundError:
+        return ""

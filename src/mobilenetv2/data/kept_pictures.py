@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobilenetv2.config import Preprocessing
+from mobilenetv2.data.colours import GREY_MODES
 from mobilenetv2.data.examination import PictureReport
 from mobilenetv2.data.fingerprints import ENOUGH_PIXELS
 from mobilenetv2.data.resizing import resize_shorter_side
@@ -44,11 +45,10 @@ class KeptPictures:
             picture: what the doctor reports, before groups are known.
             image: of mode RGB, decoded with ``ENOUGH_PIXELS`` or more.
         """
-        if self._split not in (None, picture.split):
-            return
+        if self._split not in (None, picture.split) or picture.mode in GREY_MODES:
+            return  # a grey set would have been decoded as such
         short, long = sorted(image.size)
-        # From ENOUGH_PIXELS on, no smaller scale than the doctor's would do; and this one does.
-        if not ENOUGH_PIXELS <= self._resize <= short or long > LONGEST * short:
+        if long > LONGEST * short or not self._same_scale(picture, short):
             return
         with self._lock:
             size = 3 * self._resize * (self._resize * long // short)
@@ -56,6 +56,15 @@ class KeptPictures:
                 return
             self._room -= size
         self._pixels[picture.path] = np.array(resize_shorter_side(image, self._resize))
+
+    def _same_scale(self, picture: PictureReport, short: int) -> bool:
+        """Whether Pillow, asked for ``resize`` pixels, would come to the doctor's scale as well.
+
+        Of 1/8, 1/4, 1/2 and 1 it takes the first 1/s for which the shorter side holds s times what
+        is asked for, rounded down; what comes out has rounded up.
+        """
+        side = min(picture.width, picture.height)
+        return self._resize >= ENOUGH_PIXELS and side // self._resize >= round(side / short)
 
     def take(self, picture: PictureReport, wanted: Preprocessing) -> Image.Image | None:
         """A kept picture that needs no more than the crop, once; None if it must be read."""

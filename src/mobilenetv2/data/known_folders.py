@@ -11,8 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from mobilenetv2.cache import cache_folder
 from mobilenetv2.data.doctor import examine
 from mobilenetv2.data.examination import Examination, Finding, PictureReport
 from mobilenetv2.data.folders import PictureFolder
+from mobilenetv2.data.heic import heic_version
 from mobilenetv2.errors import ConfigError, WorkFailed
 from mobilenetv2.files import one_at_a_time, written_whole
 
@@ -45,38 +45,54 @@ def examine_once(
 ) -> Examination:
     """The examination of a folder: an earlier one, if it is still true.
 
-    While one process examines, others that ask for the same folder wait for what it finds.
+    While one process examines, others that ask for the same folder wait once for what it finds.
 
     Args:
         folder: As ``scan_folder`` found it.
         decoded: As ``examine`` calls it; not called where nothing has to be decoded.
-        anew: Look at every file, whatever is known; others may rely on what is found.
+        anew: Look at every file, whatever is known, and keep what is found.
     """
     try:
         path = _path(folder)
     except ConfigError:  # no place to remember anything
         return examine(folder, decoded=decoded)
-    with ExitStack() as stack:
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(one_at_a_time(path.with_suffix(".lock")))
-        signs = _signs(folder)
-        if not anew and (known := _recall(path, folder, signs)) is not None:
+    if not anew and (known := _recall(path, folder)) is not None:
+        return known
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(path.with_suffix(".lock")) as waited:
+        if not anew and (known := _recall(path, folder)) is not None:
             return known
-        begun = time.time()
-        examination = examine(folder, decoded=decoded)
-        whole = all(picture.usable for picture in examination.pictures)
-        settled = _last_change(folder) < begun - SETTLED
-        if whole and settled and _signs(folder) == signs:
-            with suppress(WorkFailed, OSError):
-                _remember(path, examination, signs)
-        return examination
+        if not waited:
+            return _look(path, folder, decoded)
+    # What another process has found cannot be kept, so that waiting for the next makes no sense.
+    return _look(path, folder, decoded)
 
 
 def forget(folder: PictureFolder) -> None:
     """Let the next ``examine_once`` look at every file again."""
     with suppress(OSError, ConfigError):
         _path(folder).unlink()
+
+
+def _look(
+    path: Path,
+    folder: PictureFolder,
+    decoded: Callable[[PictureReport, Image.Image], None] | None,
+) -> Examination:
+    """Examine the folder, and keep what was found, if others may rely on it."""
+    begun = time.time()
+    signs, changed = _signs(folder)
+    examination = examine(folder, decoded=decoded)
+    with suppress(WorkFailed, OSError):
+        path.unlink(missing_ok=True)
+        if (
+            all(picture.usable for picture in examination.pictures)
+            and changed < begun - SETTLED
+            and _signs(folder)[0] == signs
+        ):
+            _remember(path, examination, signs)
+    return examination
 
 
 def _path(folder: PictureFolder) -> Path:
@@ -91,33 +107,27 @@ def _files(folder: PictureFolder) -> Iterator[tuple[str, Path, int]]:
             yield split, file.path, file.label
 
 
-def _signs(folder: PictureFolder) -> str:
-    """A digest that changes with every file, with what is there, and with what decodes it."""
-    try:
-        heic = version("pillow-heif")
-    except PackageNotFoundError:
-        heic = ""
-    digest = hashlib.sha256(f"{FORMAT} {PIL.__version__} {heic}".encode())
+def _signs(folder: PictureFolder) -> tuple[str, float]:
+    """What tells whether anything has changed since.
+
+    Returns:
+        A digest that changes with every file, with what is there, and with what decodes it; and
+        when a file was last changed, in seconds since 1970.
+    """
+    digest = hashlib.sha256(f"{FORMAT} {PIL.__version__} {heic_version()}".encode())
     digest.update(json.dumps(folder.classes).encode())
-    root = len(os.fsencode(folder.root))
+    last = 0.0
     for split, path, label in _files(folder):
         try:
             status = os.stat(path)  # noqa: PTH116 - half the time of Path.stat, once per picture
             facts = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+            # Where the system notes changes itself, a camera's clock may be as wrong as it likes.
+            last = max(last, status.st_ctime if os.name == "posix" else status.st_mtime)
         except OSError as error:
             facts = [error.errno or 0]
-        digest.update(f"\n{split} {label} {facts} ".encode() + os.fsencode(path)[root:])
-    return digest.hexdigest()
-
-
-def _last_change(folder: PictureFolder) -> float:
-    """When a file's contents, name or permissions last changed, in seconds since 1970."""
-    last = 0.0
-    for _, path, _ in _files(folder):
-        with suppress(OSError):
-            status = os.stat(path)  # noqa: PTH116
-            last = max(last, status.st_mtime, status.st_ctime)
-    return last
+        where = os.fsencode(path.relative_to(folder.root))
+        digest.update(f"\n{split} {label} {facts} ".encode() + where)
+    return digest.hexdigest(), last
 
 
 def _remember(path: Path, examination: Examination, signs: str) -> None:
@@ -138,17 +148,16 @@ def _remember(path: Path, examination: Examination, signs: str) -> None:
     others = sorted(path.parent.glob("*.json"), key=lambda other: other.stat().st_mtime)
     for other in others[:-MOST]:
         other.unlink(missing_ok=True)
-        other.with_suffix(".lock").unlink(missing_ok=True)
 
 
 _FROM_FOLDER = ("path", "split", "label")
 
 
-def _recall(path: Path, folder: PictureFolder, signs: str) -> Examination | None:
+def _recall(path: Path, folder: PictureFolder) -> Examination | None:
     """What is remembered of the folder, if nothing has changed since."""
     try:
         contents: dict[str, Any] = json.loads(path.read_bytes())
-        if contents["signs"] != signs:
+        if contents["signs"] != _signs(folder)[0]:
             return None
         files = zip(_files(folder), contents["pictures"], strict=True)
         pictures = tuple(
@@ -158,7 +167,8 @@ def _recall(path: Path, folder: PictureFolder, signs: str) -> Examination | None
             Finding(kind, tuple(pictures[index].path for index in indices), words)
             for kind, indices, words in contents["findings"]
         )
-        os.utime(path)  # it was needed just now
     except (OSError, ValueError, TypeError, KeyError, IndexError):  # none, or not what we wrote
         return None
+    with suppress(OSError):
+        os.utime(path)  # it was needed just now
     return Examination(folder.root, folder.classes, pictures, findings, folder.passed_over)

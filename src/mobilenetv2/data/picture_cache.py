@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +24,16 @@ from torch import Tensor
 from mobilenetv2.cache import cache_folder
 from mobilenetv2.config import CacheConfig, Preprocessing
 from mobilenetv2.data.examination import PictureReport
+from mobilenetv2.data.heic import heic_version
 from mobilenetv2.errors import DataError
 from mobilenetv2.files import one_at_a_time, written_whole
 
 GIB = 1 << 30
 SUFFIX = ".u8"
-OURS = re.compile(r"[0-9a-f]{64}\.u8|\.[0-9a-f]{64}\.u8\..+\.part")
+OURS = re.compile(r"[0-9a-f]{64}\.(u8|lock)|\.[0-9a-f]{64}\.u8\..+\.part")
 """Names of the cache's files, finished and unfinished; others that lie there are not touched."""
 LEFT_BEHIND = 24 * 3600
 """Seconds after which an unfinished file is taken for one whose writer was killed."""
-
-LOCK = ".lock"
-"""One process at a time writes, as several may want the same pictures, or the same room."""
 
 WAYS_OUT = (
     "Allow more in memory with --memory-limit, name another place with --cache-dir, or take "
@@ -85,10 +83,9 @@ def cached(
     if not _is_there(path, size):
         limit = config.cache_limit * GIB
         _require_within(limit, size)
-        with ExitStack() as stack:
-            with _usable(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(one_at_a_time(folder / LOCK))
+        with _usable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(path.with_suffix(".lock")):
             if not _is_there(path, size):  # else another process was first
                 _make_room(folder, size, limit)
                 with written_whole(path) as file:
@@ -103,6 +100,8 @@ def cached(
 def _key(pictures: Sequence[PictureReport], wanted: Preprocessing) -> str:
     settings = wanted.model_dump(include={"colour", "height", "width", "resize"})
     recipe = {"format": FORMAT, "pillow": PIL.__version__, **settings}
+    if any(picture.format == "HEIF" for picture in pictures):
+        recipe["pillow_heif"] = heic_version()
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     for picture in pictures:
         digest.update(bytes.fromhex(picture.digest))
