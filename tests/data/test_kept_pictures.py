@@ -19,13 +19,13 @@ from mobilenetv2.data.sources import DataSet, load_data, load_for_measuring
 SIDE = 48  # the shorter side that a fingerprint needs; with its margin 56
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of every kind, and one that is too long to be kept."""
-    number = 0
+    root, number = tmp_path_factory.mktemp("every kind"), 0
     for split in ("train", "val", "test"):
         for label in ("cat", "dog"):
-            where = tmp_path / split / label
+            where = root / split / label
             where.mkdir(parents=True)
             number += 10
             (where / "a.jpg").write_bytes(encoded(photo(number), "JPEG"))
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
             (where / "e.jpg").write_bytes(encoded(photo(number + 4, 400, 60), "JPEG"))
             kind = "WEBP" if features.check("webp") else "TIFF"
             (where / f"f.{kind.lower()}").write_bytes(encoded(photo(number + 5), kind))
-    return tmp_path
+    return root
 
 
 @pytest.fixture
@@ -126,6 +126,19 @@ def test_a_kept_picture_is_taken_once(folder: Path) -> None:
     )
     assert kept.take(picture, wanted) is not None
     assert kept.take(picture, wanted) is None
+
+
+def test_small_pictures_turn_out_to_have_no_margin(tmp_path, read_again, monkeypatch) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            picture = photo(number + len(label), 90, 80)
+            (tmp_path / label / f"{number}.png").write_bytes(encoded(picture, "PNG"))
+    config = DataConfig(data=str(tmp_path), image_size=SIDE, val_fraction=0.5)
+    once = load_data(config)
+    keep_nothing(monkeypatch)
+    assert torch.equal(load_data(config).train.pictures, once.train.pictures)
+    assert once.preprocessing.resize == SIDE
 
 
 def test_where_the_room_ends_files_are_read_again(folder, read_again, monkeypatch) -> None:

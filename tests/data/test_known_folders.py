@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Lock
@@ -24,14 +24,15 @@ from mobilenetv2.data.folders import scan_folder
 from mobilenetv2.data.known_folders import examine_once
 from mobilenetv2.data.sources import load_data
 from mobilenetv2.data.unreadable import UnreadablePicture
+from mobilenetv2.files import one_at_a_time
 
 FILES = 2 * 2 * 4 + 4
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two splits with a finding of every kind that concerns readable files."""
-    root, number = tmp_path / "été [1]", 0
+    root, number = tmp_path_factory.mktemp("master"), 0
     for split in ("train", "val"):
         for label in ("cat", "狗"):
             where = root / split / label
@@ -47,6 +48,11 @@ def folder(tmp_path: Path) -> Path:
     shutil.copy(root / "train" / "cat" / "b.png", root / "train" / "狗" / "two labels.png")
     (root / "train" / "notes.txt").write_text("passed over")
     return root
+
+
+@pytest.fixture
+def folder(master: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(master, tmp_path / "été [1]")
 
 
 @pytest.fixture
@@ -328,7 +334,19 @@ def test_a_change_without_a_sign_costs_one_start(folder: Path, monkeypatch) -> N
     load_data(config)
 
 
-def test_only_so_many_are_remembered(tmp_path: Path, runtime_notes: Path, monkeypatch) -> None:
+def test_what_is_known_waits_for_nobody(folder: Path, looks: list[Path]) -> None:
+    examine_once(scan_folder(folder))
+    lock = known_folders._path(scan_folder(folder)).with_suffix(".lock")
+    with ThreadPoolExecutor(1) as pool, one_at_a_time(lock):
+        asked = pool.submit(examine_once, scan_folder(folder))
+        done = wait([asked], timeout=5).done
+    assert done == {asked}
+    assert len(looks) == FILES
+
+
+def test_only_so_many_are_remembered(
+    tmp_path: Path, runtime_notes: Path, looks: list[Path], monkeypatch
+) -> None:
     monkeypatch.setattr(known_folders, "MOST", 3)
     stored = runtime_notes.parent / "examinations"
     roots = []
@@ -341,5 +359,6 @@ def test_only_so_many_are_remembered(tmp_path: Path, runtime_notes: Path, monkey
         for age, file in enumerate(sorted(stored.glob("*.json"), key=os.path.getmtime)[::-1]):
             os.utime(file, (1e9 - age, 1e9 - age))
         examine_once(scan_folder(roots[0]))  # is needed all the time
+    assert looks.count(roots[0] / "a" / "x.png") == 1
     names = {known_folders._path(scan_folder(roots[number])).name for number in (0, 3, 4)}
     assert {file.name for file in stored.iterdir()} == names  # and no locks

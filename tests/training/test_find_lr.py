@@ -126,7 +126,10 @@ def test_where_the_loss_hardly_falls_the_next_climb_is_longer(
     assert ("so this is a guess" in test.reason) == (falls[-1] < 0.1)
 
 
-def test_pictures_without_a_difference_cannot_be_learned(small_classifier: Classifier) -> None:
+def test_pictures_without_a_difference_cannot_be_learned(
+    small_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobilenetv2.training.find_lr.STEPS", 40)
     pictures = torch.full((24, 1, 16, 16), 128, dtype=torch.uint8)
     batches = Batches(
         LabelledPictures(pictures, torch.arange(24) % 3), (16, 16), 12, AugmentConfig(), 0

@@ -82,15 +82,12 @@ def _look(
 ) -> Examination:
     """Examine the folder, and keep what was found, if others may rely on it."""
     begun = time.time()
-    signs, changed = _signs(folder)
+    signs, changed = _signs(folder)  # before: a file that changes meanwhile has others next time
     examination = examine(folder, decoded=decoded)
     with suppress(WorkFailed, OSError):
         path.unlink(missing_ok=True)
-        if (
-            all(picture.usable for picture in examination.pictures)
-            and changed < begun - SETTLED
-            and _signs(folder)[0] == signs
-        ):
+        whole = all(picture.usable for picture in examination.pictures)
+        if whole and changed < begun - SETTLED:
             _remember(path, examination, signs)
     return examination
 
@@ -123,8 +120,8 @@ def _signs(folder: PictureFolder) -> tuple[str, float]:
             facts = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
             # Where the system notes changes itself, a camera's clock may be as wrong as it likes.
             last = max(last, status.st_ctime if os.name == "posix" else status.st_mtime)
-        except OSError as error:
-            facts = [error.errno or 0]
+        except OSError:
+            facts = []  # the doctor will say why, and nothing is kept
         where = os.fsencode(path.relative_to(folder.root))
         digest.update(f"\n{split} {label} {facts} ".encode() + where)
     return digest.hexdigest(), last
