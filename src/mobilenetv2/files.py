@@ -5,7 +5,7 @@ import glob
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -58,7 +58,9 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes
 
 
 @contextmanager
-def one_at_a_time(lock: Path) -> Iterator[bool]:
+def one_at_a_time(
+    lock: Path, before_waiting: Callable[[], object] = lambda: None
+) -> Iterator[bool]:
     """Wait until no other process is in a block with this lock file; says whether one was.
 
     The system takes a lock back from a process that dies. Where there are no locks, as on Windows
@@ -75,6 +77,7 @@ def one_at_a_time(lock: Path) -> Iterator[bool]:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     waited = True
+                    before_waiting()
                     fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield waited

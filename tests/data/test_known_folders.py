@@ -86,11 +86,14 @@ def test_the_same_findings_without_a_look(folder: Path, looks: list[Path]) -> No
 
 
 def test_who_wants_a_look_gets_one(folder: Path, looks: list[Path]) -> None:
+    told: list[str] = []
     for _ in range(2):
-        examine_once(scan_folder(folder), anew=True)
+        examine_once(scan_folder(folder), anew=True, tell=told.append)
     assert len(looks) == 2 * FILES
-    examine_once(scan_folder(folder))  # and others may rely on it
+    assert told == 2 * [f"examining the pictures in {folder}"]
+    examine_once(scan_folder(folder), tell=told.append)  # and others may rely on it
     assert len(looks) == 2 * FILES
+    assert len(told) == 2
 
 
 def test_by_whatever_name(folder: Path, looks: list[Path], monkeypatch) -> None:
@@ -258,14 +261,18 @@ def test_no_place_to_remember(folder: Path, looks: list[Path], monkeypatch, tmp_
 def test_of_many_that_ask_at_once_one_looks(folder: Path, looks: list[Path]) -> None:
     barrier = Barrier(4)
 
+    told: list[str] = []
+
     def ask(_: int) -> object:
         barrier.wait()
-        return examine_once(scan_folder(folder))
+        return examine_once(scan_folder(folder), tell=told.append)
 
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(ask, range(4))
     assert all(other == first for other in others)
     assert len(looks) == FILES
+    waiting = f"waiting for another process, which is examining the pictures in {folder}"
+    assert set(told) == {f"examining the pictures in {folder}", waiting}
 
 
 def test_nobody_waits_twice_for_what_cannot_be_kept(folder: Path, looks, monkeypatch) -> None:

@@ -42,6 +42,7 @@ def examine_once(
     decoded: Callable[[PictureReport, Image.Image], None] | None = None,
     *,
     anew: bool = False,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> Examination:
     """The examination of a folder: an earlier one, if it is still true.
 
@@ -51,21 +52,28 @@ def examine_once(
         folder: As ``scan_folder`` found it.
         decoded: As ``examine`` calls it; not called where nothing has to be decoded.
         anew: Look at every file, whatever is known, and keep what is found.
+        tell: Takes a line for the user, where there is something to wait for.
     """
+    examining = f"examining the pictures in {folder.root}"
+    waiting = f"waiting for another process, which is {examining}"
     try:
         path = _path(folder)
     except ConfigError:  # no place to remember anything
+        tell(examining)
         return examine(folder, decoded=decoded)
+
     if not anew and (known := _recall(path, folder)) is not None:
         return known
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(path.with_suffix(".lock")) as waited:
+    with one_at_a_time(path.with_suffix(".lock"), lambda: tell(waiting)) as waited:
         if not anew and (known := _recall(path, folder)) is not None:
             return known
         if not waited:
+            tell(examining)
             return _look(path, folder, decoded)
     # What another process has found cannot be kept, so that waiting for the next makes no sense.
+    tell(examining)
     return _look(path, folder, decoded)
 
 

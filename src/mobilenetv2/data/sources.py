@@ -5,7 +5,7 @@ validation and test, with the preprocessing that made them. Small sets (MNIST: 4
 the whole run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,13 +60,18 @@ class DataSet:
     examination: Examination | None = None
 
 
-def load_data(config: DataConfig, preprocessing: Preprocessing | None = None) -> DataSet:
+def load_data(
+    config: DataConfig,
+    preprocessing: Preprocessing | None = None,
+    tell: Callable[[str], object] = lambda _: None,
+) -> DataSet:
     """The data set that ``config`` names, divided for training.
 
     Args:
         config: name or folder, and how to divide it.
         preprocessing: of an existing classifier; if left out, it is derived from the settings and
             the training pictures.
+        tell: takes a line for the user, where there is something to wait for.
 
     Raises:
         DataError: unknown name, missing or damaged files, or a folder without classes.
@@ -76,7 +81,7 @@ def load_data(config: DataConfig, preprocessing: Preprocessing | None = None) ->
     resize = preprocessing.resize if preprocessing else resize_of_photos(config)
     kept = KeptPictures(None, resize, memory_limit(config) / 2)
     folder = _scan(config)
-    examination = examine_once(folder, kept.keep)
+    examination = examine_once(folder, kept.keep, tell=tell)
     with _examined_anew_if_unreadable(folder):
         return _load_folder(config, examination, preprocessing, kept)
 

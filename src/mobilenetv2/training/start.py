@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from mobilenetv2.cache import cache_folder
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.config import DataConfig, MachineConfig, NetworkConfig, Preprocessing, TrainConfig
+from mobilenetv2.config import MachineConfig, NetworkConfig, Preprocessing, TrainConfig
 from mobilenetv2.data.augment import train_size
-from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.data.sources import DataSet, load_data
 from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.errors import ConfigError, UserError
@@ -59,7 +57,7 @@ def start(config: TrainConfig, processes: Processes = ALONE, tell: Tell = lambda
     find_device(config.machine.device)  # what cannot be had is told before anything is loaded
     _check_tune(config)
     config, weights, notes = _find_weights(config, processes)
-    data = _load(config.data, None, tell)
+    data = load_data(config.data, tell=tell)
     if weights is None:
         return _assemble(config, data, notes, tell)
 
@@ -94,14 +92,7 @@ def start_again(
         UserError: the data cannot be used any more.
     """
     find_device(config.machine.device)
-    return _assemble(config, _load(config.data, preprocessing, tell), (), tell)
-
-
-def _load(config: DataConfig, preprocessing: Preprocessing | None, tell: Tell) -> DataSet:
-    """The data; a folder is examined first, every picture of it."""
-    if config.data not in NAMES and Path(config.data).is_dir():
-        tell(f"examining the pictures in {config.data}")
-    return load_data(config, preprocessing)
+    return _assemble(config, load_data(config.data, preprocessing, tell), (), tell)
 
 
 def _choose_device(machine: MachineConfig, tuning: Tuning, tell: Tell) -> Device:
