@@ -112,11 +112,16 @@ def _is_there(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
+def _gib(size: float) -> str:
+    gib = size / GIB
+    return f"{gib:.1f}" if gib >= 1 else f"{gib:.2g}"
+
+
 def _require_within(limit: float, size: int) -> None:
     if size > limit:
         raise DataError(
-            f"the resized pictures take {size / GIB:.1f} GiB, and --cache-limit allows "
-            f"{limit / GIB:.1f}; raise it. {WAYS_OUT}"
+            f"the resized pictures take {_gib(size)} GiB, and --cache-limit allows "
+            f"{_gib(limit)}; raise it. {WAYS_OUT}"
         )
 
 
@@ -143,8 +148,8 @@ def _make_room(folder: Path, size: int, limit: float) -> None:
         free = shutil.disk_usage(folder).free
     if size > free:
         raise DataError(
-            f"the resized pictures take {size / GIB:.1f} GiB, and {folder} has only "
-            f"{free / GIB:.1f} free. {WAYS_OUT}"
+            f"the resized pictures take {_gib(size)} GiB, and {folder} has only "
+            f"{_gib(free)} free. {WAYS_OUT}"
         )
 
 
