@@ -164,7 +164,7 @@ def test_no_room_is_said_with_ways_out(
 ) -> None:
     pictures = look(folder)
     small = cache.model_copy(update={"cache_limit": 1e-6})
-    with pytest.raises(DataError, match="take 1.7e-05 GiB, and --cache-limit allows 1e-06"):
+    with pytest.raises(DataError, match=r"take 1\.7e-05 GiB, and --cache-limit allows 1e-06"):
         load_files(pictures, WANTED, small)
     (tmp_path / "file").write_text("")
     nowhere = cache.model_copy(update={"cache_dir": tmp_path / "file" / "cache"})
