@@ -73,6 +73,8 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=6000)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.photos < 20 or arguments.small < 100 or arguments.rounds < 1:
+        parser.error("take 20 photos, 100 small pictures and one round at least")
     print(headline())
     with tempfile.TemporaryDirectory() as name:
         os.environ["MOBILENETV2_CACHE"] = str(Path(name, "cache"))

@@ -87,9 +87,14 @@ def test_damaged_files_are_refused_with_a_reason(tmp_path, content, defect):
 def test_without_the_decoder_the_way_out_is_named(tmp_path, monkeypatch):
     path = written(tmp_path, heic(photo(6)))
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr("mobilenetv2.data.heic.heic_version", lambda: "")
     with pytest.raises(UnreadablePicture, match=r"HEIC.*mobilenetv2\[heic\]") as caught:
         read_picture(path, "RGB")
     assert caught.value.defect == "not_a_picture"
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UnreadablePicture, match=r"HEIC.*repair pillow-heif"):
+        read_picture(path, "RGB")
 
 
 def test_the_doctor_knows_the_copy_that_was_sent_as_jpeg(tmp_path):

@@ -227,6 +227,15 @@ def test_what_could_not_be_read_is_tried_again(folder: Path, looks: list[Path]) 
     assert len(looks) == 2 * (FILES + 1)
 
 
+def test_what_is_no_picture_stays_none(folder: Path, looks: list[Path]) -> None:
+    (folder / "val" / "cat" / "page.jpg").write_bytes(b"<html>")
+    for _ in range(2):
+        examination = examine_once(scan_folder(folder))
+        assert len(examination.of_kind("not_a_picture")) == 1
+        assert examination == examine_once(scan_folder(folder))
+    assert len(looks) == FILES + 1
+
+
 def test_what_is_not_true_any_more_is_forgotten(folder: Path, monkeypatch) -> None:
     """`inspect` finds a file that the disk has lost, without any sign."""
     examine_once(scan_folder(folder))
@@ -238,13 +247,14 @@ def test_what_is_not_true_any_more_is_forgotten(folder: Path, monkeypatch) -> No
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{}", b"[]", b"\xff", b'{"signs": 1}', b'{"signs": SIGNS, "pictures": [{}]}']
+    "damage",
+    [b"", b"{}", b"\xff", b"SIGNS", b"SIGNS\n", b"SIGNS\n[]", b'SIGNS\n{"pictures": [{}]}'],
 )
 def test_a_damaged_memory_is_no_memory(folder: Path, runtime_notes: Path, damage: bytes) -> None:
     fresh = examine_once(scan_folder(folder))
     (stored,) = (runtime_notes.parent / "examinations").glob("*.json")
     whole = stored.read_bytes()
-    signs = whole[whole.index(b'"signs": ') + 9 :].split(b",")[0]
+    signs = whole.split(b"\n")[0]
     stored.write_bytes(damage.replace(b"SIGNS", signs))
     assert examine_once(scan_folder(folder)) == fresh
     assert stored.read_bytes() == whole
@@ -347,8 +357,10 @@ def test_what_is_known_waits_for_nobody(folder: Path, looks: list[Path]) -> None
     with ThreadPoolExecutor(1) as pool, one_at_a_time(lock):
         asked = pool.submit(examine_once, scan_folder(folder))
         done = wait([asked], timeout=5).done
-    assert done == {asked}
-    assert len(looks) == FILES
+        anew = pool.submit(examine_once, scan_folder(folder), anew=True)
+        done |= wait([anew], timeout=5).done
+    assert done == {asked, anew}
+    assert len(looks) == 2 * FILES
 
 
 def test_only_so_many_are_remembered(

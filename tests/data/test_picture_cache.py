@@ -113,6 +113,17 @@ def test_a_folder_without_locks_is_used_all_the_same(
     assert len(load_files(pictures, WANTED, cache)) == 24
 
 
+def test_a_file_that_may_not_be_read_is_told(
+    folder: Path, cache: CacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("unable to open file: Permission denied (13)")
+
+    monkeypatch.setattr("torch.from_file", refuse)
+    with pytest.raises(DataError, match=r"\.u8: cannot be read .*Permission denied.*--cache-dir"):
+        load_files(look(folder), WANTED, cache)
+
+
 def test_heic_of_another_decoder_is_another_file(folder: Path, cache: CacheConfig) -> None:
     pictures = [replace(picture, format="HEIF") for picture in look(folder)]
     keys = {picture_cache._key(pictures, WANTED)}

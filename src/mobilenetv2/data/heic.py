@@ -11,6 +11,7 @@ from PIL import Image
 
 from mobilenetv2.data.unreadable import UnreadablePicture
 
+INSTALL = 'pip install "mobilenetv2[heic]"'
 _BRANDS = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split())
 
 
@@ -30,15 +31,17 @@ def open_heic(file: BinaryIO, path: Path) -> Image.Image:
         path: For messages.
 
     Raises:
-        UnreadablePicture: pillow-heif is not installed.
+        UnreadablePicture: pillow-heif is not installed, or not whole.
     """
     try:
         # The class itself: registered with Pillow, it would decode for the whole process.
         from pillow_heif import HeifImageFile
-    except ImportError:
-        reason = 'HEIC: convert it to JPEG, or pip install "mobilenetv2[heic]"'
+
+        image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
+    except ImportError as error:
+        ways_out = f"repair pillow-heif ({error})" if heic_version() else INSTALL
+        reason = f"HEIC: convert it to JPEG, or {ways_out}"
         raise UnreadablePicture(path, reason, "not_a_picture") from None
-    image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
     return image
 
 

@@ -2,8 +2,8 @@
 
 A folder is looked at by `train`, `evaluate` and `export`, by a run that goes on, and by every
 process of a run on several. What one has found is good for the others as long as every file has the
-same name, size, times and number on the disk: the signs by which Git, too, tells changed files.
-Where a file could not be read, nothing is kept: it may have been the disk.
+same name, size, times and inode number: the signs by which Git, too, tells changed files. Where a
+picture could not be decoded, nothing is kept: it may have been the disk.
 """
 
 import hashlib
@@ -20,17 +20,20 @@ from PIL import Image
 
 from mobilenetv2.cache import cache_folder
 from mobilenetv2.data.doctor import examine
-from mobilenetv2.data.examination import Examination, Finding, PictureReport
+from mobilenetv2.data.examination import UNUSABLE_KINDS, Examination, Finding, PictureReport
 from mobilenetv2.data.folders import PictureFolder
 from mobilenetv2.data.heic import heic_version
 from mobilenetv2.errors import ConfigError, WorkFailed
-from mobilenetv2.files import one_at_a_time, written_whole
+from mobilenetv2.files import one_at_a_time, remove_leftovers, written_whole
 
 FORMAT = 1
 """To be raised when the doctor finds something else than before."""
 
 MOST = 32
 """Folders that are remembered; those that were not needed for longest give way."""
+
+UNSURE = frozenset(UNUSABLE_KINDS) - {"not_a_picture"}
+"""Findings that may have been the disk, the memory or a permission, and not the file."""
 
 SETTLED = 2.0
 """Seconds that a file must have been left alone: within one tick of a disk's clock, a second change
@@ -62,17 +65,20 @@ def examine_once(
         tell(examining)
         return examine(folder, decoded=decoded)
 
-    if not anew and (known := _recall(path, folder)) is not None:
+    if anew:
+        tell(examining)
+        return _look(path, folder, decoded)
+    if (known := _recall(path, folder)) is not None:
         return known
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(path.with_suffix(".lock"), lambda: tell(waiting)) as waited:
-        if not anew and (known := _recall(path, folder)) is not None:
+        if (known := _recall(path, folder)) is not None:
             return known
         if not waited:
             tell(examining)
             return _look(path, folder, decoded)
-    # What another process has found cannot be kept, so that waiting for the next makes no sense.
+    # The other process was stopped, or could not keep what it found: one by one would take longest.
     tell(examining)
     return _look(path, folder, decoded)
 
@@ -94,8 +100,8 @@ def _look(
     examination = examine(folder, decoded=decoded)
     with suppress(WorkFailed, OSError):
         path.unlink(missing_ok=True)
-        whole = all(picture.usable for picture in examination.pictures)
-        if whole and changed < begun - SETTLED:
+        sure = not any(finding.kind in UNSURE for finding in examination.findings)
+        if sure and changed < begun - SETTLED:
             _remember(path, examination, signs)
     return examination
 
@@ -138,7 +144,6 @@ def _signs(folder: PictureFolder) -> tuple[str, float]:
 def _remember(path: Path, examination: Examination, signs: str) -> None:
     place = {picture.path: index for index, picture in enumerate(examination.pictures)}
     contents = {
-        "signs": signs,
         "pictures": [
             {name: value for name, value in vars(picture).items() if name not in _FROM_FOLDER}
             for picture in examination.pictures
@@ -148,8 +153,10 @@ def _remember(path: Path, examination: Examination, signs: str) -> None:
             for finding in examination.findings
         ],
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     with written_whole(path) as file:
-        file.write(json.dumps(contents).encode())
+        file.write(f"{signs}\n{json.dumps(contents)}".encode())
     others = sorted(path.parent.glob("*.json"), key=lambda other: other.stat().st_mtime)
     for other in others[:-MOST]:
         other.unlink(missing_ok=True)
@@ -161,9 +168,10 @@ _FROM_FOLDER = ("path", "split", "label")
 def _recall(path: Path, folder: PictureFolder) -> Examination | None:
     """What is remembered of the folder, if nothing has changed since."""
     try:
-        contents: dict[str, Any] = json.loads(path.read_bytes())
-        if contents["signs"] != _signs(folder)[0]:
-            return None
+        with path.open("rb") as file:
+            if file.readline().decode() != _signs(folder)[0] + "\n":
+                return None
+            contents: dict[str, Any] = json.load(file)
         files = zip(_files(folder), contents["pictures"], strict=True)
         pictures = tuple(
             PictureReport(where, split, label, **facts) for (split, where, label), facts in files

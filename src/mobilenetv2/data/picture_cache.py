@@ -30,7 +30,7 @@ from mobilenetv2.files import one_at_a_time, written_whole
 
 GIB = 1 << 30
 SUFFIX = ".u8"
-OURS = re.compile(r"[0-9a-f]{64}\.(u8|lock)|\.[0-9a-f]{64}\.u8\..+\.part")
+OURS = re.compile(r"[0-9a-f]{64}\.u8|\.[0-9a-f]{64}\.u8\..+\.part")
 """Names of the cache's files, finished and unfinished; others that lie there are not touched."""
 LEFT_BEHIND = 24 * 3600
 """Seconds after which an unfinished file is taken for one whose writer was killed."""
@@ -93,7 +93,10 @@ def cached(
                         file.write(picture.tobytes())
     with suppress(OSError):
         os.utime(path)  # it was used just now
-    flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    try:
+        flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    except RuntimeError as error:  # another user's, or it has just given way to other pictures
+        raise DataError(f"{path}: cannot be read ({error}); try again. {WAYS_OUT}") from error
     return flat.view(shape)
 
 

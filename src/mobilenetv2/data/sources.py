@@ -78,8 +78,10 @@ def load_data(
     """
     if config.data in NAMES:
         return _load_named(config, read_named_set(config), preprocessing)
-    resize = preprocessing.resize if preprocessing else resize_of_photos(config)
-    kept = KeptPictures(None, resize, memory_limit(config) / 2)
+    if preprocessing is None:
+        kept = _to_keep(config, None, resize_of_photos(config), config.colour)
+    else:
+        kept = _to_keep(config, None, preprocessing.resize, preprocessing.colour)
     folder = _scan(config)
     examination = examine_once(folder, kept.keep, tell=tell)
     with _examined_anew_if_unreadable(folder):
@@ -112,7 +114,7 @@ def load_for_measuring(
     folder = _scan(config)
     places = _places(folder.classes, labels, config.data)
     split = next(split for split in ("test", "val", "train") if split in folder.splits)
-    kept = KeptPictures(split, preprocessing.resize, memory_limit(config) / 2)
+    kept = _to_keep(config, split, preprocessing.resize, preprocessing.colour)
     examination = examine_once(folder, kept.keep)
     _require_all_readable(examination, split)
     with _examined_anew_if_unreadable(folder):
@@ -181,6 +183,12 @@ def _scan(config: DataConfig) -> PictureFolder:
             f"{suggestion(config.data, NAMES)}"
         )
     return scan_folder(folder)
+
+
+def _to_keep(config: DataConfig, split: str | None, resize: int, colour: str) -> KeptPictures:
+    """A place for what the examination decodes, which is never grey."""
+    limit = 0 if colour == "grey" else memory_limit(config) / 2
+    return KeptPictures(split, resize, limit)
 
 
 @contextmanager
