@@ -141,6 +141,14 @@ def test_small_pictures_turn_out_to_have_no_margin(tmp_path, read_again, monkeyp
     assert once.preprocessing.resize == SIDE
 
 
+def test_nothing_is_kept_for_a_set_that_will_be_grey(folder, monkeypatch) -> None:
+    def resized(*_: object) -> None:
+        raise AssertionError("kept for nobody")
+
+    monkeypatch.setattr(kept_pictures, "resize_shorter_side", resized)
+    load_data(DataConfig(data=str(folder), image_size=SIDE, colour="grey"))
+
+
 def test_where_the_room_ends_files_are_read_again(folder, read_again, monkeypatch) -> None:
     config = DataConfig(data=str(folder), image_size=SIDE)
     plenty = load_data(config)
