@@ -5,15 +5,12 @@ import glob
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from mobilenetv2.errors import WorkFailed
-
-if sys.platform != "win32":
-    import fcntl
 
 
 @contextmanager
@@ -55,56 +52,6 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes
     finally:
         if neighbour is not None:
             Path(neighbour).unlink(missing_ok=True)
-
-
-@contextmanager
-def one_at_a_time(
-    lock: Path, before_waiting: Callable[[], object] = lambda: None
-) -> Iterator[bool]:
-    """Wait until no other process is in a block with this lock file; says whether one was.
-
-    The system takes a lock back from a process that dies. Where there are no locks, as on Windows
-    and some network drives, or where the file cannot be opened, nobody waits. So what is done in
-    the block must be right, if wasteful, when several do it.
-    """
-    file, waited = _locked(lock, wait=False), False
-    if file is None:
-        before_waiting()
-        file, waited = _locked(lock, wait=True), True
-    try:
-        yield waited
-    finally:
-        if file:
-            with suppress(OSError):
-                lock.unlink(missing_ok=True)
-            file.close()
-
-
-def _locked(lock: Path, wait: bool) -> IO[str] | Literal[False] | None:
-    """The open file with the lock; None if another process has it; False if there are no locks."""
-    if sys.platform == "win32":
-        return False
-    while True:
-        try:
-            file = lock.open("a", encoding="utf-8")
-        except OSError:
-            return False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(lock.stat(), os.fstat(file.fileno())):
-                return file
-        except BlockingIOError:
-            file.close()
-            return None
-        except FileNotFoundError:
-            pass
-        except OSError:
-            file.close()
-            return False
-        except BaseException:  # an interrupt while waiting
-            file.close()
-            raise
-        file.close()  # who had it has deleted it since it was opened
 
 
 def write_text(path: Path, text: str) -> None:

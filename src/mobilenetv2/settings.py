@@ -3,6 +3,7 @@
 Precedence is default < recipe of the data set < ``--config`` file < flag.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import yaml
 
 from mobilenetv2.config import Section, TrainConfig, flag_names
 from mobilenetv2.errors import ConfigError
+
+ALWAYS_WRITTEN = ("data", "network", "optimizer", "schedule", "epochs", "batch_size", "seed", "out")
+"""At the top of what :func:`to_yaml` has written in every version."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -83,6 +87,15 @@ def validate(settings: Mapping[str, Any], origin: str) -> TrainConfig:
 def to_yaml(config: TrainConfig) -> str:
     """The settings as YAML text, grouped by section, readable again by :func:`read_settings`."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether a YAML file is what runs of any version write, or empty, and nobody's own."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return not text or all(re.search(rf"^{name}:", text, re.MULTILINE) for name in ALWAYS_WRITTEN)
 
 
 def nest(settings: Mapping[str, Any]) -> dict[str, Any]:

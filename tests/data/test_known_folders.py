@@ -24,7 +24,7 @@ from mobilenetv2.data.folders import scan_folder
 from mobilenetv2.data.known_folders import examine_once
 from mobilenetv2.data.sources import load_data
 from mobilenetv2.data.unreadable import UnreadablePicture
-from mobilenetv2.files import one_at_a_time
+from mobilenetv2.locks import one_at_a_time
 
 FILES = 2 * 2 * 4 + 4
 

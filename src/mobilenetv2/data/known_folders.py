@@ -24,7 +24,8 @@ from mobilenetv2.data.examination import UNUSABLE_KINDS, Examination, Finding, P
 from mobilenetv2.data.folders import PictureFolder
 from mobilenetv2.data.heic import heic_version
 from mobilenetv2.errors import ConfigError, WorkFailed
-from mobilenetv2.files import one_at_a_time, remove_leftovers, written_whole
+from mobilenetv2.files import remove_leftovers, written_whole
+from mobilenetv2.locks import one_at_a_time
 
 FORMAT = 1
 """To be raised when the doctor finds something else than before."""

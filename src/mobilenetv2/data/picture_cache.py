@@ -26,7 +26,8 @@ from mobilenetv2.config import CacheConfig, Preprocessing
 from mobilenetv2.data.examination import PictureReport
 from mobilenetv2.data.heic import heic_version
 from mobilenetv2.errors import DataError
-from mobilenetv2.files import one_at_a_time, written_whole
+from mobilenetv2.files import written_whole
+from mobilenetv2.locks import one_at_a_time
 
 GIB = 1 << 30
 SUFFIX = ".u8"

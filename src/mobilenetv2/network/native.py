@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from mobilenetv2.cache import cache_folder
-from mobilenetv2.files import one_at_a_time
+from mobilenetv2.locks import one_at_a_time
 
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC")
 COMPILE_SECONDS = 600

@@ -14,7 +14,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -25,7 +24,7 @@ from typing import IO, Any
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.errors import ConfigError, ModelFileError, UserError, WorkFailed
 from mobilenetv2.files import flush_to_disk, remove_leftovers, write_text
-from mobilenetv2.settings import read_settings, to_yaml, validate
+from mobilenetv2.settings import is_of_a_run, read_settings, to_yaml, validate
 from mobilenetv2.training.replaced_run import REPLACED, ReplacedRun
 from mobilenetv2.training.run_lock import LOCK_NAME, RunLock
 
@@ -43,10 +42,6 @@ RUN_FILES = (
     "confusion.png",
     "mistakes.png",
 )
-
-
-ALWAYS_WRITTEN = ("data", "network", "optimizer", "schedule", "epochs", "batch_size", "seed", "out")
-"""Settings at the top of every run's ``config.yaml``."""
 
 TENSORBOARD_FILES = "events.out.tfevents.*"
 
@@ -285,7 +280,7 @@ def _refuse_other_files(path: Path) -> None:
     """Make sure that a folder is empty, or holds a run, perhaps one that never began."""
     folder = RunFolder(path)
     known = [".DS_Store", LOCK_NAME, REPLACED]
-    if _is_of_a_run(folder.config):
+    if is_of_a_run(folder.config):
         if folder.has_begun:
             return
         known += ["config.yaml", *(f".{name}.*.part" for name in RUN_FILES), TENSORBOARD_FILES]
@@ -295,12 +290,3 @@ def _refuse_other_files(path: Path) -> None:
         raise ConfigError(
             f"--out {path}: holds other files (such as {others[0]}); name an empty folder"
         )
-
-
-def _is_of_a_run(config: Path) -> bool:
-    """Whether a ``config.yaml`` is what runs of any version write, or empty, and nobody's own."""
-    try:
-        text = config.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
-    return not text or all(re.search(rf"^{name}:", text, re.MULTILINE) for name in ALWAYS_WRITTEN)

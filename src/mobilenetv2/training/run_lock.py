@@ -2,24 +2,16 @@
 
 import os
 import socket
-import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from mobilenetv2.errors import ConfigError
-
-if sys.platform != "win32":
-    import fcntl
+from mobilenetv2.locks import Lock
 
 LOCK_NAME = ".lock"
 
 
 class RunLock:
-    """An exclusive lock on a run folder. The system takes it back from a process that dies.
-
-    Where the system or the drive has no locks, this does nothing.
-    """
+    """An exclusive lock on a run folder."""
 
     def __init__(self, folder: Path) -> None:
         """Take the lock.
@@ -28,43 +20,26 @@ class RunLock:
             ConfigError: another program holds it.
             OSError: the folder cannot be written.
         """
-        self._path = folder / LOCK_NAME
-        self._file: IO[str] | None = None
-        if sys.platform == "win32":
-            return
-        while True:
-            file = self._path.open("a+", encoding="utf-8")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                file.close()
-                raise ConfigError(
-                    f"{folder}: another program is at work in this run ({holder}); wait for it, or "
-                    "name another folder"
-                ) from None
-            except OSError:
-                file.close()
-                return
-            if self._is_in_place(file):
-                break
-            file.close()  # its holder has deleted it since it was opened
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        self._file = file
+        path = folder / LOCK_NAME
+        try:
+            self._lock = Lock(path)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder}: another program is at work in this run ({_holder(path)}); wait for it, "
+                "or name another folder"
+            ) from None
+        if self._lock.file is not None:
+            self._lock.file.truncate(0)
+            self._lock.file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._lock.file.flush()
 
     def release(self) -> None:
         """Give the lock back."""
-        if self._file is not None:
-            with suppress(OSError):
-                self._path.unlink()
-            self._file.close()
-            self._file = None
+        self._lock.release()
 
-    def _is_in_place(self, file: IO[str]) -> bool:
-        try:
-            return os.path.samestat(self._path.stat(), os.fstat(file.fileno()))
-        except FileNotFoundError:
-            return False
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip() or "unknown"
+    except OSError:  # it has just left
+        return "unknown"
