@@ -227,10 +227,11 @@ class MachineConfig(DeviceConfig):
     """fp32, bf16 where the device has it natively, or auto."""
     deterministic: bool = False
     """Refuse operations that may give other bits from run to run; on a GPU this costs time."""
-    fast_ops: Annotated[Literal["auto", "cpp", "torch", "off"], YamlWord] = "auto"
-    """Faster training operations on a CPU: compiled C++, PyTorch only, or none."""
+    fast_ops: Annotated[Literal["auto", "cpp", "triton", "torch", "off"], YamlWord] = "auto"
+    """Faster training operations: compiled C++ or PyTorch only on a CPU, Triton on an NVIDIA GPU, or none."""
     compile: Annotated[Literal["auto", "on", "off"], YamlWord] = "auto"
-    """torch.compile for the training steps; takes the place of compiled C++. auto: on a GPU."""
+    """torch.compile for the training steps; takes the place of compiled C++ and Triton's kernels. auto: on a
+    GPU where those do not run."""
 
 
 class Preprocessing(Section):

@@ -30,8 +30,9 @@ def uniform(seed: int, epoch: int, indices: Tensor, count: int) -> Tensor:
     >>> bool((a[0] == b[1]).all() and (a[1] == b[0]).all() and (a[0] != a[1]).all())
     True
     """
-    key = _mix(_mix(torch.tensor(seed, device=indices.device)) ^ epoch)
-    pictures = _mix(key ^ indices)
+    # On the CPU: a GPU would have to wait for a number that is brought to it.
+    key = int(_mix(_mix(torch.tensor(seed)) ^ epoch))
+    pictures = _mix(indices ^ key)
     numbers = torch.arange(1, count + 1, device=indices.device)
     bits = _mix(pictures[:, None] + numbers * _signed(_INCREMENT))
     return _shift_right(bits, 40).float() / 2**24

@@ -46,8 +46,7 @@ class FastConvNormActivation(ConvNormActivation):
         if _working_dtype(self, input, [part]) is None:
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
         y: Tensor = part.conv(input)
-        _count_batch([part])
-        out = NormRelu6.apply(kernels.load(y.dtype), part, y, part.norm.weight, part.norm.bias)
+        out = NormRelu6.apply(_kernels(y, y.dtype), part, y, part.norm.weight, part.norm.bias)
         return cast(Tensor, out)
 
 
@@ -63,10 +62,9 @@ class FastInvertedResidual(InvertedResidual):
         backwards = _goes_backwards(parts[-2].conv, x)
         if dtype is None or backwards is None:
             return super().forward(x)
-        _count_batch(parts)
         parameters = [tensor for part in parts for tensor in part.parameters()]
         out = InvertedResidualFunction.apply(
-            kernels.load(dtype), parts, dtype, self.has_shortcut, backwards, x,
+            _kernels(x, dtype), parts, dtype, self.has_shortcut, backwards, x,
             *parameters,
         )  # fmt: skip
         return cast(Tensor, out)
@@ -85,8 +83,7 @@ class FastMobileNetV2(MobileNetV2):
         dtype = _working_dtype(head, x, [part])
         if dtype is None:
             return cast(Tensor, head(x).mean((2, 3)))
-        _count_batch([part])
-        out = PooledHead.apply(kernels.load(dtype), part, dtype, x, *part.parameters())
+        out = PooledHead.apply(_kernels(x, dtype), part, dtype, x, *part.parameters())
         return cast(Tensor, out)
 
 
@@ -97,13 +94,13 @@ def _part(layer: nn.Module) -> Part:
 
 def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch.dtype | None:
     """The dtype of activations that the kernels work in; None where the stock code has to run."""
-    if not module.training or x.device.type != "cpu":
+    if not module.training or x.device.type not in ("cpu", "cuda"):
         return None
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return None
     dtype = x.dtype
-    if dtype is torch.float32 and torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
+    if dtype is torch.float32 and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
     if dtype not in kernels.STORED:
         return None
     real = kernels.real_dtype(dtype)
@@ -129,6 +126,15 @@ def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch
     return dtype
 
 
+def _kernels(x: Tensor, dtype: torch.dtype) -> Kernels:
+    """Those for the device that ``x`` lies on."""
+    if x.device.type == "cpu":
+        return kernels.load(dtype)
+    from mobilenetv2.network import gpu_launches  # where there is no GPU, Triton may be missing
+
+    return gpu_launches.load(dtype, x.device)
+
+
 def _goes_backwards(conv: nn.Conv2d, x: Tensor) -> bool | None:
     """Whether a convolution of stride 2 starts from the last pixel; None for any other padding."""
     if type(conv) is nn.Conv2d:
@@ -141,13 +147,6 @@ def _goes_backwards(conv: nn.Conv2d, x: Tensor) -> bool | None:
 
 def _strided_pixels(x: Tensor, stride: int) -> int:
     return x.shape[0] * ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
-
-
-def _count_batch(parts: Sequence[Part]) -> None:
-    """As ``nn.BatchNorm2d.forward`` does."""
-    for part in parts:
-        if part.norm.training:
-            cast(Tensor, part.norm.num_batches_tracked).add_(1)
 
 
 # ---------------------------------------------------------------------------- operations

@@ -33,14 +33,17 @@ from mobilenetv2.network.fast_blocks import (
 from mobilenetv2.network.fast_repairs import RepairedConvNormActivation, RepairedMobileNetV2
 from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
 
-Kind = Literal["cpp", "torch", "off"]
+Kind = Literal["cpp", "triton", "torch", "off"]
+Requested = Literal["auto", "cpp", "triton", "torch", "off"]
 
+_FAST: dict[type[nn.Module], type[nn.Module]] = {
+    ConvNormActivation: FastConvNormActivation,
+    InvertedResidual: FastInvertedResidual,
+    MobileNetV2: FastMobileNetV2,
+}
 _CLASSES: dict[Kind, dict[type[nn.Module], type[nn.Module]]] = {
-    "cpp": {
-        ConvNormActivation: FastConvNormActivation,
-        InvertedResidual: FastInvertedResidual,
-        MobileNetV2: FastMobileNetV2,
-    },
+    "cpp": _FAST,
+    "triton": _FAST,
     "torch": {
         ConvNormActivation: RepairedConvNormActivation,
         MobileNetV2: RepairedMobileNetV2,
@@ -76,7 +79,7 @@ def prepare_allocator() -> None:
 
 def choose(
     device: torch.device,
-    requested: Literal["auto", "cpp", "torch", "off"],
+    requested: Requested,
     dtype: torch.dtype = torch.float32,
     tell: Callable[[str], None] = lambda _: None,
 ) -> FastOps:
@@ -89,8 +92,12 @@ def choose(
     """
     if requested == "off":
         return FastOps("off", "fast operations: off, as asked")
+    if device.type == "cuda" and requested in ("auto", "triton"):
+        return _choose_triton(device, dtype, tell)
     if device.type != "cpu":
-        return FastOps("off", f"fast operations: off, they are for a CPU and this is {device}")
+        return FastOps("off", f"fast operations: off, {requested} is not for {device}")
+    if requested == "triton":
+        return FastOps("torch", "fast operations: PyTorch only, because Triton is for a GPU")
     if requested == "torch":
         return FastOps("torch", "fast operations: PyTorch only, as asked")
     if kernels.must_compile(dtype):
@@ -102,6 +109,26 @@ def choose(
     except (native.BuildError, OSError, AttributeError) as error:
         return FastOps("torch", f"fast operations: PyTorch only, because {error}")
     return FastOps("cpp", "fast operations: compiled C++")
+
+
+def _choose_triton(
+    device: torch.device, dtype: torch.dtype, tell: Callable[[str], None]
+) -> FastOps:
+    """Triton's kernels, if one of them can be compiled and run."""
+    if dtype is not torch.bfloat16:
+        return FastOps("off", "fast operations: off, those for a GPU are for bf16")
+    if torch.version.hip:
+        return FastOps("off", "fast operations: off, those for a GPU are for NVIDIA's")
+    try:
+        from mobilenetv2.network import gpu_launches  # Triton is not everywhere
+
+        tell("compiling the fast operations for this GPU: some ten seconds, the first time")
+        probe = torch.zeros(16, 16, dtype=dtype, device=device)
+        gpu_launches.load(dtype, device).apply(probe, torch.zeros(5, 16, device=device), True, None)
+    except Exception as error:  # of Triton, of its C compiler, of the driver: there is no list
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return FastOps("off", f"fast operations: off, because Triton says: {reason[0]}")
+    return FastOps("triton", "fast operations: Triton")
 
 
 def install(network: nn.Module, fast_ops: FastOps) -> None:

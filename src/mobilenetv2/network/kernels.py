@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ class Kernels:
         module: nn.BatchNorm2d,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The 3×3 convolution of ``x``, normalised on the way if ``norm`` is given; its norm."""
-        y = x.new_empty(_out_rows(shape), shape.channels)
+        y = x.new_empty(shape.images * math.prod(out_sides(shape)), shape.channels)
         y_norm = _norm_of(y)
         self._depthwise(
             x.data_ptr(), _pointer(norm),
@@ -234,14 +235,16 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _out_rows(shape: DepthwiseShape) -> int:
-    stride: int = shape.stride
-    return int(
-        shape.images * ((shape.height - 1) // stride + 1) * ((shape.width - 1) // stride + 1)
-    )
+def out_sides(shape: DepthwiseShape) -> tuple[int, int]:
+    """Height and width of what a depthwise convolution puts out."""
+    return (shape.height - 1) // shape.stride + 1, (shape.width - 1) // shape.stride + 1
 
 
 def _norm_module(module: nn.BatchNorm2d) -> Any:
+    """The module as C++ sees it; a batch is counted, as ``nn.BatchNorm2d.forward`` does."""
+    if module.training:
+        assert module.num_batches_tracked is not None
+        module.num_batches_tracked.add_(1)
     assert module.running_mean is not None
     assert module.running_var is not None
     return ctypes.byref(

@@ -1,10 +1,10 @@
 """Where the work runs, in which precision, and with which operations."""
 
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -58,11 +58,12 @@ def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _:
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if native else "fp32"
-    compiled = _compiles(device, config.compile)
     # What torch.compile takes apart and fuses must be PyTorch's.
-    requested = "torch" if compiled and config.fast_ops != "off" else config.fast_ops
+    asked = config.compile == "on"
+    requested = "torch" if asked and config.fast_ops != "off" else config.fast_ops
     stored = torch.bfloat16 if precision == "bf16" else torch.float32
     operations = fast_ops.choose(device, requested, stored, tell)
+    compiled = _compiles(device, config.compile, operations)
     # PyTorch's own bf16 operations on a CPU gain from AMX only; the compiled ones always do.
     gains = device.type != "cpu" or operations.kind == "cpp" or _has_amx()
     if config.precision == "auto" and not gains:
@@ -70,8 +71,10 @@ def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _:
     return Device(device, precision, operations, compiled)
 
 
-def _compiles(device: torch.device, requested: Literal["auto", "on", "off"]) -> bool:
-    """On a CPU the compiled C++ is faster (docs/performance.md); a GPU needs Triton.
+def _compiles(
+    device: torch.device, requested: Literal["auto", "on", "off"], operations: FastOps
+) -> bool:
+    """By itself only on a GPU without operations of our own, which are faster; it needs Triton.
 
     Several processes exchange statistics in every norm, where a compiled step would fall apart.
     """
@@ -79,7 +82,8 @@ def _compiles(device: torch.device, requested: Literal["auto", "on", "off"]) -> 
         return False
     if requested != "auto":
         return requested == "on"
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    has_own = operations.kind == "triton"
+    return device.type == "cuda" and not has_own and find_spec("triton") is not None
 
 
 def compile_network(network: nn.Module) -> None:

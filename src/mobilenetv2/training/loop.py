@@ -6,6 +6,7 @@ of these is one short method below it. Everything the loop needs was built befor
 
 import math
 import time
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint, save_archive
 from mobilenetv2.training.find_lr import MOST_STEPS, STEPS, find_lr_of
 from mobilenetv2.training.finish import deliver, measure
+from mobilenetv2.training.gradients import Gradients, RecordedGradients
 from mobilenetv2.training.head import FrozenFeatures, fit_first_head
 from mobilenetv2.training.optimizers import clip_gradient
 from mobilenetv2.training.parallel import ParallelTraining
@@ -72,6 +74,7 @@ class Training(RunState):
         self.parallel = ParallelTraining(
             self.classifier, processes, self.config.sync_norm, portions.class_weight(begun)
         )
+        self.gradients = self._gradients()
         self.timer = CheckpointTimer(self.config.checkpoint_every)
         self.is_saved = checkpoint is not None
         if checkpoint is not None:
@@ -99,6 +102,14 @@ class Training(RunState):
             raise self._stopped(reporter) from stopped
         finally:
             reporter.close()
+
+    def _gradients(self) -> Gradients:
+        """How a batch becomes gradients: recorded and replayed where the GPU waits for launches."""
+        loss_of = partial(
+            self.parallel.loss, device=self.device, label_smoothing=self.config.label_smoothing
+        )
+        is_recorded = self.device.fast_ops.kind == "triton" and self.processes.count == 1
+        return (RecordedGradients if is_recorded else Gradients)(self.network, loss_of)
 
     def _solve_head(self, begun: Start) -> int:
         """Pretrained weights get a head for these classes before anything else moves.
@@ -131,9 +142,7 @@ class Training(RunState):
 
     def _train_step(self, batch: Batch) -> StepOutcome:
         lr = float(self.schedule.get_last_lr()[0])
-        loss = self.parallel.loss(batch, self.device, self.config.label_smoothing)
-        self.optimizer.zero_grad()
-        loss.for_backward.backward()
+        loss = self.gradients.of(batch)
         clip_gradient(self.network, self.config.optimizer.clip_norm)
         self.optimizer.step()
         self.schedule.step()

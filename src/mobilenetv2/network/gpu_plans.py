@@ -1,0 +1,91 @@
+"""Block sizes of the Triton kernels, by the number of channels.
+
+They were measured (``benchmarks/gpu_plans.py``); any others give the same numbers, but for rounding.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Plan(NamedTuple):
+    """How a kernel is launched.
+
+    Attributes:
+        block: sizes of the blocks that a program works on, by the names that the kernel gives them.
+        programs: on each processor of the GPU.
+        warps: of 32 threads, that make a program.
+        stages: loads that are on their way ahead of the product that needs them.
+    """
+
+    block: dict[str, int]
+    programs: int
+    warps: int = 4
+    stages: int = 3
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What Triton takes beside a kernel's own arguments."""
+        return {**self.block, "num_warps": self.warps, "num_stages": self.stages}
+
+
+def elementwise(channels: int) -> Plan:
+    """For batch norm by itself."""
+    block = block_of(channels, 64)
+    return Plan({"ROWS": 2048 // block, "CHANNELS": block}, programs=4)
+
+
+def forward(in_channels: int, out_channels: int) -> Plan:
+    """For a 1×1 convolution."""
+    out = block_of(out_channels, 128)
+    at_once = min(power(in_channels), 64)
+    return Plan({"ROWS": 128, "OUT": out, "IN": at_once}, 4, warps=8 if out == 128 else 4)
+
+
+def backward(in_channels: int, out_channels: int) -> Plan | None:
+    """For both gradients of a 1×1 convolution; None where they are too large for one program."""
+    block = {"OUT": power(out_channels), "IN": power(in_channels)}
+    if block["OUT"] * block["IN"] > 8192:
+        return None
+    return Plan({"ROWS": 32 if max(block.values()) > 64 else 64, **block}, 2, warps=8)
+
+
+def backward_input(in_channels: int, out_channels: int) -> Plan:
+    """For the gradient of a 1×1 convolution's input."""
+    return Plan({"ROWS": 64, "IN": block_of(in_channels, 64), "OUT": 64}, 4)
+
+
+def backward_weight(in_channels: int, out_channels: int) -> Plan:
+    """For the gradient of a 1×1 convolution's weight."""
+    return Plan(
+        {"ROWS": 64, "IN": block_of(in_channels, 128), "OUT": block_of(out_channels, 64)}, 2
+    )
+
+
+def depthwise(channels: int, stride: int) -> Plan:
+    """For a depthwise convolution."""
+    block = block_of(channels, 64)
+    return Plan({"SQUARES": 512 // block, "CHANNELS": block}, 8)
+
+
+def depthwise_backward(channels: int, stride: int) -> Plan:
+    """For both gradients of a depthwise convolution."""
+    block = block_of(channels, 64)
+    return Plan({"SQUARES": 512 // block, "CHANNELS": block}, 4)
+
+
+def power(channels: int) -> int:
+    """The block that holds so many channels, and is not too small for a matrix product.
+
+    >>> [power(channels) for channels in (8, 24, 960)]
+    [16, 32, 1024]
+    """
+    return max(16, 1 << (channels - 1).bit_length())
+
+
+def block_of(channels: int, most: int) -> int:
+    """A block of channels that leaves little of itself empty, and does not read rows too often.
+
+    >>> [block_of(channels, 128) for channels in (16, 24, 96, 144, 192, 384, 1280)]
+    [16, 32, 128, 64, 64, 128, 128]
+    """
+    sizes = [size for size in (128, 64, 32, 16) if size <= most]
+    return min(sizes, key=lambda size: -(-channels // size) * (size + 32))

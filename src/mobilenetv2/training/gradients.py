@@ -1,0 +1,114 @@
+"""Forward and backward of a training step: a batch to gradients.
+
+On a GPU the hundreds of small launches of a step take the processor longer than the GPU needs to do
+them. So a step is recorded as a CUDA graph when a batch of its shape comes for the second time, and
+from then on replayed with one launch. The first one has run as it is: kernels are compiled then.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobilenetv2.data.augment import Batch
+from mobilenetv2.training.parallel import StepLoss
+
+LossOf = Callable[[Batch], StepLoss]
+"""A batch to its loss, whose ``for_backward`` leads to the parameters."""
+
+MOST_GRAPHS = 4
+"""Shapes of batches that are recorded; an epoch has two, its last batch being smaller."""
+
+
+class Gradients:
+    """Leaves the gradient of each batch in the parameters' ``grad``."""
+
+    def __init__(self, network: nn.Module, loss_of: LossOf) -> None:
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._loss_of = loss_of
+
+    def of(self, batch: Batch) -> StepLoss:
+        """The batch's loss; its gradient takes the place of the last one."""
+        self._forget()
+        loss = self._loss_of(batch)
+        loss.for_backward.backward()
+        return loss
+
+    def _forget(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+class RecordedGradients(Gradients):
+    """The same, recorded and replayed, for a network on a GPU that alone works on a batch.
+
+    What a step is must not change between batches: which parameters learn, the mode of the modules.
+    """
+
+    def __init__(self, network: nn.Module, loss_of: LossOf) -> None:
+        super().__init__(network, loss_of)
+        self._seen: set[Any] = set()
+        self._recordings: dict[Any, _Recording] = {}
+        self._last: _Recording | None = None
+
+    def of(self, batch: Batch) -> StepLoss:
+        """The batch's loss; its gradient takes the place of the last one."""
+        shape = _shape(batch)
+        recording = self._recordings.get(shape)
+        if recording is None:
+            if shape not in self._seen or len(self._recordings) == MOST_GRAPHS:
+                self._seen.add(shape)
+                self._last = None
+                return super().of(batch)
+            self._forget()
+            recording = _Recording(self._parameters, self._loss_of, batch)
+            self._recordings[shape] = recording
+        if self._last is not recording:
+            recording.claim(self._parameters)
+            self._last = recording
+        return recording.replay(batch)
+
+
+class _Recording:
+    """A graph, the tensors that it reads, and those that it writes."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], loss_of: LossOf, batch: Batch) -> None:
+        self._inputs = _own_copy(batch)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            loss = loss_of(self._inputs)
+            loss.for_backward.backward()
+        self._mean, self._hits, self._count = loss.mean, loss.hits, loss.count
+        self._gradients = [parameter.grad for parameter in parameters]
+
+    def claim(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Let the parameters' gradients be those that this graph writes."""
+        for parameter, gradient in zip(parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+
+    def replay(self, batch: Batch) -> StepLoss:
+        """The step on another batch of the same shape."""
+        for inputs, new in zip(self._inputs, batch, strict=True):
+            if isinstance(inputs, Tensor):
+                inputs.copy_(new) if isinstance(new, Tensor) else inputs.fill_(new)
+        self._graph.replay()
+        mean = self._mean.clone()
+        return StepLoss(mean, mean, self._hits.clone(), self._count)
+
+
+def _own_copy(batch: Batch) -> Batch:
+    """Tensors of a batch's kind; the weight of a mixture too, which is another for each."""
+    weight: Any = batch.weight
+    if batch.other_labels is not None:
+        weight = torch.full((), weight, device=batch.labels.device)
+    parts = (part.clone() if isinstance(part, Tensor) else part for part in batch)
+    return Batch(*parts)._replace(weight=weight)
+
+
+def _shape(batch: Batch) -> Any:
+    """All that a recording cannot take in anew."""
+    return tuple(
+        (part.shape, part.dtype, part.stride()) if isinstance(part, Tensor) else part is None
+        for part in batch
+    )
