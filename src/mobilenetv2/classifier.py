@@ -4,6 +4,7 @@ Training makes one, evaluation measures one, and one file holds it: ``model.safe
 readable JSON metadata inside. Nothing can therefore prepare pictures differently afterwards.
 """
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -99,10 +100,8 @@ class Classifier:
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """Pictures N×C×H×W in 0…255 to the network's float32 input."""
-        shape = (-1, 1, 1)
-        device = pictures.device
-        mean = torch.tensor(self.preprocessing.mean, device=device).view(shape) * 255
-        scale = 1 / (torch.tensor(self.preprocessing.std, device=device).view(shape) * 255)
+        size = self.preprocessing
+        mean, scale = _constants(tuple(size.mean), tuple(size.std), pictures.device)
         return (pictures.float() - mean) * scale
 
     def logits(self, pictures: Tensor) -> Tensor:
@@ -295,3 +294,16 @@ def _to_image(array: np.ndarray[Any, Any]) -> Image.Image:
             f"{array.dtype} of shape {array.shape}"
         )
     return Image.fromarray(array)
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What is taken off 0…255, and what it is multiplied by: C×1×1 on the device.
+
+    Kept there: a GPU would have to wait for them in every step.
+    """
+    with torch.inference_mode(False):
+        middle, width = (torch.tensor(part, device=device).view(-1, 1, 1) for part in (mean, std))
+        return middle * 255, 1 / (width * 255)

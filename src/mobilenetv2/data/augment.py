@@ -48,7 +48,7 @@ def augment(
     config: AugmentConfig,
     key: tuple[int, int, int],
 ) -> Batch:
-    """The batch with every configured change applied.
+    """The batch with every configured change applied: :func:`changed`, then :func:`mixed`.
 
     Args:
         batch: pictures uint8 N×C×H×W, perhaps with a margin around what is evaluated; labels N.
@@ -60,19 +60,35 @@ def augment(
             follow from seed, epoch and its place; mixing, which is one draw per batch, from all.
     """
     seed, epoch, _ = key
+    pictures = changed(batch.pictures, size, indices, config, seed, epoch)
+    return mixed(batch._replace(pictures=pictures), config, key)
+
+
+def changed(
+    pictures: Tensor,
+    size: tuple[int, int],
+    indices: Tensor,
+    config: AugmentConfig,
+    seed: int,
+    epoch: int,
+) -> Tensor:
+    """Pictures N×C×H×W, each changed by itself: the same in whatever company it is.
+
+    The arguments are those of :func:`augment`.
+    """
     draws = uniform(seed, epoch, indices, _DRAWS)
     seen = train_size(config, size)
     if _moves(config) or seen != size:
-        pictures = _affine(batch.pictures, size, seen, draws, config)
+        pictures = _affine(pictures, size, seen, draws, config)
     else:
-        pictures = centre(batch.pictures, size)
+        pictures = centre(pictures, size)
     if config.colour_jitter:
         pictures = _jitter_colour(pictures, draws[:, 9:12], config.colour_jitter)
     if config.trivial:
         pictures = recoloured(pictures, draws[:, 17:])
     if config.erase:
         pictures = _erase(pictures, draws[:, 12:17], config.erase)
-    return _mix_pairs(batch._replace(pictures=pictures), config, key)
+    return pictures
 
 
 def train_size(config: AugmentConfig, size: tuple[int, int]) -> tuple[int, int]:
@@ -155,11 +171,12 @@ def _affine(
         matrix[:, :, 2:] += matrix[:, :, :2] @ last[:, :, 2:]
         matrix[:, :, :2] @= last[:, :, :2]
     # affine_grid and grid_sample count from -1 to 1 across each side, of output and input.
-    output = torch.tensor([width / 2, height / 2, 1.0], device=pictures.device)
-    source = torch.tensor([[in_width / 2], [in_height / 2]], device=pictures.device)
-    grid = F.affine_grid(
-        matrix * output / source, [*pictures.shape[:2], *seen], align_corners=False
-    )
+    # Each number by itself: a GPU would have to wait for a tensor of them.
+    matrix[:, :, 0] *= width / 2
+    matrix[:, :, 1] *= height / 2
+    matrix[:, 0] /= in_width / 2
+    matrix[:, 1] /= in_height / 2
+    grid = F.affine_grid(matrix, [*pictures.shape[:2], *seen], align_corners=False)
     return F.grid_sample(pictures.float(), grid, align_corners=False)
 
 
@@ -199,7 +216,7 @@ def _erase(pictures: Tensor, draws: Tensor, probability: float) -> Tensor:
     return pictures.masked_fill(box, 0)
 
 
-def _mix_pairs(batch: Batch, config: AugmentConfig, key: tuple[int, int, int]) -> Batch:
+def mixed(batch: Batch, config: AugmentConfig, key: tuple[int, int, int]) -> Batch:
     """Mixup or cutmix with the batch in reverse order; where both are on, a coin per batch."""
     if not (config.mixup or config.cutmix) or len(batch.labels) < 2:
         return batch
@@ -209,8 +226,8 @@ def _mix_pairs(batch: Batch, config: AugmentConfig, key: tuple[int, int, int]) -
     weight = float(random.beta(alpha, alpha))
     others = batch.pictures.flip(0)
     if not cut:
-        mixed = batch.pictures.float() * weight + others.float() * (1 - weight)
-        return Batch(mixed, batch.labels, batch.labels.flip(0), weight)
+        sums = batch.pictures.float() * weight + others.float() * (1 - weight)
+        return Batch(sums, batch.labels, batch.labels.flip(0), weight)
 
     height, width = batch.pictures.shape[-2:]
     box_height, box_width = (round(side * math.sqrt(1 - weight)) for side in (height, width))

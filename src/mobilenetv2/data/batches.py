@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from mobilenetv2.config import AugmentConfig
-from mobilenetv2.data.augment import Batch, augment, centre
+from mobilenetv2.data.augment import Batch, centre, changed, mixed
 from mobilenetv2.data.balance import balanced_order
 from mobilenetv2.data.draws import permutation
 from mobilenetv2.distributed import ALONE, Processes
+
+AT_ONCE = 1 << 23
+"""Numbers of pictures that a GPU changes in one go: some 80 batches of 128 digits."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +88,44 @@ class Batches:
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` (from 0) from ``first_step`` on."""
-        pictures, labels = self._pictures.pictures, self._pictures.labels
+        labels = self._pictures.labels
         order = self._order(epoch).to(labels.device)
-        for step, (start, end) in enumerate(self._bounds[first_step:], first_step):
-            draws = order[start:end]
-            share = self._processes.share(end - start)
-            if share is not None:
-                draws = draws[share.positions.to(draws.device)]
-            indices = draws % len(labels)
-            batch = Batch(pictures[indices].to(self._device), labels[indices].to(self._device))
-            seeds = (self._seed, epoch, step)
-            batch = augment(batch, self._size, draws.to(self._device), self._config, seeds)
-            yield batch._replace(share=share)
+        at_once = self._at_once()
+        for first in range(first_step, self.steps_per_epoch, at_once):
+            bounds = self._bounds[first : first + at_once]
+            batches = self._changed(order[bounds[0][0] : bounds[-1][1]], epoch, bounds)
+            for step, batch in enumerate(batches, first):
+                yield mixed(batch, self._config, (self._seed, epoch, step))
+
+    def _changed(self, draws: Tensor, epoch: int, bounds: list[tuple[int, int]]) -> list[Batch]:
+        """Neighbouring batches, their pictures changed all at once."""
+        share = None
+        if len(bounds) == 1:
+            share = self._processes.share(len(draws))
+        if share is not None:
+            draws = draws[share.positions.to(draws.device)]
+        indices = draws % len(self._pictures)
+        pictures = self._pictures.pictures[indices].to(self._device)
+        labels = self._pictures.labels[indices].to(self._device)
+        draws = draws.to(self._device)
+        pictures = changed(pictures, self._size, draws, self._config, self._seed, epoch)
+        if len(bounds) == 1:
+            return [Batch(pictures, labels, share=share)]
+        sizes = [end - start for start, end in bounds]
+        parts = zip(pictures.split(sizes), labels.split(sizes), strict=True)
+        return [Batch(*part) for part in parts]
+
+    def _at_once(self) -> int:
+        """Batches to change in one go: on a GPU many small ones, whose launches would take longer.
+
+        Of several processes each gets its part of every batch by itself.
+        """
+        if self._device.type != "cuda" or self._processes.count > 1:
+            return 1
+        start, end = self._bounds[0]
+        height, width = self._size
+        numbers = (end - start) * self._pictures.pictures.shape[1] * height * width
+        return max(1, AT_ONCE // numbers)
 
     def _order(self, epoch: int) -> Tensor:
         """The pictures of an epoch; one that comes again has another number, and other changes."""

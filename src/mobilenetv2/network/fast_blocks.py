@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mobilenetv2.network import kernels
-from mobilenetv2.network.kernels import DepthwiseShape, Kernels
+from mobilenetv2.network.kernels import DepthwiseShape, Kernels, out_sides
 from mobilenetv2.network.mobilenetv2 import (
     ConvNormActivation,
     InvertedResidual,
@@ -43,8 +43,14 @@ class FastConvNormActivation(ConvNormActivation):
     def forward(self, input: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
         part = _part(self)
-        if _working_dtype(self, input, [part]) is None:
+        dtype = _working_dtype(self, input, [part])
+        if dtype is None:
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
+        if shape := _stem_shape(part.conv, input):
+            kernels_here = _kernels(input, dtype)
+            if kernels_here.has_stem:
+                out = Stem.apply(kernels_here, part, shape, input, *part.parameters())
+                return cast(Tensor, out)
         y: Tensor = part.conv(input)
         out = NormRelu6.apply(_kernels(y, y.dtype), part, y, part.norm.weight, part.norm.bias)
         return cast(Tensor, out)
@@ -145,6 +151,17 @@ def _goes_backwards(conv: nn.Conv2d, x: Tensor) -> bool | None:
     return height % 2 == 0
 
 
+def _stem_shape(conv: nn.Conv2d, x: Tensor) -> DepthwiseShape | None:
+    """The shape of a first convolution, 3×3 of few channels; None where it is another one."""
+    backwards = _goes_backwards(conv, x)
+    if conv.kernel_size != (3, 3) or conv.groups > 1 or x.shape[1] > 3 or x.requires_grad:
+        return None
+    if backwards is None:
+        return None
+    images, channels, height, width = x.shape
+    return DepthwiseShape(images, height, width, channels, conv.stride[0], backwards)
+
+
 def _strided_pixels(x: Tensor, stride: int) -> int:
     return x.shape[0] * ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
 
@@ -186,6 +203,34 @@ class NormRelu6(torch.autograd.Function):
         gradient = ctx.kernels.backward(g, y, norm, True)
         gy = ctx.kernels.backward_apply(g, y, norm, gradient)
         return None, None, _maps(gy, images, height, width), gradient[2], gradient[3]
+
+
+class Stem(torch.autograd.Function):
+    """The first convolution, batch norm and ReLU6; the pictures get no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Any, part: Part, shape: DepthwiseShape, x: Tensor, kernel: Tensor,
+        weight: Tensor, bias: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Pictures N×C×H×W in, features N×C'×H'×W' out; weight and bias are the norm's."""
+        x = _matrix(x)
+        y, norm = kernels.stem(x, kernel, shape, part.norm)
+        ctx.kernels, ctx.shape = kernels, shape
+        ctx.save_for_backward(x, kernel, y, norm)
+        return _maps(kernels.apply(y, norm, True, None), shape.images, *out_sides(shape))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the inputs of :meth:`forward`."""
+        x, kernel, y, norm = ctx.saved_tensors
+        g = _matrix(g.to(y.dtype))
+        gradient = ctx.kernels.backward(g, y, norm, True)
+        g_kernel = None
+        if ctx.needs_input_grad[4]:
+            g_kernel = ctx.kernels.stem_backward(g, y, norm, gradient, x, kernel, ctx.shape)
+        return None, None, None, None, g_kernel, gradient[2], gradient[3]
 
 
 class PooledHead(torch.autograd.Function):

@@ -15,7 +15,8 @@ from mobilenetv2.network import gpu_kernels, gpu_plans
 from mobilenetv2.network.gpu_plans import Plan
 from mobilenetv2.network.kernels import DepthwiseShape, out_sides, real_dtype
 
-_FINISH = {"PROGRAMS": 64, "CHANNELS": 16}
+_FINISH = {"PROGRAMS": 128, "CHANNELS": 8}
+"""Partial sums that a finishing kernel takes at once: of so many programs and channels."""
 
 
 class GpuKernels:
@@ -26,7 +27,11 @@ class GpuKernels:
         processors: of the GPU; several programs run on each.
     """
 
+    has_stem = True
+    """Whether the first convolution has a kernel of its own."""
+
     def __init__(self, dtype: torch.dtype, processors: int) -> None:
+        self._dtype = dtype
         self._real = real_dtype(dtype)
         self._processors = processors
         self._constants: dict[str, Any] = {
@@ -43,7 +48,7 @@ class GpuKernels:
         if not module.training:
             return self._frozen(y, module)
         plan = gpu_plans.elementwise(channels)
-        grid = self._grid(plan, rows, plan.block["ROWS"], channels, plan.block["CHANNELS"])
+        grid = self._grid(plan, rows, "ROWS", channels, "CHANNELS")
         moments = self._partial(y, grid[0], 3, channels)
         gpu_kernels.norm_statistics[grid](
             y, moments, rows, channels, **plan.options, **self._constants
@@ -75,13 +80,14 @@ class GpuKernels:
         """The norm's gradient; ``g`` has a row for each pixel, or one for each image."""
         rows, channels = y.shape
         plan = gpu_plans.elementwise(channels)
-        grid = self._grid(plan, rows, plan.block["ROWS"], channels, plan.block["CHANNELS"])
+        grid = self._grid(plan, rows, "ROWS", channels, "CHANNELS")
         sums = self._partial(y, grid[0], 2, channels)
         gpu_kernels.norm_backward[grid](
             g, rows // len(g), y, norm, sums, rows, channels, ACTIVATED=activated, **plan.options,
             **self._constants,
         )  # fmt: skip
-        return self._finish_gradient(sums, norm)
+        gradient, _ = self._finish_backward(sums, 2 * channels, norm)
+        return gradient
 
     def backward_apply(self, g: Tensor, y: Tensor, norm: Tensor, gradient: Tensor) -> Tensor:
         """The gradient of ``y`` from ``g``, that of the normalised ``y`` after ReLU6."""
@@ -104,14 +110,12 @@ class GpuKernels:
         out_channels = len(weight)
         y = x.new_empty(rows, out_channels)
         plan = gpu_plans.forward(in_channels, out_channels)
-        programs, blocks = self._grid(
-            plan, rows, plan.block["ROWS"], out_channels, plan.block["OUT"]
-        )
+        programs, blocks = self._grid(plan, rows, "ROWS", out_channels, "OUT")
         moments = self._partial(x, programs, 3, out_channels) if module.training else None
         gpu_kernels.pointwise_forward[(programs * blocks,)](
-            x, x_norm, _stored(weight, x), y, moments, rows, in_channels, out_channels,
-            AT_ONCE=in_channels <= plan.block["IN"], **plan.options, **self._products,
-            **self._constants,
+            x, x_norm, _matrix(weight), y, moments, rows, in_channels, out_channels,
+            AT_ONCE=in_channels <= plan.block["IN"], EVEN=rows % plan.block["ROWS"] == 0,
+            WARPS=plan.warps, **plan.options, **self._products, **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
@@ -123,60 +127,66 @@ class GpuKernels:
         """Gradients of ``x`` (masked, if ``x_norm`` is given), weight, and ``x_norm``."""
         out_channels, in_channels = weight.shape[:2]
         gx = torch.empty_like(x) if wants_x else None
-        output = g, len(y) // len(g), y, y_norm, y_gradient
-        matrix = _stored(weight, x)
+        share = len(y) // len(g)
+        output = g, share, y, y_norm, y_gradient
+        kinds = {"ACTIVATED": activated, "SHARED": share > 1}
+        matrix = _matrix(weight)
         if plan := gpu_plans.backward(in_channels, out_channels):
             sums, products = self._both(
-                plan, output, activated, x, x_norm, matrix, residual, gx, wants_weight
+                plan, output, kinds, x, x_norm, matrix, residual, gx, wants_weight
             )
-        else:
-            sums = products = None
-            if gx is not None:
-                sums = self._of_input(output, activated, x, x_norm, matrix, residual, gx)
-            if wants_weight:
-                products = self._of_weight(output, activated, x, x_norm, out_channels)
-        x_gradient = weight_gradient = None
-        if products is not None:
-            weight_gradient = products.sum(0).view_as(weight)
-        if x_norm is not None:
-            assert sums is not None
-            x_gradient = self._finish_gradient(sums, x_norm)
-        return gx, weight_gradient, x_gradient
+            if sums is None and products is None:
+                return gx, None, None
+            norm_gradient, weight_gradient = self._finish_backward(
+                sums, 2 * in_channels, x_norm, products, weight
+            )
+            return gx, weight_gradient, norm_gradient
+        norm_gradient = weight_gradient = None
+        if gx is not None:
+            sums = self._of_input(output, kinds, x, x_norm, matrix, residual, gx)
+            if sums is not None:
+                norm_gradient, _ = self._finish_backward(sums, 2 * in_channels, x_norm)
+        if wants_weight:
+            products = self._of_weight(output, kinds, x, x_norm, out_channels)
+            _, weight_gradient = self._finish_backward(None, 0, None, products, weight)
+        return gx, weight_gradient, norm_gradient
 
     def _both(
-        self, plan: Plan, output: tuple[Any, ...], activated: bool, x: Tensor,
+        self, plan: Plan, output: tuple[Any, ...], kinds: dict[str, Any], x: Tensor,
         x_norm: Tensor | None, matrix: Tensor, residual: Tensor | None, gx: Tensor | None,
         wants_weight: bool,
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
         """Sums for the norm of ``x`` and for the weight, from one sweep over all."""
         rows, in_channels = x.shape
         out_channels = len(matrix)
-        programs, _ = self._grid(plan, rows, plan.block["ROWS"], 1, 1)
+        programs, blocks = self._grid(plan, rows, "ROWS", in_channels, "IN")
         sums = None if x_norm is None else self._partial(x, programs, 2, in_channels)
         products = self._partial(x, programs, out_channels, in_channels) if wants_weight else None
-        gpu_kernels.pointwise_backward[(programs,)](
+        gpu_kernels.pointwise_backward[(programs * blocks,)](
             *output, x, x_norm, matrix, residual, gx, sums, products, rows, in_channels,
-            out_channels, ACTIVATED=activated, **plan.options, **self._products, **self._constants,
+            out_channels, EVEN=rows % plan.block["ROWS"] == 0, WARPS=plan.warps, **kinds,
+            **plan.options, **self._products, **self._constants,
         )  # fmt: skip
         return sums, products
 
     def _of_input(
-        self, output: tuple[Any, ...], activated: bool, x: Tensor, x_norm: Tensor | None,
+        self, output: tuple[Any, ...], kinds: dict[str, Any], x: Tensor, x_norm: Tensor | None,
         matrix: Tensor, residual: Tensor | None, gx: Tensor,
     ) -> Tensor | None:  # fmt: skip
         """Sums for the norm of ``x``."""
         rows, in_channels = x.shape
         plan = gpu_plans.backward_input(in_channels, len(matrix))
-        programs, blocks = self._grid(plan, rows, plan.block["ROWS"], in_channels, plan.block["IN"])
+        programs, blocks = self._grid(plan, rows, "ROWS", in_channels, "IN")
         sums = None if x_norm is None else self._partial(x, programs, 2, in_channels)
         gpu_kernels.pointwise_backward_input[(programs * blocks,)](
             *output, x, x_norm, matrix, residual, gx, sums, rows, in_channels, len(matrix),
-            ACTIVATED=activated, **plan.options, **self._products, **self._constants,
+            EVEN=rows % plan.block["ROWS"] == 0, **kinds, **plan.options, **self._products,
+            **self._constants,
         )  # fmt: skip
         return sums
 
     def _of_weight(
-        self, output: tuple[Any, ...], activated: bool, x: Tensor, x_norm: Tensor | None,
+        self, output: tuple[Any, ...], kinds: dict[str, Any], x: Tensor, x_norm: Tensor | None,
         out_channels: int,
     ) -> Tensor:  # fmt: skip
         """Sums for the weight."""
@@ -184,11 +194,11 @@ class GpuKernels:
         plan = gpu_plans.backward_weight(in_channels, out_channels)
         of_out = triton.cdiv(out_channels, plan.block["OUT"])
         of_in = triton.cdiv(in_channels, plan.block["IN"])
-        programs, _ = self._grid(plan, rows, plan.block["ROWS"], of_in * of_out, 1)
+        programs = self._programs(plan, triton.cdiv(rows, plan.block["ROWS"]), of_in * of_out)
         products = self._partial(x, programs, out_channels, in_channels)
         gpu_kernels.pointwise_backward_weight[(programs, of_in, of_out)](
-            *output, x, x_norm, products, rows, in_channels, out_channels, ACTIVATED=activated,
-            **plan.options, **self._products, **self._constants,
+            *output, x, x_norm, products, rows, in_channels, out_channels, EVEN=rows % plan.block["ROWS"] == 0,
+            **kinds, **plan.options, **self._products, **self._constants,
         )  # fmt: skip
         return products
 
@@ -202,13 +212,12 @@ class GpuKernels:
         channels: int = shape.channels
         height, width = out_sides(shape)
         y = x.new_empty(shape.images * height * width, channels)
-        plan = gpu_plans.depthwise(channels, shape.stride)
-        squares = len(y) // (4 if shape.stride == 1 else 1)
-        grid = self._grid(plan, squares, plan.block["SQUARES"], channels, plan.block["CHANNELS"])
+        plan = gpu_plans.depthwise(channels, shape.stride, height)
+        grid = self._grid(plan, _strips(shape.images, height, width, plan), "STRIPS", channels)
         moments = self._partial(x, grid[0], 3, channels) if module.training else None
         gpu_kernels.depthwise_forward[grid](
-            x, norm, _tap_by_tap(weight), y, moments, shape.images, shape.height, shape.width,
-            height, width, channels, STRIDE=shape.stride, PADDING=0 if shape.backwards else 1,
+            x, norm, _taps(weight), y, moments, shape.images, shape.height, shape.width, height,
+            width, channels, STRIDE=shape.stride, PADDING=0 if shape.backwards else 1,
             **plan.options, **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
@@ -220,28 +229,84 @@ class GpuKernels:
         """Gradients of ``x`` (masked, if ``x_norm`` is given), weight, and ``x_norm``."""
         channels: int = shape.channels
         gx = torch.empty_like(x)
-        plan = gpu_plans.depthwise_backward(channels, shape.stride)
-        squares = len(x) // 4
-        grid = self._grid(plan, squares, plan.block["SQUARES"], channels, plan.block["CHANNELS"])
+        plan = gpu_plans.depthwise_backward(channels, shape.stride, shape.height)
+        strips = _strips(shape.images, shape.height, shape.width, plan)
+        grid = self._grid(plan, strips, "STRIPS", channels)
         sums = self._partial(x, grid[0], 11, channels)
         gpu_kernels.depthwise_backward[grid](
-            g, y, y_norm, y_gradient, x, x_norm, _tap_by_tap(weight), gx, sums, shape.images,
+            g, y, y_norm, y_gradient, x, x_norm, _taps(weight), gx, sums, shape.images,
             shape.height, shape.width, *out_sides(shape), channels, STRIDE=shape.stride,
             PADDING=0 if shape.backwards else 1, **plan.options, **self._constants,
         )  # fmt: skip
-        weight_gradient = sums[:, 2:].sum(0).t().reshape(weight.shape)
-        x_gradient = None if x_norm is None else self._finish_gradient(sums, x_norm)
-        return gx, weight_gradient, x_gradient
+        norm_gradient, weight_gradient = self._finish_backward(
+            sums, 11 * channels, x_norm, sums[:, 2:], weight, taps=True
+        )
+        return gx, weight_gradient, norm_gradient
+
+    # ---------------------------------------------------------------------------------- the stem
+
+    def stem(
+        self, x: Tensor, weight: Tensor, shape: DepthwiseShape, module: nn.BatchNorm2d
+    ) -> tuple[Tensor, Tensor]:
+        """The first 3×3 convolution of pictures ``x``, pixels × channels of any dtype; its norm.
+
+        ``shape`` is that of a depthwise convolution of the same pictures.
+        """
+        out_channels = len(weight)
+        height, width = out_sides(shape)
+        rows = shape.images * height * width
+        plan = gpu_plans.stem(shape.channels, out_channels)
+        y = torch.empty(rows, out_channels, dtype=self._dtype, device=x.device)
+        programs, _ = self._grid(plan, rows, "ROWS", out_channels, "OUT")
+        moments = self._partial(x, programs, 3, out_channels) if module.training else None
+        gpu_kernels.stem_forward[(programs,)](
+            x, weight, y, moments, rows, shape.height, shape.width, height, width, out_channels,
+            shape.channels, *weight.stride(), **self._of_stem(plan, shape, rows), WARPS=plan.warps,
+        )  # fmt: skip
+        return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
+
+    def stem_backward(
+        self, g: Tensor, y: Tensor, norm: Tensor, gradient: Tensor, x: Tensor, weight: Tensor,
+        shape: DepthwiseShape,
+    ) -> Tensor:  # fmt: skip
+        """The gradient of the stem's weight."""
+        rows, out_channels = y.shape
+        plan = gpu_plans.stem_backward(shape.channels, out_channels)
+        programs, _ = self._grid(plan, rows, "ROWS", out_channels, "OUT")
+        products = self._partial(x, programs, weight.numel())
+        gpu_kernels.stem_backward_weight[(programs,)](
+            g, y, norm, gradient, x, products, rows, shape.height, shape.width, *out_sides(shape),
+            out_channels, shape.channels, *weight.stride(), **self._of_stem(plan, shape, rows),
+        )  # fmt: skip
+        _, weight_gradient = self._finish_backward(None, 0, None, products, weight)
+        assert weight_gradient is not None
+        return weight_gradient
+
+    def _of_stem(self, plan: Plan, shape: DepthwiseShape, rows: int) -> dict[str, Any]:
+        return {
+            "TAPS": gpu_plans.power(9 * shape.channels),
+            "STRIDE": shape.stride,
+            "PADDING": 0 if shape.backwards else 1,
+            "EVEN": rows % plan.block["ROWS"] == 0,
+            **plan.options,
+            **self._products,
+            **self._constants,
+        }
 
     # --------------------------------------------------------------------------------- helpers
 
     def _grid(
-        self, plan: Plan, rows: int, at_once: int, channels: int, block: int
+        self, plan: Plan, rows: int, of_rows: str, channels: int, of_channels: str = "CHANNELS"
     ) -> tuple[int, int]:
-        """Programs that share the rows, for each block of channels, and those blocks."""
-        blocks = triton.cdiv(channels, block)
-        most = max(1, plan.programs * self._processors // blocks)
-        return max(1, min(triton.cdiv(rows, at_once), most)), blocks
+        """Programs that share the rows, for each block of channels, and those blocks.
+
+        ``of_rows`` and ``of_channels`` are the plan's names of both blocks.
+        """
+        blocks = triton.cdiv(channels, plan.block[of_channels])
+        return self._programs(plan, triton.cdiv(rows, plan.block[of_rows]), blocks), blocks
+
+    def _programs(self, plan: Plan, tiles: int, blocks: int) -> int:
+        return max(1, min(tiles, plan.programs * self._processors // blocks))
 
     def _partial(self, like: Tensor, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self._real, device=like.device)
@@ -263,13 +328,34 @@ class GpuKernels:
         )  # fmt: skip
         return norm
 
-    def _finish_gradient(self, sums: Tensor, norm: Tensor) -> Tensor:
-        programs, channels = len(sums), norm.shape[1]
-        gradient = self._partial(norm, 4, channels)
-        gpu_kernels.finish_gradient[(triton.cdiv(channels, _FINISH["CHANNELS"]),)](
-            sums, programs, sums[0].numel(), norm, gradient, channels, **_FINISH
-        )
-        return gradient
+    def _finish_backward(
+        self, sums: Tensor | None, apart: int, norm: Tensor | None,
+        weight_sums: Tensor | None = None, weight: Tensor | None = None, taps: bool = False,
+    ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+        """The gradients of a norm and of a weight, from what the programs have left.
+
+        Sums of two programs for the norm lie so many numbers ``apart``. ``taps``: those for the
+        weight come tap by tap.
+        """
+        of_norm = of_weight = channels = numbers = weight_apart = 0
+        gradient = weight_gradient = None
+        left = sums if weight_sums is None else weight_sums
+        assert left is not None
+        if norm is not None:
+            channels = norm.shape[1]
+            gradient = self._partial(norm, 4, channels)
+            of_norm = triton.cdiv(channels, _FINISH["CHANNELS"])
+        if weight_sums is not None:
+            assert weight is not None
+            weight_gradient = torch.empty_like(weight)
+            numbers, weight_apart = weight.numel(), weight_sums.stride(0)
+            of_weight = triton.cdiv(numbers, _FINISH["CHANNELS"])
+            channels = len(weight) if taps else channels
+        gpu_kernels.finish_backward[(of_norm + of_weight,)](
+            sums, apart, norm, gradient, channels, weight_sums, weight_apart, weight_gradient,
+            numbers, len(left), TAPS=taps, **_FINISH,
+        )  # fmt: skip
+        return gradient, weight_gradient
 
 
 @functools.cache
@@ -282,11 +368,16 @@ def _tiles(rows: int, channels: int, plan: Plan) -> tuple[int, int]:
     return triton.cdiv(rows, plan.block["ROWS"]), triton.cdiv(channels, plan.block["CHANNELS"])
 
 
-def _stored(weight: Tensor, x: Tensor) -> Tensor:
-    """A 1×1 kernel as a matrix out × in, stored as activations are."""
-    return weight.reshape(weight.shape[0], weight.shape[1]).to(x.dtype)
+def _strips(images: int, height: int, width: int, plan: Plan) -> int:
+    """Strips of two columns."""
+    return images * triton.cdiv(height, plan.block["SEGMENT"]) * triton.cdiv(width, 2)
 
 
-def _tap_by_tap(weight: Tensor) -> Tensor:
-    """Depthwise 3×3 kernels as 9 × channels."""
-    return weight.reshape(len(weight), 9).t().contiguous()
+def _matrix(weight: Tensor) -> Tensor:
+    """A 1×1 kernel as a matrix out × in, contiguous."""
+    return weight.reshape(weight.shape[0], weight.shape[1]).contiguous()
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """Depthwise 3×3 kernels as channels × 9, contiguous."""
+    return weight.reshape(len(weight), 9).contiguous()

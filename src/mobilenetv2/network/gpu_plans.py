@@ -60,16 +60,39 @@ def backward_weight(in_channels: int, out_channels: int) -> Plan:
     )
 
 
-def depthwise(channels: int, stride: int) -> Plan:
-    """For a depthwise convolution."""
+def depthwise(channels: int, stride: int, out_height: int) -> Plan:
+    """For a depthwise convolution that puts out maps of this height."""
     block = block_of(channels, 64)
-    return Plan({"SQUARES": 512 // block, "CHANNELS": block}, 8)
+    segment = segment_of(out_height, 28)
+    return Plan({"STRIPS": 512 // block, "SEGMENT": segment, "CHANNELS": block}, 8)
 
 
-def depthwise_backward(channels: int, stride: int) -> Plan:
-    """For both gradients of a depthwise convolution."""
+def depthwise_backward(channels: int, stride: int, height: int) -> Plan:
+    """For both gradients of a depthwise convolution of maps of this height."""
     block = block_of(channels, 64)
-    return Plan({"SQUARES": 512 // block, "CHANNELS": block}, 4)
+    segment = segment_of(height, 28)
+    return Plan({"STRIPS": 512 // block, "SEGMENT": segment, "CHANNELS": block}, 4)
+
+
+def stem(in_channels: int, out_channels: int) -> Plan:
+    """For the first convolution."""
+    return Plan({"ROWS": 128, "OUT": power(out_channels)}, 8)
+
+
+def stem_backward(in_channels: int, out_channels: int) -> Plan:
+    """For the gradient of its weight."""
+    return Plan({"ROWS": 128, "OUT": power(out_channels)}, 4)
+
+
+def segment_of(height: int, most: int) -> int:
+    """Rows, an even number, into which a map of this height is best divided.
+
+    >>> [segment_of(height, 28) for height in (112, 56, 33, 14, 7)]
+    [28, 28, 18, 14, 8]
+    """
+    parts = -(-height // most)
+    rows = -(-height // parts)
+    return rows + rows % 2
 
 
 def power(channels: int) -> int:

@@ -52,6 +52,9 @@ class Kernels:
     its gradient one of 4 × channels; see `struct Norm` and `struct NormGradient` there.
     """
 
+    has_stem = False
+    """Whether the first convolution has a kernel of its own."""
+
     def __init__(self, library: str) -> None:
         loaded = ctypes.CDLL(library)
         pointer, integer, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
