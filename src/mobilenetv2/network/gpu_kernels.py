@@ -752,10 +752,9 @@ def neighbour(
     value = tl.load(x + pixel[:, None] * channels + channel[None, :], mask=is_here, other=0.0)
     if NORMALISE:
         limit = tl.where(is_inside, 6.0, 0.0).to(REAL)
-        seen = relu6(value.to(REAL) * scale + shift, limit[:, None])
+        return relu6(value.to(REAL) * scale + shift, limit[:, None])
     else:
-        seen = value.to(REAL)
-    return value, seen
+        return value.to(REAL)
 
 
 @triton.jit
@@ -780,7 +779,7 @@ def store_pixel(
 def depthwise_forward(
     x, norm, weight, y, moments, images, height, width, out_height, out_width, channels,
     STRIDE: tl.constexpr, PADDING: tl.constexpr, REAL: tl.constexpr, STRIPS: tl.constexpr,
-    SEGMENT: tl.constexpr, CHANNELS: tl.constexpr,
+    SEGMENT: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """The 3×3 convolution and the moments of what comes out; grid as :func:`norm_statistics`'s.
 
@@ -826,23 +825,23 @@ def depthwise_forward(
         q1 = tl.zeros((STRIPS, CHANNELS), REAL)
         if STRIDE == 1:
             # Before input row i comes, p has the rows above for output row i - 1, q for row i.
-            for step in range(0, SEGMENT + 2):
+            for step in tl.range(0, SEGMENT + 2, num_stages=DEPTH):
                 i = first - 1 + step
                 is_row = (i >= 0) & (i < height)
                 pixel = (image * height + i) * width + left
-                _, v0 = neighbour(
+                v0 = neighbour(
                     x, scale, shift, pixel, has0 & is_row, channels, channel, is_channel, REAL,
                     NORMALISE,
                 )  # fmt: skip
-                _, v1 = neighbour(
+                v1 = neighbour(
                     x, scale, shift, pixel + 1, has1 & is_row, channels, channel, is_channel,
                     REAL, NORMALISE,
                 )  # fmt: skip
-                _, v2 = neighbour(
+                v2 = neighbour(
                     x, scale, shift, pixel + 2, has2 & is_row, channels, channel, is_channel,
                     REAL, NORMALISE,
                 )  # fmt: skip
-                _, v3 = neighbour(
+                v3 = neighbour(
                     x, scale, shift, pixel + 3, has3 & is_row, channels, channel, is_channel,
                     REAL, NORMALISE,
                 )  # fmt: skip
@@ -867,27 +866,27 @@ def depthwise_forward(
                 q1 = v1 * w0 + v2 * w1 + v3 * w2
         else:
             # Of the three input rows of an output the last is the first of the next output.
-            for step in range(0, 2 * SEGMENT + 1):
+            for step in tl.range(0, 2 * SEGMENT + 1, num_stages=DEPTH):
                 i = first * 2 - PADDING + step
                 is_row = (i >= 0) & (i < height)
                 pixel = (image * height + i) * width + left
-                _, v0 = neighbour(
+                v0 = neighbour(
                     x, scale, shift, pixel, has0 & is_row, channels, channel, is_channel, REAL,
                     NORMALISE,
                 )  # fmt: skip
-                _, v1 = neighbour(
+                v1 = neighbour(
                     x, scale, shift, pixel + 1, has1 & is_row, channels, channel, is_channel,
                     REAL, NORMALISE,
                 )  # fmt: skip
-                _, v2 = neighbour(
+                v2 = neighbour(
                     x, scale, shift, pixel + 2, has2 & is_row, channels, channel, is_channel,
                     REAL, NORMALISE,
                 )  # fmt: skip
-                _, v3 = neighbour(
+                v3 = neighbour(
                     x, scale, shift, pixel + 3, has3 & is_row, channels, channel, is_channel,
                     REAL, NORMALISE,
                 )  # fmt: skip
-                _, v4 = neighbour(
+                v4 = neighbour(
                     x, scale, shift, pixel + 4, has4 & is_row, channels, channel, is_channel,
                     REAL, NORMALISE,
                 )  # fmt: skip
@@ -935,17 +934,21 @@ def output_gradient(
 
 @triton.jit
 def store_input_gradient(
-    gx, gradient, value, seen, mean, pixel, is_inside, channels, channel, is_channel, total,
+    gx, gradient, x, seen, mean, pixel, is_inside, channels, channel, is_channel, total,
     product, NORMALISE: tl.constexpr,
 ):  # fmt: skip
-    """Write a pixel of each strip, and take it into the sums for the norm of x."""
+    """Write a pixel of each strip, and take it into the sums for the norm of x.
+
+    x is read again: it still lies in the cache, and registers are scarcer.
+    """
+    at = pixel[:, None] * channels + channel[None, :]
+    is_here = is_inside[:, None] & is_channel[None, :]
     if NORMALISE:
+        value = tl.load(x + at, mask=is_here, other=0.0).to(total.dtype)
         gradient = where_relu6_passes(seen, gradient)
         total += gradient
-        product += gradient * (value.to(total.dtype) - mean)
-    at = gx + pixel[:, None] * channels + channel[None, :]
-    is_here = is_inside[:, None] & is_channel[None, :]
-    tl.store(at, gradient.to(gx.dtype.element_ty), mask=is_here)
+        product += gradient * (value - mean)
+    tl.store(gx + at, gradient.to(gx.dtype.element_ty), mask=is_here)
     return total, product
 
 
@@ -953,7 +956,7 @@ def store_input_gradient(
 def depthwise_backward(
     g, y, y_norm, y_gradient, x, x_norm, weight, gx, sums, images, height, width, out_height,
     out_width, channels, STRIDE: tl.constexpr, PADDING: tl.constexpr, REAL: tl.constexpr,
-    STRIPS: tl.constexpr, SEGMENT: tl.constexpr, CHANNELS: tl.constexpr,
+    STRIPS: tl.constexpr, SEGMENT: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Both gradients of the 3×3 convolution in one sweep down strips of two columns of inputs.
 
@@ -1001,16 +1004,23 @@ def depthwise_backward(
         image, first, column, is_strip = strips(which, of_all, height, width, SEGMENT)
         has_second = is_strip & (column + 1 < width)
         if STRIDE == 1:
-            # At output row o the inputs of rows o - 1, o and o + 1 have seen it: a, c and d. The
-            # gradient of row o - 1 is complete then; p is its sum so far, q that of row o.
+            # Output row o was seen through row o - 1 of inputs, a, and row o, c; h is output row
+            # o - 1. The gradient of input row o - 1 is complete then; p is its sum so far, q that
+            # of row o. Each its own zero: of two names for one value, Triton takes a loop to change
+            # neither; and what is handed on over two rounds would keep loads from going ahead.
             has0 = is_strip & (column > 0)
             has3 = is_strip & (column + 2 < width)
-            zero = tl.zeros((STRIPS, CHANNELS), REAL)
-            p0, p1, q0, q1 = zero, zero, zero, zero
-            a0, a1, c0, c1 = zero, zero, zero, zero
-            raw = tl.zeros((STRIPS, CHANNELS), x.dtype.element_ty)
-            ra0, ra1, rc0, rc1 = raw, raw, raw, raw
-            for step in range(0, SEGMENT + 2):
+            p0 = tl.zeros((STRIPS, CHANNELS), REAL)
+            p1 = tl.zeros((STRIPS, CHANNELS), REAL)
+            q0 = tl.zeros((STRIPS, CHANNELS), REAL)
+            q1 = tl.zeros((STRIPS, CHANNELS), REAL)
+            a0 = tl.zeros((STRIPS, CHANNELS), REAL)
+            a1 = tl.zeros((STRIPS, CHANNELS), REAL)
+            h0 = tl.zeros((STRIPS, CHANNELS), REAL)
+            h1 = tl.zeros((STRIPS, CHANNELS), REAL)
+            h2 = tl.zeros((STRIPS, CHANNELS), REAL)
+            h3 = tl.zeros((STRIPS, CHANNELS), REAL)
+            for step in tl.range(0, SEGMENT + 2, num_stages=DEPTH):
                 o = first - 1 + step
                 is_row = (o >= 0) & (o < height)
                 pixel = (image * height + o) * width + column
@@ -1030,13 +1040,13 @@ def depthwise_backward(
                     g, y, y_scale, y_shift, slope, offset, pixel + 2, has3 & is_row, channels,
                     channel, is_channel, REAL,
                 )  # fmt: skip
-                is_next = (step < SEGMENT) & (o + 1 < height)
-                rd0, d0 = neighbour(
-                    x, scale, shift, pixel + width, is_strip & is_next, channels, channel,
-                    is_channel, REAL, NORMALISE,
+                is_own = (step >= 1) & (step <= SEGMENT) & (o < height)
+                c0 = neighbour(
+                    x, scale, shift, pixel, is_strip & is_own, channels, channel, is_channel, REAL,
+                    NORMALISE,
                 )  # fmt: skip
-                rd1, d1 = neighbour(
-                    x, scale, shift, pixel + width + 1, has_second & is_next, channels, channel,
+                c1 = neighbour(
+                    x, scale, shift, pixel + 1, has_second & is_own, channels, channel,
                     is_channel, REAL, NORMALISE,
                 )  # fmt: skip
                 t0 = t0 + a0 * g2 + a1 * g3
@@ -1045,26 +1055,30 @@ def depthwise_backward(
                 t3 = t3 + c0 * g2 + c1 * g3
                 t4 = t4 + c0 * g1 + c1 * g2
                 t5 = t5 + c0 * g0 + c1 * g1
-                t6 = t6 + d0 * g2 + d1 * g3
-                t7 = t7 + d0 * g1 + d1 * g2
-                t8 = t8 + d0 * g0 + d1 * g1
+                t6 = t6 + c0 * h2 + c1 * h3
+                t7 = t7 + c0 * h1 + c1 * h2
+                t8 = t8 + c0 * h0 + c1 * h1
                 p0 = p0 + g2 * w0 + g1 * w1 + g0 * w2
                 p1 = p1 + g3 * w0 + g2 * w1 + g1 * w2
                 is_done = (step >= 2) & (o <= height)
                 total, product = store_input_gradient(
-                    gx, p0, ra0, a0, mean, pixel - width, is_strip & is_done, channels, channel,
+                    gx, p0, x, a0, mean, pixel - width, is_strip & is_done, channels, channel,
                     is_channel, total, product, NORMALISE,
                 )  # fmt: skip
                 total, product = store_input_gradient(
-                    gx, p1, ra1, a1, mean, pixel - width + 1, has_second & is_done, channels,
+                    gx, p1, x, a1, mean, pixel - width + 1, has_second & is_done, channels,
                     channel, is_channel, total, product, NORMALISE,
                 )  # fmt: skip
                 p0 = q0 + g2 * w3 + g1 * w4 + g0 * w5
                 p1 = q1 + g3 * w3 + g2 * w4 + g1 * w5
                 q0 = g2 * w6 + g1 * w7 + g0 * w8
                 q1 = g3 * w6 + g2 * w7 + g1 * w8
-                a0, a1, ra0, ra1 = c0, c1, rc0, rc1
-                c0, c1, rc0, rc1 = d0, d1, rd0, rd1
+                a0 = c0
+                a1 = c1
+                h0 = g0
+                h1 = g1
+                h2 = g2
+                h3 = g3
         else:
             # Two rows of inputs, e and f, lie between two of outputs: o above, n below.
             out_column = column // 2 + PADDING - 1
@@ -1072,7 +1086,7 @@ def depthwise_backward(
             has_right = is_strip & (out_column + 1 < out_width)
             o0 = tl.zeros((STRIPS, CHANNELS), REAL)
             o1 = tl.zeros((STRIPS, CHANNELS), REAL)
-            for step in range(0, SEGMENT // 2 + 1):
+            for step in tl.range(0, SEGMENT // 2 + 1, num_stages=DEPTH):
                 out_row = first // 2 + PADDING - 1 + step
                 is_row = (out_row >= 0) & (out_row < out_height)
                 pixel = (image * out_height + out_row) * out_width + out_column
@@ -1084,71 +1098,70 @@ def depthwise_backward(
                     g, y, y_scale, y_shift, slope, offset, pixel + 1, has_right & is_row,
                     channels, channel, is_channel, REAL,
                 )  # fmt: skip
-                if step > 0:
-                    row = first + 2 * step - 2
-                    at = (image * height + row) * width + column
-                    is_e = row < height
-                    is_f = row + 1 < height
-                    re0, e0 = neighbour(
-                        x, scale, shift, at, is_strip & is_e, channels, channel, is_channel,
-                        REAL, NORMALISE,
-                    )  # fmt: skip
-                    re1, e1 = neighbour(
-                        x, scale, shift, at + 1, has_second & is_e, channels, channel,
-                        is_channel, REAL, NORMALISE,
-                    )  # fmt: skip
-                    rf0, f0 = neighbour(
-                        x, scale, shift, at + width, is_strip & is_f, channels, channel,
-                        is_channel, REAL, NORMALISE,
-                    )  # fmt: skip
-                    rf1, f1 = neighbour(
-                        x, scale, shift, at + width + 1, has_second & is_f, channels, channel,
-                        is_channel, REAL, NORMALISE,
-                    )  # fmt: skip
-                    if PADDING == 1:
-                        t4 += e0 * o0
-                        t3 += e1 * o1
-                        t5 += e1 * o0
-                        t1 += f0 * n0
-                        t7 += f0 * o0
-                        t0 += f1 * n1
-                        t2 += f1 * n0
-                        t6 += f1 * o1
-                        t8 += f1 * o0
-                        ge0 = o0 * w4
-                        ge1 = o1 * w3 + o0 * w5
-                        gf0 = n0 * w1 + o0 * w7
-                        gf1 = n1 * w0 + n0 * w2 + o1 * w6 + o0 * w8
-                    else:
-                        t0 += e0 * n1
-                        t2 += e0 * n0
-                        t6 += e0 * o1
-                        t8 += e0 * o0
-                        t1 += e1 * n1
-                        t7 += e1 * o1
-                        t3 += f0 * n1
-                        t5 += f0 * n0
-                        t4 += f1 * n1
-                        ge0 = n1 * w0 + n0 * w2 + o1 * w6 + o0 * w8
-                        ge1 = n1 * w1 + o1 * w7
-                        gf0 = n1 * w3 + n0 * w5
-                        gf1 = n1 * w4
-                    total, product = store_input_gradient(
-                        gx, ge0, re0, e0, mean, at, is_strip & is_e, channels, channel,
-                        is_channel, total, product, NORMALISE,
-                    )  # fmt: skip
-                    total, product = store_input_gradient(
-                        gx, ge1, re1, e1, mean, at + 1, has_second & is_e, channels, channel,
-                        is_channel, total, product, NORMALISE,
-                    )  # fmt: skip
-                    total, product = store_input_gradient(
-                        gx, gf0, rf0, f0, mean, at + width, is_strip & is_f, channels, channel,
-                        is_channel, total, product, NORMALISE,
-                    )  # fmt: skip
-                    total, product = store_input_gradient(
-                        gx, gf1, rf1, f1, mean, at + width + 1, has_second & is_f, channels,
-                        channel, is_channel, total, product, NORMALISE,
-                    )  # fmt: skip
+                row = first + 2 * step - 2
+                at = (image * height + row) * width + column
+                is_e = (step > 0) & (row < height)
+                is_f = (step > 0) & (row + 1 < height)
+                e0 = neighbour(
+                    x, scale, shift, at, is_strip & is_e, channels, channel, is_channel,
+                    REAL, NORMALISE,
+                )  # fmt: skip
+                e1 = neighbour(
+                    x, scale, shift, at + 1, has_second & is_e, channels, channel,
+                    is_channel, REAL, NORMALISE,
+                )  # fmt: skip
+                f0 = neighbour(
+                    x, scale, shift, at + width, is_strip & is_f, channels, channel,
+                    is_channel, REAL, NORMALISE,
+                )  # fmt: skip
+                f1 = neighbour(
+                    x, scale, shift, at + width + 1, has_second & is_f, channels, channel,
+                    is_channel, REAL, NORMALISE,
+                )  # fmt: skip
+                if PADDING == 1:
+                    t4 += e0 * o0
+                    t3 += e1 * o1
+                    t5 += e1 * o0
+                    t1 += f0 * n0
+                    t7 += f0 * o0
+                    t0 += f1 * n1
+                    t2 += f1 * n0
+                    t6 += f1 * o1
+                    t8 += f1 * o0
+                    ge0 = o0 * w4
+                    ge1 = o1 * w3 + o0 * w5
+                    gf0 = n0 * w1 + o0 * w7
+                    gf1 = n1 * w0 + n0 * w2 + o1 * w6 + o0 * w8
+                else:
+                    t0 += e0 * n1
+                    t2 += e0 * n0
+                    t6 += e0 * o1
+                    t8 += e0 * o0
+                    t1 += e1 * n1
+                    t7 += e1 * o1
+                    t3 += f0 * n1
+                    t5 += f0 * n0
+                    t4 += f1 * n1
+                    ge0 = n1 * w0 + n0 * w2 + o1 * w6 + o0 * w8
+                    ge1 = n1 * w1 + o1 * w7
+                    gf0 = n1 * w3 + n0 * w5
+                    gf1 = n1 * w4
+                total, product = store_input_gradient(
+                    gx, ge0, x, e0, mean, at, is_strip & is_e, channels, channel,
+                    is_channel, total, product, NORMALISE,
+                )  # fmt: skip
+                total, product = store_input_gradient(
+                    gx, ge1, x, e1, mean, at + 1, has_second & is_e, channels, channel,
+                    is_channel, total, product, NORMALISE,
+                )  # fmt: skip
+                total, product = store_input_gradient(
+                    gx, gf0, x, f0, mean, at + width, is_strip & is_f, channels, channel,
+                    is_channel, total, product, NORMALISE,
+                )  # fmt: skip
+                total, product = store_input_gradient(
+                    gx, gf1, x, f1, mean, at + width + 1, has_second & is_f, channels,
+                    channel, is_channel, total, product, NORMALISE,
+                )  # fmt: skip
                 o0 = n0
                 o1 = n1
     to = sums + program * 11 * channels + channel

@@ -218,7 +218,7 @@ class GpuKernels:
         gpu_kernels.depthwise_forward[grid](
             x, norm, _taps(weight), y, moments, shape.images, shape.height, shape.width, height,
             width, channels, STRIDE=shape.stride, PADDING=0 if shape.backwards else 1,
-            **plan.options, **self._constants,
+            DEPTH=plan.stages, **plan.options, **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
@@ -236,7 +236,8 @@ class GpuKernels:
         gpu_kernels.depthwise_backward[grid](
             g, y, y_norm, y_gradient, x, x_norm, _taps(weight), gx, sums, shape.images,
             shape.height, shape.width, *out_sides(shape), channels, STRIDE=shape.stride,
-            PADDING=0 if shape.backwards else 1, **plan.options, **self._constants,
+            PADDING=0 if shape.backwards else 1, DEPTH=plan.stages, **plan.options,
+            **self._constants,
         )  # fmt: skip
         norm_gradient, weight_gradient = self._finish_backward(
             sums, 11 * channels, x_norm, sums[:, 2:], weight, taps=True

@@ -13,18 +13,23 @@ class Plan(NamedTuple):
         block: sizes of the blocks that a program works on, by the names that the kernel gives them.
         programs: on each processor of the GPU.
         warps: of 32 threads, that make a program.
-        stages: loads that are on their way ahead of the product that needs them.
+        stages: rounds of a loop whose loads are on their way at once.
+        registers: that a thread gets at most; None for as many as the compiler likes.
     """
 
     block: dict[str, int]
     programs: int
     warps: int = 4
     stages: int = 3
+    registers: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """What Triton takes beside a kernel's own arguments."""
-        return {**self.block, "num_warps": self.warps, "num_stages": self.stages}
+        options: dict[str, Any] = {"num_warps": self.warps, "num_stages": self.stages}
+        if self.registers:
+            options["maxnreg"] = self.registers
+        return {**self.block, **options}
 
 
 def elementwise(channels: int) -> Plan:
