@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mobilenetv2.network import kernels
+from mobilenetv2.network import cpp_kernels
 from mobilenetv2.network.fast_ops import FastOps, choose, install, prepare_allocator, remove
 from mobilenetv2.network.fast_repairs import StridedDepthwise
 from mobilenetv2.network.mobilenetv2 import (
@@ -52,9 +52,10 @@ def random_norms(module: nn.Module) -> nn.Module:
 def step(module: nn.Module, x: torch.Tensor, autocast: bool = False) -> dict:
     """Everything that a training step leaves behind: output, gradients, buffers."""
     x = x.clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
         out = module(x)
-    weight = torch.linspace(-9, 9, out.numel(), dtype=x.dtype).sin().view(out.shape)
+    weight = torch.linspace(-9, 9, out.numel(), dtype=x.dtype, device=x.device).sin()
+    weight = weight.view(out.shape)
     (out.to(x.dtype) * weight).sum().backward()
     results = {"out": out.detach(), "gradient of the input": x.grad}
     results |= {f"gradient of {name}": p.grad for name, p in module.named_parameters()}
@@ -379,9 +380,9 @@ def test_torch_compile_sees_the_stock_network(fast):
 
 @pytest.fixture
 def nothing_loaded():
-    kernels.load.cache_clear()
+    cpp_kernels.load.cache_clear()
     yield
-    kernels.load.cache_clear()
+    cpp_kernels.load.cache_clear()
 
 
 def test_without_a_compiler_pytorch_alone_does_it(monkeypatch, nothing_loaded):
@@ -394,8 +395,8 @@ def test_without_a_compiler_pytorch_alone_does_it(monkeypatch, nothing_loaded):
 
 def test_only_what_is_wanted_is_compiled(monkeypatch, nothing_loaded):
     built = []
-    monkeypatch.setattr(kernels.native, "build", lambda *wanted: built.append(wanted) or "")
-    monkeypatch.setattr(kernels, "Kernels", lambda library: library)
+    monkeypatch.setattr(cpp_kernels.native, "build", lambda *wanted: built.append(wanted) or "")
+    monkeypatch.setattr(cpp_kernels, "CppKernels", lambda library: library)
     assert choose(CPU, "auto").kind == "cpp"
     assert choose(CPU, "auto", torch.bfloat16).kind == "cpp"
     assert choose(CPU, "auto", torch.bfloat16).kind == "cpp"
@@ -407,18 +408,18 @@ def test_who_must_wait_is_told(tmp_path, monkeypatch, nothing_loaded):
     monkeypatch.setenv("MOBILENETV2_CACHE", str(tmp_path))
     source = tmp_path / "fast_ops.cpp"
     source.write_text("int nothing;")
-    monkeypatch.setattr(kernels, "SOURCE", source)
-    monkeypatch.setattr(kernels, "Kernels", lambda library: library)
+    monkeypatch.setattr(cpp_kernels, "SOURCE", source)
+    monkeypatch.setattr(cpp_kernels, "CppKernels", lambda library: library)
     told = []
     for _ in range(2):
         assert choose(CPU, "auto", torch.float32, told.append).kind == "cpp"
-        kernels.load.cache_clear()
+        cpp_kernels.load.cache_clear()
     assert [line.partition(" for")[0] for line in told] == ["compiling the fast operations"]
     for requested in ("torch", "off"):
         choose(CPU, requested, torch.bfloat16, told.append)
     monkeypatch.setenv("CXX", "no-such-compiler")
     choose(CPU, "auto", torch.bfloat16, told.append)
-    monkeypatch.setattr(kernels, "SOURCE", tmp_path / "gone.cpp")
+    monkeypatch.setattr(cpp_kernels, "SOURCE", tmp_path / "gone.cpp")
     assert choose(CPU, "auto", torch.bfloat16, told.append).kind == "torch"
     assert len(told) == 1
 

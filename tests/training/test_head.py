@@ -228,7 +228,7 @@ def test_nothing_is_compiled_for_a_head(
     def refuse(*_: object) -> None:
         raise AssertionError("compiled")
 
-    monkeypatch.setattr("mobilenetv2.network.kernels.load", refuse)
+    monkeypatch.setattr("mobilenetv2.network.cpp_kernels.load", refuse)
     folder = picture_folder(size=(100, 120), count=6)
     config = mobilenetv2.configure(
         str(folder), weights=str(weights_file), image_size=64, out=tmp_path / "run"

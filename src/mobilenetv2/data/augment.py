@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     pictures: Tensor
     labels: Tensor
     other_labels: Tensor | None = None
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
     share: Share | None = None
 
 

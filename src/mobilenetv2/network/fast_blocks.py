@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mobilenetv2.network import kernels
-from mobilenetv2.network.kernels import DepthwiseShape, Kernels, out_sides
+from mobilenetv2.network import cpp_kernels, kernels
+from mobilenetv2.network.kernels import Kernels, MapShape
 from mobilenetv2.network.mobilenetv2 import (
     ConvNormActivation,
     InvertedResidual,
@@ -135,10 +135,10 @@ def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch
 def _kernels(x: Tensor, dtype: torch.dtype) -> Kernels:
     """Those for the device that ``x`` lies on."""
     if x.device.type == "cpu":
-        return kernels.load(dtype)
-    from mobilenetv2.network import gpu_launches  # where there is no GPU, Triton may be missing
+        return cpp_kernels.load(dtype)
+    from mobilenetv2.network.gpu import launches  # where there is no GPU, Triton may be missing
 
-    return gpu_launches.load(dtype, x.device)
+    return launches.load(dtype, x.device)
 
 
 def _goes_backwards(conv: nn.Conv2d, x: Tensor) -> bool | None:
@@ -151,7 +151,7 @@ def _goes_backwards(conv: nn.Conv2d, x: Tensor) -> bool | None:
     return height % 2 == 0
 
 
-def _stem_shape(conv: nn.Conv2d, x: Tensor) -> DepthwiseShape | None:
+def _stem_shape(conv: nn.Conv2d, x: Tensor) -> MapShape | None:
     """The shape of a first convolution, 3×3 of few channels; None where it is another one."""
     backwards = _goes_backwards(conv, x)
     if conv.kernel_size != (3, 3) or conv.groups > 1 or x.shape[1] > 3 or x.requires_grad:
@@ -159,7 +159,7 @@ def _stem_shape(conv: nn.Conv2d, x: Tensor) -> DepthwiseShape | None:
     if backwards is None:
         return None
     images, channels, height, width = x.shape
-    return DepthwiseShape(images, height, width, channels, conv.stride[0], backwards)
+    return MapShape(images, height, width, channels, conv.stride[0], backwards)
 
 
 def _strided_pixels(x: Tensor, stride: int) -> int:
@@ -210,7 +210,7 @@ class Stem(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Any, part: Part, shape: DepthwiseShape, x: Tensor, kernel: Tensor,
+        ctx: Any, kernels: Any, part: Part, shape: MapShape, x: Tensor, kernel: Tensor,
         weight: Tensor, bias: Tensor,
     ) -> Tensor:  # fmt: skip
         """Pictures N×C×H×W in, features N×C'×H'×W' out; weight and bias are the norm's."""
@@ -218,7 +218,9 @@ class Stem(torch.autograd.Function):
         y, norm = kernels.stem(x, kernel, shape, part.norm)
         ctx.kernels, ctx.shape = kernels, shape
         ctx.save_for_backward(x, kernel, y, norm)
-        return _maps(kernels.apply(y, norm, True, None), shape.images, *out_sides(shape))
+        return _maps(
+            kernels.apply(y, norm, True, None), shape.images, shape.out_height, shape.out_width
+        )
 
     @staticmethod
     @once_differentiable
@@ -277,7 +279,7 @@ class InvertedResidualFunction(torch.autograd.Function):
         images, _, height, width = x.shape
         stride = depthwise.conv.stride[0]
         hidden = len(depthwise.conv.weight)
-        shape = DepthwiseShape(images, height, width, hidden, stride, backwards)
+        shape = MapShape(images, height, width, hidden, stride, backwards)
         *kernel1, kernel2, kernel3 = parameters[::3]
         x = _matrix(x.to(dtype))
 

@@ -1,4 +1,4 @@
-"""The same numbers, sooner: training operations for MobileNetV2 on a CPU.
+"""The same numbers, sooner: training operations for MobileNetV2.
 
 PyTorch trains a depthwise network at a fraction of what a CPU can do: batch norm and ReLU6 are
 passes over memory of their own, forward and backward, and some gradients take slow paths. With the
@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mobilenetv2.network import kernels, native
+from mobilenetv2.network import cpp_kernels, native
 from mobilenetv2.network.fast_blocks import (
     FastConvNormActivation,
     FastInvertedResidual,
@@ -95,17 +95,17 @@ def choose(
     if device.type == "cuda" and requested in ("auto", "triton"):
         return _choose_triton(device, dtype, tell)
     if device.type != "cpu":
-        return FastOps("off", f"fast operations: off, {requested} is not for {device}")
+        return FastOps("off", f"fast operations: off, there are none of this kind for {device}")
     if requested == "triton":
-        return FastOps("torch", "fast operations: PyTorch only, because Triton is for a GPU")
+        return FastOps("torch", "fast operations: PyTorch only, because Triton's are for a GPU")
     if requested == "torch":
         return FastOps("torch", "fast operations: PyTorch only, as asked")
-    if kernels.must_compile(dtype):
+    if cpp_kernels.must_compile(dtype):
         tell(
             "compiling the fast operations for this processor and precision, once: some ten seconds"
         )
     try:
-        kernels.load(dtype)
+        cpp_kernels.load(dtype)
     except (native.BuildError, OSError, AttributeError) as error:
         return FastOps("torch", f"fast operations: PyTorch only, because {error}")
     return FastOps("cpp", "fast operations: compiled C++")
@@ -120,11 +120,13 @@ def _choose_triton(
     if torch.version.hip:
         return FastOps("off", "fast operations: off, those for a GPU are for NVIDIA's")
     try:
-        from mobilenetv2.network import gpu_launches  # Triton is not everywhere
+        from mobilenetv2.network.gpu import launches  # Triton is not everywhere
 
-        tell("compiling the fast operations for this GPU: some ten seconds, the first time")
+        tell(
+            "compiling the fast operations for this GPU in the first steps: some twenty seconds, once"
+        )
         probe = torch.zeros(16, 16, dtype=dtype, device=device)
-        gpu_launches.load(dtype, device).apply(probe, torch.zeros(5, 16, device=device), True, None)
+        launches.load(dtype, device).apply(probe, torch.zeros(5, 16, device=device), True, None)
     except Exception as error:  # of Triton, of its C compiler, of the driver: there is no list
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return FastOps("off", f"fast operations: off, because Triton says: {reason[0]}")

@@ -5,6 +5,7 @@ them. So a step is recorded as a CUDA graph when a batch of its shape comes for 
 from then on replayed with one launch. The first one has run as it is: kernels are compiled then.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,18 +52,26 @@ class RecordedGradients(Gradients):
         self._seen: set[Any] = set()
         self._recordings: dict[Any, _Recording] = {}
         self._last: _Recording | None = None
+        self._most = MOST_GRAPHS
 
     def of(self, batch: Batch) -> StepLoss:
         """The batch's loss; its gradient takes the place of the last one."""
         shape = _shape(batch)
         recording = self._recordings.get(shape)
         if recording is None:
-            if shape not in self._seen or len(self._recordings) == MOST_GRAPHS:
+            if shape not in self._seen or len(self._recordings) >= self._most:
                 self._seen.add(shape)
                 self._last = None
                 return super().of(batch)
             self._forget()
-            recording = _Recording(self._parameters, self._loss_of, batch)
+            try:
+                recording = _Recording(self._parameters, self._loss_of, batch)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                warnings.warn(f"steps cannot be recorded, and take longer: {error}", stacklevel=2)
+                self._most = 0
+                return super().of(batch)
             self._recordings[shape] = recording
         if self._last is not recording:
             recording.claim(self._parameters)
@@ -74,7 +83,11 @@ class _Recording:
     """A graph, the tensors that it reads, and those that it writes."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], loss_of: LossOf, batch: Batch) -> None:
-        self._inputs = _own_copy(batch)
+        self._inputs = _copy(batch)
+        # Of a mixture, which is another for each batch: a number would be recorded as it is.
+        self._weight = torch.ones((), device=batch.labels.device)
+        if batch.other_labels is not None:
+            self._inputs = self._inputs._replace(weight=self._weight)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             loss = loss_of(self._inputs)
@@ -89,21 +102,24 @@ class _Recording:
 
     def replay(self, batch: Batch) -> StepLoss:
         """The step on another batch of the same shape."""
-        for inputs, new in zip(self._inputs, batch, strict=True):
-            if isinstance(inputs, Tensor):
-                inputs.copy_(new) if isinstance(new, Tensor) else inputs.fill_(new)
+        inputs = self._inputs
+        inputs.pictures.copy_(batch.pictures)
+        inputs.labels.copy_(batch.labels)
+        if inputs.other_labels is not None and batch.other_labels is not None:
+            inputs.other_labels.copy_(batch.other_labels)
+            self._weight.fill_(batch.weight)
         self._graph.replay()
         mean = self._mean.clone()
         return StepLoss(mean, mean, self._hits.clone(), self._count)
 
 
-def _own_copy(batch: Batch) -> Batch:
-    """Tensors of a batch's kind; the weight of a mixture too, which is another for each."""
-    weight: Any = batch.weight
-    if batch.other_labels is not None:
-        weight = torch.full((), weight, device=batch.labels.device)
-    parts = (part.clone() if isinstance(part, Tensor) else part for part in batch)
-    return Batch(*parts)._replace(weight=weight)
+def _copy(batch: Batch) -> Batch:
+    others = batch.other_labels
+    return batch._replace(
+        pictures=batch.pictures.clone(),
+        labels=batch.labels.clone(),
+        other_labels=None if others is None else others.clone(),
+    )
 
 
 def _shape(batch: Batch) -> Any:

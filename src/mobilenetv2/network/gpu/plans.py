@@ -1,6 +1,7 @@
 """Block sizes of the Triton kernels, by the number of channels.
 
-They were measured (``benchmarks/gpu_plans.py``); any others give the same numbers, but for rounding.
+They were found by measuring on an H200 (``benchmarks/gpu_plans.py``). Any others give the same
+numbers, but for rounding.
 """
 
 from typing import Any, NamedTuple
@@ -23,10 +24,9 @@ class Plan(NamedTuple):
     stages: int = 3
     registers: int | None = None
 
-    @property
-    def options(self) -> dict[str, Any]:
+    def options(self, stages: int) -> dict[str, Any]:
         """What Triton takes beside a kernel's own arguments."""
-        options: dict[str, Any] = {"num_warps": self.warps, "num_stages": self.stages}
+        options: dict[str, Any] = {"num_warps": self.warps, "num_stages": stages}
         if self.registers:
             options["maxnreg"] = self.registers
         return {**self.block, **options}
@@ -39,18 +39,26 @@ def elementwise(channels: int) -> Plan:
 
 
 def forward(in_channels: int, out_channels: int) -> Plan:
-    """For a 1×1 convolution."""
+    """For a 1×1 convolution: all input channels at once, where they are not too many."""
+    channels = power(in_channels)
+    if channels <= 32:
+        return Plan({"ROWS": 128, "OUT": min(32, power(out_channels)), "IN": channels}, 3)
+    if channels <= 256 and out_channels <= 32:
+        return Plan({"ROWS": 64, "OUT": power(out_channels), "IN": channels}, 3)
     out = block_of(out_channels, 128)
-    at_once = min(power(in_channels), 64)
-    return Plan({"ROWS": 128, "OUT": out, "IN": at_once}, 4, warps=8 if out == 128 else 4)
+    return Plan({"ROWS": 128, "OUT": out, "IN": 64}, 4, warps=8 if out == 128 else 4)
 
 
 def backward(in_channels: int, out_channels: int) -> Plan | None:
     """For both gradients of a 1×1 convolution; None where they are too large for one program."""
-    block = {"OUT": power(out_channels), "IN": power(in_channels)}
-    if block["OUT"] * block["IN"] > 8192:
+    channels, out = power(in_channels), power(out_channels)
+    if channels * out > 8192:
         return None
-    return Plan({"ROWS": 32 if max(block.values()) > 64 else 64, **block}, 2, warps=8)
+    if out > 128:
+        return Plan({"ROWS": 32, "OUT": out, "IN": channels}, 2, warps=8)
+    if channels > 128:
+        return Plan({"ROWS": 64, "OUT": out, "IN": 32}, 4)
+    return Plan({"ROWS": 32 if channels > 32 else 64, "OUT": out, "IN": channels}, 2)
 
 
 def backward_input(in_channels: int, out_channels: int) -> Plan:
@@ -106,7 +114,7 @@ def power(channels: int) -> int:
     >>> [power(channels) for channels in (8, 24, 960)]
     [16, 32, 1024]
     """
-    return max(16, 1 << (channels - 1).bit_length())
+    return int(max(16, 1 << (channels - 1).bit_length()))
 
 
 def block_of(channels: int, most: int) -> int:

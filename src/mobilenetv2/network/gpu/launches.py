@@ -1,4 +1,4 @@
-"""The Triton kernels of :mod:`.gpu_kernels`, called with tensors: block sizes and grids.
+"""The kernels, called with tensors.
 
 The same calls as :class:`mobilenetv2.network.kernels.Kernels` has for a CPU.
 """
@@ -11,29 +11,35 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from mobilenetv2.network import gpu_kernels, gpu_plans
-from mobilenetv2.network.gpu_plans import Plan
-from mobilenetv2.network.kernels import DepthwiseShape, out_sides, real_dtype
+from mobilenetv2.network.gpu import depthwise, finish, norms, plans, pointwise, stem
+from mobilenetv2.network.gpu.plans import Plan
+from mobilenetv2.network.kernels import Kernels, MapShape, real_dtype
 
 _FINISH = {"PROGRAMS": 128, "CHANNELS": 8}
+_FINISH_FEW = {"PROGRAMS": 16, "CHANNELS": 64}
 """Partial sums that a finishing kernel takes at once: of so many programs and channels."""
 
 
-class GpuKernels:
-    """The kernels for activations of one dtype; see :class:`mobilenetv2.network.kernels.Kernels`.
+PLENTY_OF_SHARED_MEMORY = 160 << 10
+"""Bytes for a program, above which three rounds of loads fit in."""
+
+
+class GpuKernels(Kernels):
+    """The kernels for activations of one dtype, on one GPU.
 
     Args:
         dtype: what activations are stored as.
         processors: of the GPU; several programs run on each.
+        most_stages: rounds of a loop whose loads may be on their way at once.
     """
 
     has_stem = True
-    """Whether the first convolution has a kernel of its own."""
 
-    def __init__(self, dtype: torch.dtype, processors: int) -> None:
+    def __init__(self, dtype: torch.dtype, processors: int, most_stages: int = 3) -> None:
         self._dtype = dtype
         self._real = real_dtype(dtype)
         self._processors = processors
+        self._most_stages = most_stages
         self._constants: dict[str, Any] = {
             "REAL": tl.float64 if self._real is torch.float64 else tl.float32
         }
@@ -43,59 +49,55 @@ class GpuKernels:
     # ---------------------------------------------------------------------------- batch norm
 
     def statistics(self, y: Tensor, module: nn.BatchNorm2d) -> Tensor:
-        """The norm of ``y`` by its own statistics, and the module's running statistics move."""
         rows, channels = y.shape
         if not module.training:
             return self._frozen(y, module)
-        plan = gpu_plans.elementwise(channels)
+        plan = plans.elementwise(channels)
         grid = self._grid(plan, rows, "ROWS", channels, "CHANNELS")
         moments = self._partial(y, grid[0], 3, channels)
-        gpu_kernels.norm_statistics[grid](
-            y, moments, rows, channels, **plan.options, **self._constants
+        norms.norm_statistics[grid](
+            y, moments, rows, channels, **self._options(plan), **self._constants
         )
         return self._finish(moments, module)
 
     def apply(self, y: Tensor, norm: Tensor, activate: bool, residual: Tensor | None) -> Tensor:
-        """The normalised ``y``: through ReLU6, or plus ``residual``."""
         rows, channels = y.shape
         z = torch.empty_like(y)
-        plan = gpu_plans.elementwise(channels)
-        gpu_kernels.norm_apply[_tiles(rows, channels, plan)](
-            y, norm, residual, z, rows, channels, ACTIVATE=activate, **plan.options,
+        plan = plans.elementwise(channels)
+        norms.norm_apply[_tiles(rows, channels, plan)](
+            y, norm, residual, z, rows, channels, ACTIVATE=activate, **self._options(plan),
             **self._constants,
         )  # fmt: skip
         return z
 
     def pool(self, y: Tensor, norm: Tensor, images: int) -> Tensor:
-        """Normalised, through ReLU6, averaged over the pixels of each image."""
         rows, channels = y.shape
         pooled = y.new_empty(images, channels)
         grid = (images, triton.cdiv(channels, 128))
-        gpu_kernels.norm_pool[grid](
+        norms.norm_pool[grid](
             y, norm, pooled, rows // images, channels, ROWS=16, CHANNELS=128, **self._constants
         )
         return pooled
 
     def backward(self, g: Tensor, y: Tensor, norm: Tensor, activated: bool) -> Tensor:
-        """The norm's gradient; ``g`` has a row for each pixel, or one for each image."""
         rows, channels = y.shape
-        plan = gpu_plans.elementwise(channels)
+        plan = plans.elementwise(channels)
         grid = self._grid(plan, rows, "ROWS", channels, "CHANNELS")
         sums = self._partial(y, grid[0], 2, channels)
-        gpu_kernels.norm_backward[grid](
-            g, rows // len(g), y, norm, sums, rows, channels, ACTIVATED=activated, **plan.options,
-            **self._constants,
+        norms.norm_backward[grid](
+            g, rows // len(g), y, norm, sums, rows, channels, ACTIVATED=activated,
+            **self._options(plan), **self._constants,
         )  # fmt: skip
         gradient, _ = self._finish_backward(sums, 2 * channels, norm)
+        assert gradient is not None
         return gradient
 
     def backward_apply(self, g: Tensor, y: Tensor, norm: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient of ``y`` from ``g``, that of the normalised ``y`` after ReLU6."""
         rows, channels = y.shape
         gy = torch.empty_like(y)
-        plan = gpu_plans.elementwise(channels)
-        gpu_kernels.norm_backward_apply[_tiles(rows, channels, plan)](
-            g, rows // len(g), y, norm, gradient, gy, rows, channels, **plan.options,
+        plan = plans.elementwise(channels)
+        norms.norm_backward_apply[_tiles(rows, channels, plan)](
+            g, rows // len(g), y, norm, gradient, gy, rows, channels, **self._options(plan),
             **self._constants,
         )  # fmt: skip
         return gy
@@ -105,17 +107,16 @@ class GpuKernels:
     def pointwise(
         self, x: Tensor, x_norm: Tensor | None, weight: Tensor, module: nn.BatchNorm2d
     ) -> tuple[Tensor, Tensor]:
-        """The 1×1 convolution of ``x``, normalised on the way if ``x_norm`` is given; its norm."""
         rows, in_channels = x.shape
         out_channels = len(weight)
         y = x.new_empty(rows, out_channels)
-        plan = gpu_plans.forward(in_channels, out_channels)
+        plan = plans.forward(in_channels, out_channels)
         programs, blocks = self._grid(plan, rows, "ROWS", out_channels, "OUT")
         moments = self._partial(x, programs, 3, out_channels) if module.training else None
-        gpu_kernels.pointwise_forward[(programs * blocks,)](
+        pointwise.pointwise_forward[(programs * blocks,)](
             x, x_norm, _matrix(weight), y, moments, rows, in_channels, out_channels,
-            AT_ONCE=in_channels <= plan.block["IN"], EVEN=rows % plan.block["ROWS"] == 0,
-            WARPS=plan.warps, **plan.options, **self._products, **self._constants,
+            AT_ONCE=in_channels <= plan.block["IN"], EVEN=_fits(rows, plan),
+            WARPS=plan.warps, **self._options(plan), **self._products, **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
@@ -124,14 +125,13 @@ class GpuKernels:
         x: Tensor, x_norm: Tensor | None, weight: Tensor, residual: Tensor | None,
         wants_x: bool, wants_weight: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-        """Gradients of ``x`` (masked, if ``x_norm`` is given), weight, and ``x_norm``."""
         out_channels, in_channels = weight.shape[:2]
         gx = torch.empty_like(x) if wants_x else None
         share = len(y) // len(g)
         output = g, share, y, y_norm, y_gradient
         kinds = {"ACTIVATED": activated, "SHARED": share > 1}
         matrix = _matrix(weight)
-        if plan := gpu_plans.backward(in_channels, out_channels):
+        if plan := plans.backward(in_channels, out_channels):
             sums, products = self._both(
                 plan, output, kinds, x, x_norm, matrix, residual, gx, wants_weight
             )
@@ -162,10 +162,10 @@ class GpuKernels:
         programs, blocks = self._grid(plan, rows, "ROWS", in_channels, "IN")
         sums = None if x_norm is None else self._partial(x, programs, 2, in_channels)
         products = self._partial(x, programs, out_channels, in_channels) if wants_weight else None
-        gpu_kernels.pointwise_backward[(programs * blocks,)](
+        pointwise.pointwise_backward[(programs * blocks,)](
             *output, x, x_norm, matrix, residual, gx, sums, products, rows, in_channels,
-            out_channels, EVEN=rows % plan.block["ROWS"] == 0, WARPS=plan.warps, **kinds,
-            **plan.options, **self._products, **self._constants,
+            out_channels, EVEN=_fits(rows, plan), WARPS=plan.warps, **kinds,
+            **self._options(plan), **self._products, **self._constants,
         )  # fmt: skip
         return sums, products
 
@@ -175,12 +175,12 @@ class GpuKernels:
     ) -> Tensor | None:  # fmt: skip
         """Sums for the norm of ``x``."""
         rows, in_channels = x.shape
-        plan = gpu_plans.backward_input(in_channels, len(matrix))
+        plan = plans.backward_input(in_channels, len(matrix))
         programs, blocks = self._grid(plan, rows, "ROWS", in_channels, "IN")
         sums = None if x_norm is None else self._partial(x, programs, 2, in_channels)
-        gpu_kernels.pointwise_backward_input[(programs * blocks,)](
+        pointwise.pointwise_backward_input[(programs * blocks,)](
             *output, x, x_norm, matrix, residual, gx, sums, rows, in_channels, len(matrix),
-            EVEN=rows % plan.block["ROWS"] == 0, **kinds, **plan.options, **self._products,
+            EVEN=_fits(rows, plan), **kinds, **self._options(plan), **self._products,
             **self._constants,
         )  # fmt: skip
         return sums
@@ -191,105 +191,101 @@ class GpuKernels:
     ) -> Tensor:  # fmt: skip
         """Sums for the weight."""
         rows, in_channels = x.shape
-        plan = gpu_plans.backward_weight(in_channels, out_channels)
+        plan = plans.backward_weight(in_channels, out_channels)
         of_out = triton.cdiv(out_channels, plan.block["OUT"])
         of_in = triton.cdiv(in_channels, plan.block["IN"])
         programs = self._programs(plan, triton.cdiv(rows, plan.block["ROWS"]), of_in * of_out)
         products = self._partial(x, programs, out_channels, in_channels)
-        gpu_kernels.pointwise_backward_weight[(programs, of_in, of_out)](
-            *output, x, x_norm, products, rows, in_channels, out_channels, EVEN=rows % plan.block["ROWS"] == 0,
-            **kinds, **plan.options, **self._products, **self._constants,
+        pointwise.pointwise_backward_weight[(programs, of_in, of_out)](
+            *output, x, x_norm, products, rows, in_channels, out_channels, EVEN=_fits(rows, plan),
+            **kinds, **self._options(plan), **self._products, **self._constants,
         )  # fmt: skip
         return products
 
     # ------------------------------------------------------------------ depthwise convolutions
 
     def depthwise(
-        self, x: Tensor, norm: Tensor | None, weight: Tensor, shape: DepthwiseShape,
+        self, x: Tensor, norm: Tensor | None, weight: Tensor, shape: MapShape,
         module: nn.BatchNorm2d,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The 3×3 convolution of ``x``, normalised on the way if ``norm`` is given; its norm."""
         channels: int = shape.channels
-        height, width = out_sides(shape)
-        y = x.new_empty(shape.images * height * width, channels)
-        plan = gpu_plans.depthwise(channels, shape.stride, height)
-        grid = self._grid(plan, _strips(shape.images, height, width, plan), "STRIPS", channels)
+        y = x.new_empty(shape.out_rows, channels)
+        plan = plans.depthwise(channels, shape.stride, shape.out_height)
+        strips = _strips(shape.images, shape.out_height, shape.out_width, plan)
+        grid = self._grid(plan, strips, "STRIPS", channels)
         moments = self._partial(x, grid[0], 3, channels) if module.training else None
-        gpu_kernels.depthwise_forward[grid](
-            x, norm, _taps(weight), y, moments, shape.images, shape.height, shape.width, height,
-            width, channels, STRIDE=shape.stride, PADDING=0 if shape.backwards else 1,
-            DEPTH=plan.stages, **plan.options, **self._constants,
+        depthwise.depthwise_forward[grid](
+            x, norm, _taps(weight), y, moments, shape.images, shape.height, shape.width,
+            shape.out_height, shape.out_width, channels, STRIDE=shape.stride,
+            PADDING=_padding(shape), DEPTH=self._depth(plan), **self._options(plan),
+            **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
     def depthwise_backward(
         self, g: Tensor, y: Tensor, y_norm: Tensor, y_gradient: Tensor, x: Tensor,
-        x_norm: Tensor | None, weight: Tensor, shape: DepthwiseShape,
+        x_norm: Tensor | None, weight: Tensor, shape: MapShape,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-        """Gradients of ``x`` (masked, if ``x_norm`` is given), weight, and ``x_norm``."""
         channels: int = shape.channels
         gx = torch.empty_like(x)
-        plan = gpu_plans.depthwise_backward(channels, shape.stride, shape.height)
+        plan = plans.depthwise_backward(channels, shape.stride, shape.height)
         strips = _strips(shape.images, shape.height, shape.width, plan)
         grid = self._grid(plan, strips, "STRIPS", channels)
         sums = self._partial(x, grid[0], 11, channels)
-        gpu_kernels.depthwise_backward[grid](
+        depthwise.depthwise_backward[grid](
             g, y, y_norm, y_gradient, x, x_norm, _taps(weight), gx, sums, shape.images,
-            shape.height, shape.width, *out_sides(shape), channels, STRIDE=shape.stride,
-            PADDING=0 if shape.backwards else 1, DEPTH=plan.stages, **plan.options,
-            **self._constants,
+            shape.height, shape.width, shape.out_height, shape.out_width, channels,
+            STRIDE=shape.stride, PADDING=_padding(shape), DEPTH=self._depth(plan),
+            **self._options(plan), **self._constants,
         )  # fmt: skip
         norm_gradient, weight_gradient = self._finish_backward(
             sums, 11 * channels, x_norm, sums[:, 2:], weight, taps=True
         )
+        assert weight_gradient is not None
         return gx, weight_gradient, norm_gradient
 
     # ---------------------------------------------------------------------------------- the stem
 
     def stem(
-        self, x: Tensor, weight: Tensor, shape: DepthwiseShape, module: nn.BatchNorm2d
+        self, x: Tensor, weight: Tensor, shape: MapShape, module: nn.BatchNorm2d
     ) -> tuple[Tensor, Tensor]:
-        """The first 3×3 convolution of pictures ``x``, pixels × channels of any dtype; its norm.
-
-        ``shape`` is that of a depthwise convolution of the same pictures.
-        """
         out_channels = len(weight)
-        height, width = out_sides(shape)
-        rows = shape.images * height * width
-        plan = gpu_plans.stem(shape.channels, out_channels)
+        rows = shape.out_rows
+        plan = plans.stem(shape.channels, out_channels)
         y = torch.empty(rows, out_channels, dtype=self._dtype, device=x.device)
         programs, _ = self._grid(plan, rows, "ROWS", out_channels, "OUT")
         moments = self._partial(x, programs, 3, out_channels) if module.training else None
-        gpu_kernels.stem_forward[(programs,)](
-            x, weight, y, moments, rows, shape.height, shape.width, height, width, out_channels,
-            shape.channels, *weight.stride(), **self._of_stem(plan, shape, rows), WARPS=plan.warps,
+        stem.stem_forward[(programs,)](
+            x, weight, y, moments, rows, shape.height, shape.width, shape.out_height,
+            shape.out_width, out_channels, shape.channels, *weight.stride(), WARPS=plan.warps,
+            **self._of_stem(plan, shape, rows),
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
     def stem_backward(
         self, g: Tensor, y: Tensor, norm: Tensor, gradient: Tensor, x: Tensor, weight: Tensor,
-        shape: DepthwiseShape,
+        shape: MapShape,
     ) -> Tensor:  # fmt: skip
-        """The gradient of the stem's weight."""
         rows, out_channels = y.shape
-        plan = gpu_plans.stem_backward(shape.channels, out_channels)
+        plan = plans.stem_backward(shape.channels, out_channels)
         programs, _ = self._grid(plan, rows, "ROWS", out_channels, "OUT")
         products = self._partial(x, programs, weight.numel())
-        gpu_kernels.stem_backward_weight[(programs,)](
-            g, y, norm, gradient, x, products, rows, shape.height, shape.width, *out_sides(shape),
-            out_channels, shape.channels, *weight.stride(), **self._of_stem(plan, shape, rows),
+        stem.stem_backward_weight[(programs,)](
+            g, y, norm, gradient, x, products, rows, shape.height, shape.width, shape.out_height,
+            shape.out_width, out_channels, shape.channels, *weight.stride(),
+            **self._of_stem(plan, shape, rows),
         )  # fmt: skip
         _, weight_gradient = self._finish_backward(None, 0, None, products, weight)
         assert weight_gradient is not None
         return weight_gradient
 
-    def _of_stem(self, plan: Plan, shape: DepthwiseShape, rows: int) -> dict[str, Any]:
+    def _of_stem(self, plan: Plan, shape: MapShape, rows: int) -> dict[str, Any]:
         return {
-            "TAPS": gpu_plans.power(9 * shape.channels),
+            "TAPS": plans.power(9 * shape.channels),
             "STRIDE": shape.stride,
-            "PADDING": 0 if shape.backwards else 1,
-            "EVEN": rows % plan.block["ROWS"] == 0,
-            **plan.options,
+            "PADDING": _padding(shape),
+            "EVEN": _fits(rows, plan),
+            **self._options(plan),
             **self._products,
             **self._constants,
         }
@@ -309,6 +305,13 @@ class GpuKernels:
     def _programs(self, plan: Plan, tiles: int, blocks: int) -> int:
         return max(1, min(tiles, plan.programs * self._processors // blocks))
 
+    def _options(self, plan: Plan) -> dict[str, Any]:
+        """What a launch takes of a plan."""
+        return plan.options(self._depth(plan))
+
+    def _depth(self, plan: Plan) -> int:
+        return min(plan.stages, self._most_stages)
+
     def _partial(self, like: Tensor, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self._real, device=like.device)
 
@@ -322,7 +325,7 @@ class GpuKernels:
         self, moments: Tensor, programs: int, channels: int, module: nn.BatchNorm2d
     ) -> Tensor:
         norm = self._partial(moments, 5, channels)
-        gpu_kernels.finish_statistics[(triton.cdiv(channels, _FINISH["CHANNELS"]),)](
+        finish.finish_statistics[(triton.cdiv(channels, _FINISH["CHANNELS"]),)](
             moments, programs, norm, module.weight, module.bias, module.running_mean,
             module.running_var, module.num_batches_tracked, module.eps, module.momentum or 0.0,
             channels, FROZEN=not module.training, **_FINISH,
@@ -342,19 +345,20 @@ class GpuKernels:
         gradient = weight_gradient = None
         left = sums if weight_sums is None else weight_sums
         assert left is not None
+        block = _FINISH if len(left) > 64 else _FINISH_FEW
         if norm is not None:
             channels = norm.shape[1]
             gradient = self._partial(norm, 4, channels)
-            of_norm = triton.cdiv(channels, _FINISH["CHANNELS"])
+            of_norm = triton.cdiv(channels, block["CHANNELS"])
         if weight_sums is not None:
             assert weight is not None
             weight_gradient = torch.empty_like(weight)
             numbers, weight_apart = weight.numel(), weight_sums.stride(0)
-            of_weight = triton.cdiv(numbers, _FINISH["CHANNELS"])
+            of_weight = triton.cdiv(numbers, block["CHANNELS"])
             channels = len(weight) if taps else channels
-        gpu_kernels.finish_backward[(of_norm + of_weight,)](
+        finish.finish_backward[(of_norm + of_weight,)](
             sums, apart, norm, gradient, channels, weight_sums, weight_apart, weight_gradient,
-            numbers, len(left), TAPS=taps, **_FINISH,
+            numbers, len(left), TAPS=taps, **block,
         )  # fmt: skip
         return gradient, weight_gradient
 
@@ -362,7 +366,21 @@ class GpuKernels:
 @functools.cache
 def load(dtype: torch.dtype, device: torch.device) -> GpuKernels:
     """The kernels for activations stored as ``dtype`` on that GPU."""
-    return GpuKernels(dtype, torch.cuda.get_device_properties(device).multi_processor_count)
+    gpu = torch.cuda.get_device_properties(device)
+    # Loads on their way lie in shared memory, of which an H100 has 227 KB for a program and an RTX
+    # card 99; what the plans take of it is in the tests.
+    has_room = getattr(gpu, "shared_memory_per_block_optin", 0) >= PLENTY_OF_SHARED_MEMORY
+    return GpuKernels(dtype, gpu.multi_processor_count, 3 if has_room else 2)
+
+
+def _fits(rows: int, plan: Plan) -> bool:
+    """Whether blocks of rows leave none over."""
+    return rows % plan.block["ROWS"] == 0
+
+
+def _padding(shape: MapShape) -> int:
+    """Zeros above and left of the map."""
+    return 0 if shape.backwards else 1
 
 
 def _tiles(rows: int, channels: int, plan: Plan) -> tuple[int, int]:
@@ -371,7 +389,7 @@ def _tiles(rows: int, channels: int, plan: Plan) -> tuple[int, int]:
 
 def _strips(images: int, height: int, width: int, plan: Plan) -> int:
     """Strips of two columns."""
-    return images * triton.cdiv(height, plan.block["SEGMENT"]) * triton.cdiv(width, 2)
+    return int(images * triton.cdiv(height, plan.block["SEGMENT"]) * triton.cdiv(width, 2))
 
 
 def _matrix(weight: Tensor) -> Tensor:

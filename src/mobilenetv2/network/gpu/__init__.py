@@ -1,0 +1,17 @@
+"""The training kernels of MobileNetV2 for an NVIDIA GPU, in Triton.
+
+They do what `fast_ops.cpp` does on a CPU, in the same way: feature maps are matrices, pixels ×
+channels; a norm is numbers per channel, and whoever reads a convolution's output normalises it on
+the fly. So only the convolutions' raw outputs are written and kept.
+
+* Values are stored as they come (bfloat16, in tests float32 or float64) and computed as ``REAL``.
+* Programs go over a map in strides and gather sums in registers. Each leaves one row of partial
+  sums, which a small kernel adds up in float64 (:mod:`.finish`). The same GPU gives the same bits.
+* Each number costs few instructions, or the processors would be slower than memory: a depthwise
+  kernel goes down strips of two columns, so that what it has normalised serves several outputs, and
+  sums stay with the threads until the end. ``EVEN``: blocks fit, and rows need no masks.
+
+The kernels: :mod:`.norms`, :mod:`.pointwise` (1×1 convolutions), :mod:`.depthwise`, :mod:`.stem`
+and :mod:`.finish`. The sizes of their blocks: :mod:`.plans`. The calls: :mod:`.launches`. All but
+this file and :mod:`.plans` need Triton.
+"""

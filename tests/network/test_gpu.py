@@ -1,0 +1,184 @@
+"""The kernels for an NVIDIA GPU: interpreted and compiled without one, and run where there is one."""
+
+import copy
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from test_fast_ops import BLOCKS, random_norms, step
+from torch import nn
+
+from mobilenetv2.network import fast_ops
+from mobilenetv2.network.fast_ops import choose, install
+from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
+
+CUDA = torch.device("cuda", 0)
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+
+
+def interpreted(*names: str) -> None:
+    pytest.importorskip("triton")
+    program = Path(__file__).with_name("interpreted_kernels.py")
+    done = subprocess.run(
+        [sys.executable, program, *names],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [f"same: {name}" for name in names]
+
+
+def test_the_kernels_equal_pytorch():
+    interpreted("stride 2", "stem", "nan_comes_through", "mean_far_from_zero")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_equals_the_stock_one(block):
+    interpreted(block)
+
+
+@pytest.mark.slow
+def test_whatever_the_blocks_of_a_kernel():
+    interpreted(
+        "several_tiles_and_segments", "blocks_of_inputs_and_outputs",
+        "one_channel_block_after_the_other",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_network_equals_the_stock_one():
+    interpreted("network")
+
+
+# ------------------------------------------------------------------ compiled, without a GPU
+
+
+class Launches:
+    """Stands for a kernel: notes what it would be compiled for."""
+
+    def __init__(self, kernel, seen: dict) -> None:
+        self._kernel, self._seen = kernel, seen
+
+    def __getitem__(self, _grid):
+        def launch(*arguments, num_warps=4, num_stages=3, maxnreg=None, **constants):
+            names = self._kernel.arg_names
+            types = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
+            signature, values = {}, {}
+            for name, value in [*zip(names, arguments, strict=False), *constants.items()]:
+                if isinstance(value, torch.Tensor):
+                    signature[name] = types[value.dtype]
+                elif value is None or names.index(name) in self._kernel.constexprs:
+                    signature[name], values[name] = "constexpr", value
+                else:
+                    signature[name] = "fp32" if isinstance(value, float) else "i32"
+            options = {"num_warps": num_warps, "num_stages": num_stages}
+            options |= {"maxnreg": maxnreg} if maxnreg else {}
+            key = repr((self._kernel.__name__, signature, values, options))
+            self._seen[key] = (self._kernel, signature, values, options)
+
+        return launch
+
+
+# Compute capability: bytes of shared memory that a program may have, and rounds of loads.
+CARDS = {90: (232448, 3), 86: (101376, 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("card", CARDS)
+def test_every_kernel_compiles_and_fits(card, monkeypatch):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mobilenetv2.network import fast_blocks
+    from mobilenetv2.network.gpu import depthwise, finish, launches, norms, pointwise, stem
+
+    memory, stages = CARDS[card]
+    seen: dict = {}
+    for module in (depthwise, finish, norms, pointwise, stem):
+        for name, kernel in vars(module).copy().items():
+            if isinstance(kernel, triton.JITFunction) and kernel.__module__ == module.__name__:
+                monkeypatch.setattr(module, name, Launches(kernel, seen))
+    kernels = launches.GpuKernels(torch.bfloat16, 132, stages)
+    monkeypatch.setattr(fast_blocks, "_kernels", lambda *_: kernels)
+    for width, side, channels in ((1.0, 224, 3), (0.5, 28, 1)):
+        network = MobileNetV2(10, channels, width, stride_plan(side, side))
+        install(network, fast_ops.FastOps("triton", ""))
+        with torch.autocast("cpu", torch.bfloat16):
+            network(torch.zeros(2, channels, side, side)).float().sum().backward()
+    monkeypatch.undo()
+
+    assert len(seen) > 40
+    for kernel, signature, values, options in seen.values():
+        places = {(kernel.arg_names.index(name),): value for name, value in values.items()}
+        target = GPUTarget("cuda", card, 32)
+        compiled = triton.compile(ASTSource(kernel, signature, places), target, options)
+        assert compiled.metadata.shared <= memory, (kernel.__name__, values, options)
+
+
+# ----------------------------------------------------------------------------- what is chosen
+
+
+def test_a_gpu_gets_triton_in_bf16_only():
+    assert choose(CUDA, "auto", torch.float32).kind == "off"
+    assert "bf16" in choose(CUDA, "auto", torch.float32).reason
+
+
+def test_other_operations_are_not_for_a_gpu():
+    for requested in ("cpp", "torch"):
+        assert choose(CUDA, requested, torch.bfloat16).kind == "off"
+    assert choose(torch.device("mps"), "auto", torch.bfloat16).kind == "off"
+    assert choose(torch.device("cpu"), "triton").kind == "torch"
+
+
+def test_an_amd_gpu_runs_without(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "NVIDIA" in choose(CUDA, "auto", torch.bfloat16).reason
+
+
+def test_where_triton_fails_training_goes_on_without(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mobilenetv2.network.gpu.launches", None)
+    chosen = choose(CUDA, "auto", torch.bfloat16)
+    assert chosen.kind == "off"
+    assert "because Triton says" in chosen.reason
+
+
+# ---------------------------------------------------------------------------------- on a GPU
+
+
+@on_a_gpu
+@pytest.mark.parametrize("block", BLOCKS)
+def test_bfloat16_is_as_near_to_the_truth_as_stock_autocast(block):
+    torch.manual_seed(0)
+    build, channels = BLOCKS[block]
+    module = random_norms(build()).to(CUDA).to(memory_format=torch.channels_last)
+    x = torch.randn(8, channels, 28, 28, device=CUDA).to(memory_format=torch.channels_last)
+    truth = step(copy.deepcopy(module).double(), x.double())
+    stock = step(copy.deepcopy(module), x, autocast=True)
+    install(module, choose(CUDA, "triton", torch.bfloat16))
+    ours = step(module, x, autocast=True)
+    for name, reference in truth.items():
+        scale = reference.double().norm() + 1
+        error = (ours[name].double() - reference.double()).norm() / scale
+        of_stock = (stock[name].double() - reference.double()).norm() / scale
+        assert error <= 2 * of_stock + 0.01, (name, error, of_stock)
+
+
+@on_a_gpu
+def test_the_same_gpu_gives_the_same_bits():
+    module = MobileNetV2(10, dropout=0.0).to(CUDA).to(memory_format=torch.channels_last)
+    install(module, choose(CUDA, "triton", torch.bfloat16))
+    x = torch.randn(16, 3, 96, 96, device=CUDA).to(memory_format=torch.channels_last)
+    start = copy.deepcopy(module.state_dict())
+    results = []
+    for _ in range(2):
+        module.load_state_dict(start)
+        module.zero_grad()
+        results.append(step(module, x, autocast=True))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
