@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from augmented import augment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
@@ -11,7 +12,7 @@ from torchvision.transforms import functional as tv
 
 from mobilenetv2.config import AugmentConfig
 from mobilenetv2.data import augment as augmentation
-from mobilenetv2.data.augment import Batch, augment, centre
+from mobilenetv2.data.augment import Batch, centre
 from mobilenetv2.data.batches import LabelledPictures
 
 EVERYTHING = AugmentConfig(

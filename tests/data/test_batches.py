@@ -59,6 +59,37 @@ def test_an_epoch_can_be_entered_anywhere(config: AugmentConfig) -> None:
             assert a.weight == b.weight
 
 
+@pytest.mark.parametrize("at_once", [2, 3, 100])
+@pytest.mark.parametrize("config", [EVERYTHING, AugmentConfig(mixup=0.4, cutmix=1.0, shift=0.1)])
+def test_many_batches_at_once_are_the_same_batches(
+    at_once: int, config: AugmentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, which takes longer to begin small work than to do it."""
+    batches = Batches(some_pictures(), (12, 10), 16, config, seed=3, balanced=True)
+    one_by_one = list(batches.epoch(4))
+    monkeypatch.setattr(batches, "_at_once", lambda: at_once)
+    for first_step in range(4):
+        for a, b in zip(one_by_one[first_step:], batches.epoch(4, first_step), strict=True):
+            torch.testing.assert_close(a.pictures, b.pictures, rtol=0, atol=1e-3)
+            assert torch.equal(a.labels, b.labels)
+            assert a.weight == b.weight
+
+
+def test_a_gpu_changes_as_many_as_are_worth_it() -> None:
+    def at_once(size: int, batch_size: int, device: str) -> int:
+        pictures = LabelledPictures(
+            torch.empty(500, 1, size, size, dtype=torch.uint8), torch.zeros(500)
+        )
+        batches = Batches(
+            pictures, (size, size), batch_size, AugmentConfig(), 0, device=torch.device(device)
+        )
+        return batches._at_once()
+
+    assert at_once(28, 128, "cpu") == 1
+    assert at_once(28, 128, "cuda") == 83
+    assert at_once(224, 256, "cuda") == 1
+
+
 def test_without_changes_bytes_stay_bytes() -> None:
     batches = Batches(some_pictures(), (12, 10), 50, AugmentConfig(), seed=0)
     (batch,) = batches.epoch(0)

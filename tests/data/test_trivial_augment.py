@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from augmented import augment
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
 from mobilenetv2.config import AugmentConfig
 from mobilenetv2.data import trivial_augment
-from mobilenetv2.data.augment import Batch, augment
+from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.draws import uniform
 from mobilenetv2.data.trivial_augment import MOVES, OPERATIONS, moved, recoloured
 

@@ -1,16 +1,14 @@
-"""The kernels for an NVIDIA GPU: interpreted and compiled without one, and run where there is one."""
+"""The kernels for an NVIDIA GPU: interpreted and compiled without one, run where there is one."""
 
 import copy
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from test_fast_ops import BLOCKS, random_norms, step
-from torch import nn
 
 from mobilenetv2.network import fast_ops
 from mobilenetv2.network.fast_ops import choose, install

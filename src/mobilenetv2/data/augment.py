@@ -41,29 +41,6 @@ class Batch(NamedTuple):
     share: Share | None = None
 
 
-def augment(
-    batch: Batch,
-    size: tuple[int, int],
-    indices: Tensor,
-    config: AugmentConfig,
-    key: tuple[int, int, int],
-) -> Batch:
-    """The batch with every configured change applied: :func:`changed`, then :func:`mixed`.
-
-    Args:
-        batch: pictures uint8 N×C×H×W, perhaps with a margin around what is evaluated; labels N.
-        size: height and width that evaluation sees: without changes, the centre of that size,
-            brought to ``config.train_size``.
-        indices: int64 N, what the draws are keyed on: the pictures' places in their set.
-        config: what to change and how much.
-        key: seed, epoch and step in the epoch, the last two counted from 0. Every picture's draws
-            follow from seed, epoch and its place; mixing, which is one draw per batch, from all.
-    """
-    seed, epoch, _ = key
-    pictures = changed(batch.pictures, size, indices, config, seed, epoch)
-    return mixed(batch._replace(pictures=pictures), config, key)
-
-
 def changed(
     pictures: Tensor,
     size: tuple[int, int],
@@ -72,9 +49,16 @@ def changed(
     seed: int,
     epoch: int,
 ) -> Tensor:
-    """Pictures N×C×H×W, each changed by itself: the same in whatever company it is.
+    """Pictures with every configured change that each of them has by itself, in any company.
 
-    The arguments are those of :func:`augment`.
+    Args:
+        pictures: uint8 N×C×H×W, perhaps with a margin around what is evaluated.
+        size: height and width that evaluation sees: without changes, the centre of that size,
+            brought to ``config.train_size``.
+        indices: int64 N, what the draws are keyed on: the pictures' places in their set.
+        config: what to change and how much.
+        seed: of the run; every picture's draws follow from it, the epoch, and its place.
+        epoch: counted from 0.
     """
     draws = uniform(seed, epoch, indices, _DRAWS)
     seen = train_size(config, size)
@@ -217,7 +201,11 @@ def _erase(pictures: Tensor, draws: Tensor, probability: float) -> Tensor:
 
 
 def mixed(batch: Batch, config: AugmentConfig, key: tuple[int, int, int]) -> Batch:
-    """Mixup or cutmix with the batch in reverse order; where both are on, a coin per batch."""
+    """Mixup or cutmix with the batch in reverse order; where both are on, a coin per batch.
+
+    The one draw that a batch has follows from the ``key``: seed, epoch and step in the epoch, the
+    last two counted from 0.
+    """
     if not (config.mixup or config.cutmix) or len(batch.labels) < 2:
         return batch
     random = np.random.default_rng(key)

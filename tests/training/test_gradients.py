@@ -1,0 +1,165 @@
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from mobilenetv2.data.augment import Batch
+from mobilenetv2.network.fast_ops import choose, install
+from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
+from mobilenetv2.training import gradients
+from mobilenetv2.training.gradients import Gradients, RecordedGradients
+from mobilenetv2.training.parallel import StepLoss
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+
+
+def batch(pictures: int, mixed: bool = False, device: str = "cpu") -> Batch:
+    labels = torch.randint(3, (pictures,), device=device)
+    x = torch.randn(pictures, 4, device=device)
+    return Batch(x, labels, labels.flip(0), 0.3) if mixed else Batch(x, labels)
+
+
+def loss_of(network: nn.Module):
+    def loss(batch: Batch) -> StepLoss:
+        logits = network(batch.pictures)
+        value = nn.functional.cross_entropy(logits, batch.labels)
+        if batch.other_labels is not None:
+            other = nn.functional.cross_entropy(logits, batch.other_labels)
+            value = batch.weight * value + (1 - batch.weight) * other
+        hits = (logits.argmax(1) == batch.labels).sum()
+        return StepLoss(value, value.detach(), hits, len(batch.labels))
+
+    return loss
+
+
+class Recording:
+    """Stands for a CUDA graph: its gradients live in tensors of its own."""
+
+    made = 0
+
+    def __init__(self, parameters, loss_of, batch):
+        type(self).made += 1
+        self._parameters, self._loss_of = parameters, loss_of
+        self._gradients = [torch.zeros_like(p) for p in parameters]
+
+    def claim(self, parameters):
+        for parameter, gradient in zip(parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+
+    def replay(self, batch):
+        loss = self._loss_of(batch)
+        new = torch.autograd.grad(loss.for_backward, self._parameters)
+        for old, gradient in zip(self._gradients, new, strict=True):
+            old.copy_(gradient)
+        return loss
+
+
+def grads(network: nn.Module) -> list[torch.Tensor]:
+    return [parameter.grad.clone() for parameter in network.parameters()]
+
+
+def same(some, others) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def test_gradients_take_the_place_of_the_last_ones():
+    network = nn.Linear(4, 3)
+    one = batch(5)
+    leave = Gradients(network, loss_of(network))
+    leave.of(batch(7))
+    leave.of(one)
+    twin = copy.deepcopy(network)
+    twin.zero_grad()
+    loss_of(twin)(one).for_backward.backward()
+    assert same(grads(network), grads(twin))
+
+
+def test_a_shape_runs_once_and_is_recorded_then(monkeypatch):
+    monkeypatch.setattr(gradients, "_Recording", Recording)
+    Recording.made = 0
+    network = nn.Linear(4, 3)
+    recorded, plain = (kind(network, loss_of(network)) for kind in (RecordedGradients, Gradients))
+    made = []
+    # Full batches and the last one of an epoch by turns, so that the recordings take turns too.
+    for size in (8, 8, 8, 5, 8, 5, 5, 8):
+        one = batch(size)
+        loss = recorded.of(one)
+        got = grads(network)
+        expected = plain.of(one)
+        assert torch.equal(loss.mean, expected.mean)
+        assert same(got, grads(network))
+        recorded._last = None  # as plain has put its own gradients in place
+        made.append(Recording.made)
+    assert made == [0, 1, 1, 1, 1, 2, 2, 2]
+
+
+def test_no_more_shapes_are_recorded_than_a_run_has(monkeypatch):
+    monkeypatch.setattr(gradients, "_Recording", Recording)
+    Recording.made = 0
+    network = nn.Linear(4, 3)
+    recorded = RecordedGradients(network, loss_of(network))
+    for size in range(2, 10):
+        recorded.of(batch(size))
+        recorded.of(batch(size))
+    assert Recording.made == gradients.MOST_GRAPHS
+
+
+def test_where_a_step_cannot_be_recorded_it_runs_as_it_is(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gradients, "_Recording", refuse)
+    network = nn.Linear(4, 3)
+    recorded = RecordedGradients(network, loss_of(network))
+    recorded.of(batch(8))
+    one = batch(8)
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        recorded.of(one)
+    got = grads(network)
+    Gradients(network, loss_of(network)).of(one)
+    assert same(got, grads(network))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recorded.of(batch(8))
+
+
+def test_too_little_memory_is_not_hidden(monkeypatch):
+    def refuse(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gradients, "_Recording", refuse)
+    network = nn.Linear(4, 3)
+    recorded = RecordedGradients(network, loss_of(network))
+    recorded.of(batch(8))
+    with pytest.raises(torch.OutOfMemoryError):
+        recorded.of(batch(8))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_recorded_step_gives_the_bits_of_one_that_runs(mixed):
+    torch.manual_seed(0)
+    network = MobileNetV2(3, 1, 0.35, stride_plan(28, 28), dropout=0.0).cuda()
+    network.to(memory_format=torch.channels_last)
+    install(network, choose(torch.device("cuda", 0), "triton", torch.bfloat16))
+    twin = copy.deepcopy(network)
+
+    def losses(of):
+        plain = loss_of(of)
+
+        def loss(batch: Batch) -> StepLoss:
+            with torch.autocast("cuda", torch.bfloat16):
+                return plain(batch)
+
+        return loss
+
+    recorded = RecordedGradients(network, losses(network))
+    plain = Gradients(twin, losses(twin))
+    for size in (16, 16, 16, 9, 16, 9, 9, 16):
+        one = batch(size, mixed, "cuda")._replace(pictures=torch.randn(size, 1, 28, 28).cuda())
+        got, expected = recorded.of(one), plain.of(one)
+        assert torch.equal(got.mean, expected.mean)
+        assert same(grads(network), grads(twin))
+    assert same(network.buffers(), twin.buffers())
