@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py --json train_step.json
     python benchmarks/train_step.py --setting 28 --compile
+    python benchmarks/train_step.py --device cuda --setting 224-256 --setting 224-512 --compile
 
 Keras is measured too where TensorFlow is installed (``pip install tensorflow-cpu``).
 
@@ -9,7 +10,8 @@ A step is forward, cross-entropy, backward and SGD with Nesterov momentum on one
 pictures. Each mode runs in a process of its own (so that its peak memory is its own), in rounds
 that visit all modes before any is visited again; the figure is the median over the steps of all
 rounds. Stock PyTorch runs as it comes; ours runs as the training loop does: with the fast
-operations, the prepared allocator and the fused optimizer.
+operations, the prepared allocator and the fused optimizer, and on a GPU recorded and replayed. A
+GPU is waited for after every ten steps, as in training it is not after each.
 
 Two bounds are printed beside the figures. Memory: a convolution's output has to be written and read
 once forward, and backward it is read twice while its gradient is written and read once: six times
@@ -37,8 +39,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import machine
+from mobilenetv2.data.augment import Batch
 from mobilenetv2.network.fast_ops import choose, install, prepare_allocator
 from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
+from mobilenetv2.training.gradients import Gradients, RecordedGradients
+from mobilenetv2.training.parallel import StepLoss
 
 CLASSES = 10
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -63,7 +68,7 @@ class Setting:
         return f"{self.side} px, batch {self.batch}, width {self.width:g}{more}"
 
     def network(self) -> MobileNetV2:
-        """The network for these pictures."""
+        """The network for these pictures, on the CPU."""
         torch.manual_seed(0)
         strides = self.strides or stride_plan(self.side, self.side)
         network = MobileNetV2(CLASSES, self.channels, self.width, strides).train()
@@ -98,13 +103,17 @@ SETTINGS = {
     "28-fine": Setting(side=28, batch=128, width=1.0, channels=1, strides=(1, 1, 1, 2, 2, 1, 2, 1)),
     "28-half": Setting(side=28, batch=128, width=0.5, channels=1),
     "224-tune": Setting(side=224, batch=32, width=1.0, channels=3, fine_tuning=True),
+    "224-256": Setting(side=224, batch=256, width=1.0, channels=3),
+    "224-512": Setting(side=224, batch=512, width=1.0, channels=3),
 }
+DEFAULT_SETTINGS = ("224", "28", "28-fine", "28-half", "224-tune")
 DEFAULT = Mode("fp32", "NCHW")
 
 
-def modes(setting: Setting, with_compile: bool, precisions: list[str]) -> list[Mode]:
+def modes(setting: Setting, device: str, with_compile: bool, precisions: list[str]) -> list[Mode]:
     """Stock PyTorch's modes, Keras' if it can do the setting, then ours."""
-    keras = find_spec("tensorflow") and setting.side >= 32 and not setting.fine_tuning
+    on_cpu = device == "cpu"
+    keras = on_cpu and find_spec("tensorflow") and setting.side >= 32 and not setting.fine_tuning
     stock = [
         Mode(precision, layout, compiled)
         for compiled in ((False, True) if with_compile else (False,))
@@ -113,57 +122,85 @@ def modes(setting: Setting, with_compile: bool, precisions: list[str]) -> list[M
     ]
     others = [Mode(precision, "NHWC", keras=True) for precision in precisions if keras]
     ours = [Mode(precision, fast=fast) for fast in ("torch", "cpp") for precision in precisions]
-    return stock + others + ours
+    return stock + others + (ours if on_cpu else [Mode("bf16", fast="triton")])
 
 
 # ---------------------------------------------------------------- in a process of its own
 
 
-def measure(setting: Setting, mode: Mode, seconds: float) -> dict[str, Any]:
+def measure(setting: Setting, mode: Mode, device: str, seconds: float) -> dict[str, Any]:
     """Runs one mode: seconds of each step, of the first one, and the peak memory in MB."""
-    step, reason = keras_step(setting, mode) if mode.keras else torch_step(setting, mode)
+    if mode.keras:
+        step, reason = keras_step(setting, mode)
+    else:
+        step, reason = torch_step(setting, mode, torch.device(device))
+    at_once = 1 if device == "cpu" else 10
 
-    def timed() -> float:
+    def timed(steps: int) -> float:
         start = time.perf_counter()
-        step()
-        return time.perf_counter() - start
+        for _ in range(steps):
+            step()
+        wait_for(device)
+        return (time.perf_counter() - start) / steps
 
-    first = timed()
-    timed()
+    first = timed(1)
+    for _ in range(2):
+        timed(1)
     times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        times.append(timed())
+    while len(times) < 3 or sum(times) * at_once < seconds:
+        times.append(timed(at_once))
+    return {"steps": times, "first": first, "peak_mb": peak_mb(device), "reason": reason}
+
+
+def wait_for(device: str) -> None:
+    """Until a GPU has done what it was asked for."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def peak_mb(device: str) -> float:
+    """The most memory that this process took: of a GPU what PyTorch reserved."""
+    if device != "cpu":
+        return torch.cuda.max_memory_reserved() / (1 << 20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    megabyte = 1 << 20 if platform.system() == "Darwin" else 1 << 10
-    return {"steps": times, "first": first, "peak_mb": peak / megabyte, "reason": reason}
+    return peak / (1 << 20 if platform.system() == "Darwin" else 1 << 10)
 
 
-def torch_step(setting: Setting, mode: Mode) -> tuple[Callable[[], None], str]:
+def torch_step(
+    setting: Setting, mode: Mode, device: torch.device
+) -> tuple[Callable[[], None], str]:
     """A step in PyTorch, and what says why it runs as it does."""
     ours = mode.fast != "off"
     reason = "stock"
     if ours:
         prepare_allocator()
-    network = setting.network()
-    pictures = torch.randn(setting.batch, setting.channels, setting.side, setting.side)
-    labels = torch.randint(CLASSES, (setting.batch,))
+    network = setting.network().to(device)
+    shape = setting.batch, setting.channels, setting.side, setting.side
+    pictures = torch.randn(shape, device=device)
+    labels = torch.randint(CLASSES, shape[:1], device=device)
     if mode.layout == "channels_last":
         network = network.to(memory_format=torch.channels_last)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
     if ours:
-        fast_ops = choose(torch.device("cpu"), mode.fast, DTYPES[mode.precision])
+        fast_ops = choose(device, mode.fast, DTYPES[mode.precision])
         reason = fast_ops.reason
         install(network, fast_ops)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=ours or None
     )
-    run: nn.Module = torch.compile(network) if mode.compiled else network
+    run: Callable[..., torch.Tensor] = torch.compile(network) if mode.compiled else network
+
+    def loss_of(batch: Batch) -> StepLoss:
+        with torch.autocast(device.type, torch.bfloat16, enabled=mode.precision == "bf16"):
+            logits = run(batch.pictures)
+        loss = F.cross_entropy(logits.float(), batch.labels)
+        return StepLoss(loss, loss.detach(), loss.detach(), setting.batch)
+
+    kind = RecordedGradients if mode.fast == "triton" else Gradients
+    gradients = kind(network, loss_of)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=mode.precision == "bf16"):
-            loss = F.cross_entropy(run(pictures), labels)
-        optimizer.zero_grad()
-        loss.backward()
+        gradients.of(Batch(pictures, labels))
         optimizer.step()
 
     return step, reason
@@ -189,24 +226,27 @@ def keras_step(setting: Setting, mode: Mode) -> tuple[Callable[[], None], str]:
     return lambda: network.train_on_batch(pictures, labels), "keras"
 
 
-def peaks(precisions: list[str]) -> dict[str, float]:
+def peaks(precisions: list[str], device: str) -> dict[str, float]:
     """What the machine can do: bytes per second of a copy, operations per second of a product."""
 
     def best(work: Any, times: int) -> float:
         work()
+        wait_for(device)
         seconds = []
         for _ in range(times):
             start = time.perf_counter()
             work()
+            wait_for(device)
             seconds.append(time.perf_counter() - start)
         return min(seconds)
 
-    source = torch.ones(1 << 26)
+    side = 2048 if device == "cpu" else 8192
+    source = torch.ones(1 << (26 if device == "cpu" else 30), device=device)
     target = torch.empty_like(source)
     results = {"copy": 2 * source.nbytes / best(lambda: target.copy_(source), 5)}
     for name in precisions:
-        matrix = torch.ones(2048, 2048, dtype=DTYPES[name])
-        results[name] = 2 * 2048**3 / best(lambda m=matrix: m @ m, 5)  # type: ignore[misc]
+        matrix = torch.randn(side, side, device=device).to(DTYPES[name])
+        results[name] = 2 * side**3 / best(lambda m=matrix: m @ m, 5)  # type: ignore[misc]
     return results
 
 
@@ -226,7 +266,7 @@ def run_here(name: str, arguments: dict[str, Any]) -> None:
         print(json.dumps(peaks(**arguments)))
     else:
         setting, mode = Setting(**arguments["setting"]), Mode(**arguments["mode"])
-        print(json.dumps(measure(setting, mode, arguments["seconds"])))
+        print(json.dumps(measure(setting, mode, arguments["device"], arguments["seconds"])))
 
 
 def work_per_picture(setting: Setting) -> tuple[int, int]:
@@ -249,17 +289,22 @@ def work_per_picture(setting: Setting) -> tuple[int, int]:
 
 
 def benchmark(
-    setting: Setting, rounds: int, seconds: float, compiled: bool, precisions: list[str]
+    setting: Setting,
+    device: str,
+    rounds: int,
+    seconds: float,
+    compiled: bool,
+    precisions: list[str],
 ) -> dict[str, Any]:
     """All modes on one setting; prints the table as it stands at the end."""
-    ways = modes(setting, compiled, precisions)
+    ways = modes(setting, device, compiled, precisions)
     runs: dict[Mode, list[dict[str, Any]]] = {mode: [] for mode in ways}
     all_peaks: list[dict[str, float]] = []
     for _ in range(rounds):
-        all_peaks.append(in_process("peaks", precisions=precisions))
+        all_peaks.append(in_process("peaks", precisions=precisions, device=device))
         for mode in ways:
             arguments = {"setting": dataclasses.asdict(setting), "mode": dataclasses.asdict(mode)}
-            runs[mode].append(in_process("measure", **arguments, seconds=seconds))
+            runs[mode].append(in_process("measure", **arguments, device=device, seconds=seconds))
 
     outputs, multiply_adds = work_per_picture(setting)
     peak = {name: max(p[name] for p in all_peaks) for name in all_peaks[0]}
@@ -318,7 +363,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--setting", choices=SETTINGS, action="append", help="default: all")
+    parser.add_argument(
+        "--setting", choices=SETTINGS, action="append", help="default: all for a CPU"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=3, help="visits to each mode")
     parser.add_argument("--seconds", type=float, default=3.0, help="of steps in each visit")
     parser.add_argument(
@@ -335,11 +383,13 @@ def main() -> None:
         return
     results: dict[str, Any] = {"machine": machine.describe(), "settings": []}
     print(machine.headline())
-    print(choose(torch.device("cpu"), "auto").reason)
-    for name in arguments.setting or SETTINGS:
+    stored = DTYPES["fp32" if arguments.device == "cpu" else "bf16"]
+    print(choose(torch.device(arguments.device), "auto", stored).reason)
+    for name in arguments.setting or DEFAULT_SETTINGS:
         results["settings"].append(
             benchmark(
                 SETTINGS[name],
+                arguments.device,
                 arguments.rounds,
                 arguments.seconds,
                 arguments.compile,

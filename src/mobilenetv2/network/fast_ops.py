@@ -122,9 +122,7 @@ def _choose_triton(
     try:
         from mobilenetv2.network.gpu import launches  # Triton is not everywhere
 
-        tell(
-            "compiling the fast operations for this GPU in the first steps: some twenty seconds, once"
-        )
+        tell("the first steps compile the fast operations for this GPU, once: some twenty seconds")
         probe = torch.zeros(16, 16, dtype=dtype, device=device)
         launches.load(dtype, device).apply(probe, torch.zeros(5, 16, device=device), True, None)
     except Exception as error:  # of Triton, of its C compiler, of the driver: there is no list
