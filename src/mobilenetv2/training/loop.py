@@ -9,6 +9,7 @@ import time
 from functools import partial
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from mobilenetv2 import __version__
@@ -24,6 +25,7 @@ from mobilenetv2.training.find_lr import MOST_STEPS, STEPS, find_lr_of
 from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.gradients import Gradients, RecordedGradients
 from mobilenetv2.training.head import FrozenFeatures, fit_first_head
+from mobilenetv2.training.memory import check_memory, explained
 from mobilenetv2.training.optimizers import clip_gradient
 from mobilenetv2.training.parallel import ParallelTraining
 from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
@@ -54,6 +56,7 @@ class Training(RunState):
         self.processes = processes
         self.console = console if console and processes.is_first else Console(quiet=True)
         self.stop = stop or StopRequest(folder.go_on)
+        check_memory(begun)
         self.batches = portions.batches(begun, processes)
         self.features: FrozenFeatures | None = None
         if begun.tuning.head_only:
@@ -142,7 +145,11 @@ class Training(RunState):
 
     def _train_step(self, batch: Batch) -> StepOutcome:
         lr = float(self.schedule.get_last_lr()[0])
-        loss = self.gradients.of(batch)
+        try:
+            loss = self.gradients.of(batch)
+        except torch.OutOfMemoryError as error:
+            self.gradients = self._gradients()  # what is recorded takes memory too
+            raise explained(error, batch, self.gradients.of) from error
         clip_gradient(self.network, self.config.optimizer.clip_norm)
         self.optimizer.step()
         self.schedule.step()

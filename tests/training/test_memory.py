@@ -1,0 +1,83 @@
+import dataclasses
+
+import pytest
+import torch
+
+import mobilenetv2
+from mobilenetv2.data.augment import Batch
+from mobilenetv2.errors import ConfigError
+from mobilenetv2.training import memory
+from mobilenetv2.training.memory import available, check_memory, explained
+from mobilenetv2.training.start import start
+
+GIB = 1 << 30
+
+
+def begun(batch_size: int):
+    return start(mobilenetv2.configure(data="digits", width=1.0, batch_size=batch_size))
+
+
+def test_enough_memory_is_not_measured(monkeypatch):
+    monkeypatch.setattr(memory, "_peak", lambda: pytest.fail("nothing had to be measured"))
+    check_memory(begun(64))
+
+
+def test_a_batch_that_cannot_fit_is_refused_and_one_that_does_is_named(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: GIB // 4)
+    state = torch.get_rng_state()
+    run = begun(1000)
+    before = {name: value.clone() for name, value in run.classifier.network.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"--batch-size 1000: .* fits") as refusal:
+        check_memory(run)
+    after = run.classifier.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(state, torch.get_rng_state())
+    fits = int(str(refusal.value).split(" fits")[0].split()[-1])
+    assert 50 < fits < 1000
+    # Measured anew, which is not the same to the last byte.
+    smaller = run.config.model_copy(update={"batch_size": int(0.9 * fits)})
+    check_memory(dataclasses.replace(run, config=smaller))
+
+
+def test_what_is_said_to_be_needed_is_what_a_step_takes(monkeypatch):
+    """The prediction for many pictures against a step that has them."""
+    monkeypatch.setattr(memory, "available", lambda: 1)
+    count = 1200
+    with pytest.raises(ConfigError, match="GiB") as refusal:
+        check_memory(begun(count))
+    said = float(str(refusal.value).split("take ")[1].split(" GiB")[0]) * GIB
+    memory._give_back()
+    before = memory._peak()
+    taken = memory._peak_of_step(begun(count), count) - before
+    assert 0.75 * taken < said < 1.33 * taken
+
+
+def test_half_after_half_until_one_fits():
+    tried = []
+
+    def step(batch: Batch) -> None:
+        tried.append(len(batch.pictures))
+        if len(batch.pictures) > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    batch = Batch(torch.zeros(200, 1, 2, 2), torch.zeros(200), torch.zeros(200), 0.5)
+    error = explained(torch.OutOfMemoryError("CUDA out of memory"), batch, step)
+    assert tried == [100, 50, 25]
+    assert "--batch-size 200" in str(error)
+    assert "25 fits" in str(error)
+
+
+def test_where_nothing_fits_the_device_says_why():
+    def step(_: Batch) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    batch = Batch(torch.zeros(4, 1, 2, 2), torch.zeros(4))
+    error = explained(torch.OutOfMemoryError("CUDA out of memory. Really\nand more"), batch, step)
+    assert "too little memory for a step: CUDA out of memory. Really" in str(error)
+
+
+@pytest.mark.skipif(not memory.Path("/proc/meminfo").exists(), reason="this is not Linux")
+def test_what_is_available_is_known_on_linux():
+    free = available()
+    assert free is not None
+    assert 0 < free < 1 << 50
