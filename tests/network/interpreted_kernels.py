@@ -41,6 +41,11 @@ def block(name: str) -> None:
         compare(module, fast.away_from_the_kinks(copy.deepcopy(module).double(), shape))
 
 
+def a_small_block() -> None:
+    module = fast.random_norms(InvertedResidual(8, 12, 2, 6))
+    compare(module, fast.away_from_the_kinks(copy.deepcopy(module).double(), (2, 8, 5, 7)))
+
+
 def several_tiles_and_segments() -> None:
     """More strips and rows than one program's share, and a map that is cut into segments."""
     for stride in (1, 2):
