@@ -10,8 +10,9 @@ A step is forward, cross-entropy, backward and SGD with Nesterov momentum on one
 pictures. Each mode runs in a process of its own (so that its peak memory is its own), in rounds
 that visit all modes before any is visited again; the figure is the median over the steps of all
 rounds. Stock PyTorch runs as it comes; ours runs as the training loop does: with the fast
-operations, the prepared allocator and the fused optimizer, and on a GPU recorded and replayed. A
-GPU is waited for after every ten steps, as in training it is not after each.
+operations, the prepared allocator and the fused optimizer, and on a GPU recorded as a CUDA graph;
+there stock PyTorch is measured recorded too. A GPU is waited for after every ten steps: training
+does not wait after each.
 
 Two bounds are printed beside the figures. Memory: a convolution's output has to be written and read
 once forward, and backward it is read twice while its gradient is written and read once: six times
@@ -88,13 +89,16 @@ class Mode:
     compiled: bool = False
     fast: str = "off"
     keras: bool = False
+    recorded: bool = False
+    """As a CUDA graph, and replayed."""
 
     def __str__(self) -> str:
         if self.keras:
             return f"Keras, {self.precision}"
         if self.fast != "off":
             return f"ours ({self.fast}), {self.precision}"
-        return f"{'compile' if self.compiled else 'eager'}, {self.layout}, {self.precision}"
+        kind = "recorded" if self.recorded else "compile" if self.compiled else "eager"
+        return f"{kind}, {self.layout}, {self.precision}"
 
 
 SETTINGS = {
@@ -122,7 +126,15 @@ def modes(setting: Setting, device: str, with_compile: bool, precisions: list[st
     ]
     others = [Mode(precision, "NHWC", keras=True) for precision in precisions if keras]
     ours = [Mode(precision, fast=fast) for fast in ("torch", "cpp") for precision in precisions]
-    return stock + others + (ours if on_cpu else [Mode("bf16", fast="triton")])
+    if on_cpu:
+        return stock + others + ours
+    recorded = [
+        dataclasses.replace(mode, recorded=True)
+        for mode in stock
+        if mode.layout == "channels_last" and not mode.compiled
+    ]
+    ours = [Mode("bf16", fast="triton", recorded=True)] if "bf16" in precisions else []
+    return stock + recorded + ours
 
 
 # ---------------------------------------------------------------- in a process of its own
@@ -196,7 +208,7 @@ def torch_step(
         loss = F.cross_entropy(logits.float(), batch.labels)
         return StepLoss(loss, loss.detach(), loss.detach(), setting.batch)
 
-    kind = RecordedGradients if mode.fast == "triton" else Gradients
+    kind = RecordedGradients if mode.recorded else Gradients
     gradients = kind(network, loss_of)
 
     def step() -> None:

@@ -66,8 +66,11 @@ def blocks_of_inputs_and_outputs() -> None:
     block("many channels")
 
 
-def stem() -> None:
+def stem_kernels() -> None:
     """The first convolution has kernels of its own, where the pictures need no gradient."""
+    launched = []
+    stem = launches.GpuKernels.stem
+    launches.GpuKernels.stem = lambda *a: launched.append(a) or stem(*a)
     for channels, padding, side in ((3, "symmetric", 9), (1, "keras", 10), (3, "symmetric", 40)):
         module = fast.random_norms(ConvNormActivation(channels, 17, 3, 2, padding=padding))
         fast_one, double = copy.deepcopy(module).double(), copy.deepcopy(module).double()
@@ -80,6 +83,7 @@ def stem() -> None:
             gradients = {name: p.grad for name, p in network.named_parameters()}
             results.append({"out": out.detach(), **gradients, **dict(network.named_buffers())})
         fast.assert_same(*results, 1e-12)
+    assert len(launched) == 3
 
 
 def network() -> None:

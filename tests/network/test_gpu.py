@@ -51,7 +51,7 @@ def test_whatever_the_blocks_of_a_kernel():
 
 @pytest.mark.slow
 def test_the_network_equals_the_stock_one():
-    interpreted("network", "stem")
+    interpreted("network", "stem_kernels")
 
 
 # ------------------------------------------------------------------ compiled, without a GPU
@@ -67,24 +67,27 @@ class Launches:
         def launch(*arguments, num_warps=4, num_stages=3, maxnreg=None, **constants):
             names = self._kernel.arg_names
             types = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
-            signature, values = {}, {}
+            signature, values, sixteens = {}, {}, []
             for name, value in [*zip(names, arguments, strict=False), *constants.items()]:
+                # As Triton does: what 16 divides is compiled for that, and so is a one.
                 if isinstance(value, torch.Tensor):
                     signature[name] = types[value.dtype]
-                elif value is None or names.index(name) in self._kernel.constexprs:
+                    sixteens.append(name)
+                elif value is None or names.index(name) in self._kernel.constexprs or value == 1:
                     signature[name], values[name] = "constexpr", value
                 else:
                     signature[name] = "fp32" if isinstance(value, float) else "i32"
+                    sixteens += [name] if value % 16 == 0 else []
             options = {"num_warps": num_warps, "num_stages": num_stages}
             options |= {"maxnreg": maxnreg} if maxnreg else {}
-            key = repr((self._kernel.__name__, signature, values, options))
-            self._seen[key] = (self._kernel, signature, values, options)
+            key = repr((self._kernel.__name__, signature, values, sixteens, options))
+            self._seen[key] = (self._kernel, signature, values, sixteens, options)
 
         return launch
 
 
 # Compute capability: bytes of shared memory that a program may have, and rounds of loads.
-CARDS = {90: (232448, 3), 86: (101376, 2)}
+CARDS = {90: (232448, 3), 86: (101376, 2), 80: (166912, 3)}
 
 
 @pytest.mark.slow
@@ -113,10 +116,11 @@ def test_every_kernel_compiles_and_fits(card, monkeypatch):
     monkeypatch.undo()
 
     assert len(seen) > 40
-    for kernel, signature, values, options in seen.values():
+    for kernel, signature, values, sixteens, options in seen.values():
         places = {(kernel.arg_names.index(name),): value for name, value in values.items()}
-        target = GPUTarget("cuda", card, 32)
-        compiled = triton.compile(ASTSource(kernel, signature, places), target, options)
+        hints = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in sixteens}
+        source = ASTSource(kernel, signature, places, hints)
+        compiled = triton.compile(source, GPUTarget("cuda", card, 32), options)
         assert compiled.metadata.shared <= memory, (kernel.__name__, values, options)
 
 

@@ -1,11 +1,11 @@
 import copy
-import warnings
 
 import pytest
 import torch
 from torch import nn
 
 from mobilenetv2.data.augment import Batch
+from mobilenetv2.errors import WorkFailed
 from mobilenetv2.network.fast_ops import choose, install
 from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
 from mobilenetv2.training import gradients
@@ -39,10 +39,13 @@ class Recording:
 
     made = 0
 
-    def __init__(self, parameters, loss_of, batch):
+    def __init__(self, parameters, loss_of, batch, pool):
         type(self).made += 1
         self._parameters, self._loss_of = parameters, loss_of
         self._gradients = [torch.zeros_like(p) for p in parameters]
+
+    def pool(self):
+        return None
 
     def claim(self, parameters):
         for parameter, gradient in zip(parameters, self._gradients, strict=True):
@@ -80,17 +83,14 @@ def test_a_shape_runs_once_and_is_recorded_then(monkeypatch):
     monkeypatch.setattr(gradients, "_Recording", Recording)
     Recording.made = 0
     network = nn.Linear(4, 3)
-    recorded, plain = (kind(network, loss_of(network)) for kind in (RecordedGradients, Gradients))
+    twin = copy.deepcopy(network)
+    recorded, plain = RecordedGradients(network, loss_of(network)), Gradients(twin, loss_of(twin))
     made = []
     # Full batches and the last one of an epoch by turns, so that the recordings take turns too.
     for size in (8, 8, 8, 5, 8, 5, 5, 8):
         one = batch(size)
-        loss = recorded.of(one)
-        got = grads(network)
-        expected = plain.of(one)
-        assert torch.equal(loss.mean, expected.mean)
-        assert same(got, grads(network))
-        recorded._last = None  # as plain has put its own gradients in place
+        assert torch.equal(recorded.of(one).mean, plain.of(one).mean)
+        assert same(grads(network), grads(twin))
         made.append(Recording.made)
     assert made == [0, 1, 1, 1, 1, 2, 2, 2]
 
@@ -106,34 +106,41 @@ def test_no_more_shapes_are_recorded_than_a_run_has(monkeypatch):
     assert Recording.made == gradients.MOST_GRAPHS
 
 
-def test_where_a_step_cannot_be_recorded_it_runs_as_it_is(monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("operation not permitted when stream is capturing")
+def test_where_memory_is_too_little_for_another_recording_steps_run(monkeypatch):
+    class Small(Recording):
+        def __init__(self, parameters, loss_of, batch, pool):
+            if len(batch.labels) == 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            assert pool is None
+            super().__init__(parameters, loss_of, batch, pool)
 
-    monkeypatch.setattr(gradients, "_Recording", refuse)
+    monkeypatch.setattr(gradients, "_Recording", Small)
     network = nn.Linear(4, 3)
-    recorded = RecordedGradients(network, loss_of(network))
-    recorded.of(batch(8))
-    one = batch(8)
-    with pytest.warns(UserWarning, match="cannot be recorded"):
-        recorded.of(one)
-    got = grads(network)
-    Gradients(network, loss_of(network)).of(one)
-    assert same(got, grads(network))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        recorded.of(batch(8))
+    twin = copy.deepcopy(network)
+    recorded, plain = RecordedGradients(network, loss_of(network)), Gradients(twin, loss_of(twin))
+    for size in (8, 8, 5, 8, 5, 8, 8, 5, 8):
+        one = batch(size)
+        assert torch.equal(recorded.of(one).mean, plain.of(one).mean)
+        assert same(grads(network), grads(twin))
 
 
-def test_too_little_memory_is_not_hidden(monkeypatch):
-    def refuse(*_):
+def test_too_little_memory_for_a_step_is_not_hidden():
+    def loss(_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    with pytest.raises(torch.OutOfMemoryError):
+        RecordedGradients(nn.Linear(4, 3), loss).of(batch(8))
+
+
+def test_a_step_that_cannot_be_recorded_is_told(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
     monkeypatch.setattr(gradients, "_Recording", refuse)
     network = nn.Linear(4, 3)
     recorded = RecordedGradients(network, loss_of(network))
     recorded.of(batch(8))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(WorkFailed, match=r"--fast-ops off .*stream is capturing\)$"):
         recorded.of(batch(8))
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -7,8 +8,15 @@ import mobilenetv2
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.training import memory
-from mobilenetv2.training.memory import available, check_memory, explained
+from mobilenetv2.training.gradients import Gradients
+from mobilenetv2.training.memory import (
+    available,
+    check_memory,
+    largest_that_fits,
+    too_little_memory,
+)
 from mobilenetv2.training.start import start
+from mobilenetv2.training.train import train
 
 GIB = 1 << 30
 
@@ -61,9 +69,10 @@ def test_half_after_half_until_one_fits():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     batch = Batch(torch.zeros(200, 1, 2, 2), torch.zeros(200), torch.zeros(200), 0.5)
-    error = explained(torch.OutOfMemoryError("CUDA out of memory"), batch, step)
+    assert largest_that_fits(batch, step) == 25
     assert tried == [100, 50, 25]
-    assert "--batch-size 200" in str(error)
+    error = too_little_memory("CUDA out of memory", 256, torch.device("cuda", 1), 25)
+    assert "--batch-size 256: cuda:1" in str(error)
     assert "25 fits" in str(error)
 
 
@@ -71,9 +80,9 @@ def test_where_nothing_fits_the_device_says_why():
     def step(_: Batch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    batch = Batch(torch.zeros(4, 1, 2, 2), torch.zeros(4))
-    error = explained(torch.OutOfMemoryError("CUDA out of memory. Really\nand more"), batch, step)
-    assert "too little memory for a step: CUDA out of memory. Really" in str(error)
+    assert largest_that_fits(Batch(torch.zeros(4, 1, 2, 2), torch.zeros(4)), step) is None
+    error = too_little_memory("CUDA out of memory", 4, torch.device("cuda", 0))
+    assert "take fewer, or smaller pictures (CUDA out of memory)" in str(error)
 
 
 @pytest.mark.skipif(not memory.Path("/proc/meminfo").exists(), reason="this is not Linux")
@@ -81,3 +90,34 @@ def test_what_is_available_is_known_on_linux():
     free = available()
     assert free is not None
     assert 0 < free < 1 << 50
+
+
+def test_a_run_names_the_batch_that_fits_once_the_failed_step_is_forgotten(
+    quick_settings, tmp_path, monkeypatch
+):
+    """A step that failed would hold its memory, were the error still being handled."""
+    held = []
+
+    class Activations:
+        pass
+
+    def of(self, batch):
+        assert all(activations() is None for activations in held)
+        activations = Activations()
+        held.append(weakref.ref(activations))
+        if len(batch.labels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    monkeypatch.setattr(Gradients, "of", of)
+    with pytest.raises(ConfigError, match=r"--batch-size 6: cpu .* 1 fits"):
+        train(quick_settings(tmp_path / "run"))
+    assert len(held) == 3  # six pictures, three, one
+
+
+def test_find_lr_names_the_batch(quick_settings, tmp_path, monkeypatch):
+    def too_much(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("mobilenetv2.training.find_lr.batch_loss", too_much)
+    with pytest.raises(ConfigError, match=r"--batch-size 6: cpu has too little memory"):
+        train(quick_settings(tmp_path / "run", lr="auto"))

@@ -26,6 +26,7 @@ from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.distributed import Processes
 from mobilenetv2.errors import ConfigError, NonFiniteLoss, WorkFailed
+from mobilenetv2.network.fast_ops import FastOps
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.device import choose_device, has_room
@@ -367,6 +368,36 @@ def test_compiling_is_for_those_who_ask_on_a_cpu() -> None:
     assert asked.compiled
     assert asked.fast_ops.kind == "torch"
     assert choose_device(MachineConfig(compile="on", fast_ops="off")).fast_ops.kind == "off"
+
+
+def test_several_processes_compile_nothing_and_keep_their_operations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone = choose_device(MachineConfig(device="cpu"))
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    asked = choose_device(MachineConfig(device="cpu", compile="on"))
+    assert not asked.compiled
+    assert (asked.fast_ops.kind, asked.precision) == (alone.fast_ops.kind, alone.precision)
+
+
+def test_a_gpu_is_the_current_one_and_compiles_where_it_has_no_operations_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton and CUDA graphs work on the current GPU, whichever is asked for."""
+    current = []
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr("mobilenetv2.training.device.find_device", lambda _: gpu)
+    monkeypatch.setattr("mobilenetv2.training.device.has_native_bf16", lambda _: True)
+    monkeypatch.setattr("mobilenetv2.training.device.find_spec", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    chosen = FastOps("triton", "works")
+    monkeypatch.setattr("mobilenetv2.training.device.fast_ops.choose", lambda *_: chosen)
+    device = choose_device(MachineConfig(device="cuda:1"))
+    assert current == [gpu]
+    assert (device.precision, device.fast_ops.kind, device.compiled) == ("bf16", "triton", False)
+    chosen = FastOps("off", "does not work")
+    assert choose_device(MachineConfig(device="cuda:1")).compiled
+    assert not choose_device(MachineConfig(device="cuda:1", compile="off")).compiled
 
 
 # A signal that went astray would end the process of all tests: these are raised in another one.

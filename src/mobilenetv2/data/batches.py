@@ -91,11 +91,13 @@ class Batches:
         labels = self._pictures.labels
         order = self._order(epoch).to(labels.device)
         at_once = self._at_once()
-        for first in range(first_step, self.steps_per_epoch, at_once):
+        # The same groups wherever the epoch is entered: a GPU may round otherwise in other ones.
+        for first in range(first_step - first_step % at_once, self.steps_per_epoch, at_once):
             bounds = self._bounds[first : first + at_once]
             batches = self._changed(order[bounds[0][0] : bounds[-1][1]], epoch, bounds)
             for step, batch in enumerate(batches, first):
-                yield mixed(batch, self._config, (self._seed, epoch, step))
+                if step >= first_step:
+                    yield mixed(batch, self._config, (self._seed, epoch, step))
 
     def _changed(self, draws: Tensor, epoch: int, bounds: list[tuple[int, int]]) -> list[Batch]:
         """Neighbouring batches, their pictures changed all at once."""

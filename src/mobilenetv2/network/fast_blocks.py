@@ -2,7 +2,7 @@
 
 A whole inverted residual is one operation for autograd, and only the raw outputs of its three
 convolutions are kept for backward: what lies between them (norm, ReLU6 and its mask) is computed
-again wherever it is read, inside the kernels (`fast_ops.cpp`).
+again wherever it is read, inside the kernels: `fast_ops.cpp` for a CPU, :mod:`.gpu` for a GPU.
 
 Whatever the kernels do not cover runs through the stock code: evaluation, other devices and dtypes,
 norms of another kind, tracing and compiling. Norms in eval mode within a network in training, as in
@@ -38,7 +38,10 @@ class Part(NamedTuple):
 
 
 class FastConvNormActivation(ConvNormActivation):
-    """Stock convolution; norm and ReLU6 in two passes forward and two backward."""
+    """Norm and ReLU6 in two passes forward and two backward.
+
+    The convolution is the stock one, or where kernels have their own for a first one, that.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
@@ -120,7 +123,7 @@ def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch
             and norm.track_running_stats
             and norm.weight.dtype is real
             and conv.weight.dtype is real
-            # Either order is the same for 1×1 and depthwise kernels; others run in PyTorch.
+            # Either order is the same for 1×1 and depthwise kernels, and is told to the stem's.
             and (
                 conv.weight.is_contiguous()
                 or conv.weight.is_contiguous(memory_format=torch.channels_last)

@@ -31,6 +31,7 @@ from mobilenetv2.network.fast_blocks import (
     FastMobileNetV2,
 )
 from mobilenetv2.network.fast_repairs import RepairedConvNormActivation, RepairedMobileNetV2
+from mobilenetv2.network.kernels import Kernels, MapShape
 from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
 
 Kind = Literal["cpp", "triton", "torch", "off"]
@@ -123,12 +124,24 @@ def _choose_triton(
         from mobilenetv2.network.gpu import launches  # Triton is not everywhere
 
         tell("the first steps compile the fast operations for this GPU, once: some twenty seconds")
-        probe = torch.zeros(16, 16, dtype=dtype, device=device)
-        launches.load(dtype, device).apply(probe, torch.zeros(5, 16, device=device), True, None)
+        _try_out(launches.load(dtype, device), device, dtype)
     except Exception as error:  # of Triton, of its C compiler, of the driver: there is no list
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return FastOps("off", f"fast operations: off, because Triton says: {reason[0]}")
     return FastOps("triton", "fast operations: Triton")
+
+
+def _try_out(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
+    """A product of matrices, a norm, and a depthwise convolution with its gradient."""
+    norm = nn.BatchNorm2d(32).to(device)
+    shape = MapShape(2, 8, 8, 32, 1, False)
+    x = torch.ones(shape.out_rows, 32, dtype=dtype, device=device)
+    weight = torch.ones(32, 1, 3, 3, device=device)
+    y, y_norm = kernels.pointwise(x, None, torch.ones(32, 32, 1, 1, device=device), norm)
+    z, z_norm = kernels.depthwise(y, y_norm, weight, shape, norm)
+    gradient = kernels.backward(z, z, z_norm, True)
+    kernels.depthwise_backward(z, z, z_norm, gradient, y, y_norm, weight, shape)
+    torch.cuda.synchronize(device)
 
 
 def install(network: nn.Module, fast_ops: FastOps) -> None:

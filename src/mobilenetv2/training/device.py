@@ -52,6 +52,8 @@ def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _:
     """
     fast_ops.prepare_allocator()
     device = find_device(config.device)
+    if device.type == "cuda":  # Triton and CUDA graphs work on the current one
+        torch.cuda.set_device(device)
     native = has_native_bf16(device)
     if config.precision == "bf16" and not native:
         raise ConfigError(f"--precision bf16: {device} does not have it natively; use fp32 or auto")
@@ -59,7 +61,7 @@ def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _:
     if precision == "auto":
         precision = "bf16" if native else "fp32"
     # What torch.compile takes apart and fuses must be PyTorch's.
-    asked = config.compile == "on"
+    asked = config.compile == "on" and not dist.is_initialized()
     requested = "torch" if asked and config.fast_ops != "off" else config.fast_ops
     stored = torch.bfloat16 if precision == "bf16" else torch.float32
     operations = fast_ops.choose(device, requested, stored, tell)

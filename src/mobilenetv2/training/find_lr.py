@@ -21,6 +21,7 @@ from mobilenetv2.errors import WorkFailed
 from mobilenetv2.training import portions
 from mobilenetv2.training.device import Device
 from mobilenetv2.training.loss import batch_loss
+from mobilenetv2.training.memory import too_little_memory
 from mobilenetv2.training.optimizers import build_optimizer, clip_gradient
 from mobilenetv2.training.start import Start
 from mobilenetv2.training.transfer import Tuning, set_train_mode
@@ -103,6 +104,7 @@ def find_lr(
         most_steps: of the longest climb.
 
     Raises:
+        ConfigError: the device has too little memory for a batch.
         WorkFailed: the loss never fell, so nothing can be suggested.
     """
     state = torch.get_rng_state()
@@ -110,7 +112,11 @@ def find_lr(
     steps = done = STEPS
     while True:
         trial = classifier.with_network(copy.deepcopy(classifier.network))
-        climb = _climb(trial, batches, config, device, tuning, class_weight, steps)
+        try:
+            climb = _climb(trial, batches, config, device, tuning, class_weight, steps)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+            raise too_little_memory(reason, config.batch_size, device.device) from error
         torch.set_rng_state(state)
         is_clear = climb.fall >= CLEAR and climb.fall > climb.luck
         if is_clear or 2 * steps > most_steps or done + 2 * steps > of_the_run / 2:

@@ -5,7 +5,6 @@ them. So a step is recorded as a CUDA graph when a batch of its shape comes for 
 from then on replayed with one launch. The first one has run as it is: kernels are compiled then.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from mobilenetv2.data.augment import Batch
+from mobilenetv2.errors import WorkFailed
 from mobilenetv2.training.parallel import StepLoss
 
 LossOf = Callable[[Batch], StepLoss]
 """A batch to its loss, whose ``for_backward`` leads to the parameters."""
 
 MOST_GRAPHS = 4
-"""Shapes of batches that are recorded; an epoch has two, its last batch being smaller."""
+"""Shapes of batches that are recorded: an epoch's last batch is smaller, and mixed pictures are
+floats where others are bytes."""
 
 
 class Gradients:
@@ -64,13 +65,11 @@ class RecordedGradients(Gradients):
                 self._last = None
                 return super().of(batch)
             self._forget()
+            self._last = None
             try:
-                recording = _Recording(self._parameters, self._loss_of, batch)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                warnings.warn(f"steps cannot be recorded, and take longer: {error}", stacklevel=2)
-                self._most = 0
+                recording = self._record(batch)
+            except torch.OutOfMemoryError:  # a step that runs may still fit
+                self._most = len(self._recordings)
                 return super().of(batch)
             self._recordings[shape] = recording
         if self._last is not recording:
@@ -78,22 +77,46 @@ class RecordedGradients(Gradients):
             self._last = recording
         return recording.replay(batch)
 
+    def _record(self, batch: Batch) -> "_Recording":
+        """The step as a graph, in the memory of the first one, as they are replayed by turns.
+
+        Raises:
+            WorkFailed: it cannot be recorded; what PyTorch was in the middle of, it stays in.
+        """
+        pool = next((one.pool for one in self._recordings.values()), None)
+        try:
+            return _Recording(self._parameters, self._loss_of, batch, pool)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise WorkFailed(
+                "a training step cannot be recorded as a CUDA graph here; --fast-ops off trains "
+                f"without ({str(error).splitlines()[0]})"
+            ) from error
+
 
 class _Recording:
     """A graph, the tensors that it reads, and those that it writes."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], loss_of: LossOf, batch: Batch) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], loss_of: LossOf, batch: Batch, pool: Any
+    ) -> None:
         self._inputs = _copy(batch)
         # Of a mixture, which is another for each batch: a number would be recorded as it is.
         self._weight = torch.ones((), device=batch.labels.device)
         if batch.other_labels is not None:
             self._inputs = self._inputs._replace(weight=self._weight)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, pool=pool):
             loss = loss_of(self._inputs)
             loss.for_backward.backward()
         self._mean, self._hits, self._count = loss.mean, loss.hits, loss.count
         self._gradients = [parameter.grad for parameter in parameters]
+
+    @property
+    def pool(self) -> Any:
+        """The memory that the graph works in."""
+        return self._graph.pool()
 
     def claim(self, parameters: Sequence[nn.Parameter]) -> None:
         """Let the parameters' gradients be those that this graph writes."""

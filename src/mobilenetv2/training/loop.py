@@ -25,9 +25,9 @@ from mobilenetv2.training.find_lr import MOST_STEPS, STEPS, find_lr_of
 from mobilenetv2.training.finish import deliver, measure
 from mobilenetv2.training.gradients import Gradients, RecordedGradients
 from mobilenetv2.training.head import FrozenFeatures, fit_first_head
-from mobilenetv2.training.memory import check_memory, explained
+from mobilenetv2.training.memory import check_memory, largest_that_fits, too_little_memory
 from mobilenetv2.training.optimizers import clip_gradient
-from mobilenetv2.training.parallel import ParallelTraining
+from mobilenetv2.training.parallel import ParallelTraining, StepLoss
 from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.signals import Stopped, StopRequest
@@ -141,15 +141,12 @@ class Training(RunState):
                 reporter.flush()
                 self._save()
             started = time.perf_counter()
-        reporter.flush()
+        reporter.flush()  # waits for what a GPU has still to do
+        self.history.training_seconds += time.perf_counter() - started
 
     def _train_step(self, batch: Batch) -> StepOutcome:
         lr = float(self.schedule.get_last_lr()[0])
-        try:
-            loss = self.gradients.of(batch)
-        except torch.OutOfMemoryError as error:
-            self.gradients = self._gradients()  # what is recorded takes memory too
-            raise explained(error, batch, self.gradients.of) from error
+        loss = self._gradient_of(batch)
         clip_gradient(self.network, self.config.optimizer.clip_norm)
         self.optimizer.step()
         self.schedule.step()
@@ -159,6 +156,17 @@ class Training(RunState):
         self.history.steps += 1
         self.history.pictures += loss.count
         return StepOutcome(self.epoch + 1, self.history.steps, lr, loss.count, loss.mean, loss.hits)
+
+    def _gradient_of(self, batch: Batch) -> StepLoss:
+        try:
+            return self.gradients.of(batch)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+        # Not in the clause above: there the error holds what the failed step had in memory.
+        self.gradients = self._gradients()
+        alone = self.processes.count == 1
+        fits = largest_that_fits(batch, self.gradients.of) if alone else None
+        raise too_little_memory(reason, self.config.batch_size, batch.labels.device, fits)
 
     def _validate_epoch(self, reporter: Reporter) -> None:
         """Measure, remember the best, tell, save; only a good epoch is ever saved."""

@@ -58,29 +58,34 @@ def check_memory(begun: Start) -> None:
         )
 
 
-def explained(error: RuntimeError, batch: Batch, step: Callable[[Batch], object]) -> ConfigError:
-    """What to tell where a device had too little memory for a batch.
-
-    Args:
-        error: the device's own words.
-        batch: that was too large.
-        step: what was tried with it; halves of the batch are tried until one fits.
-    """
-    count = len(batch.labels)
-    size = count
+def largest_that_fits(batch: Batch, step: Callable[[Batch], object]) -> int | None:
+    """How many pictures of a batch that does not fit do: half after half is tried with ``step``."""
+    size = len(batch.labels)
     while size > 1:
         size //= 2
-        torch.cuda.empty_cache()
         try:
             step(_first(batch, size))
         except torch.OutOfMemoryError:
             continue
-        return ConfigError(
-            f"--batch-size {count}: {batch.labels.device} has too little memory for it; {size} "
-            "fits, as was just tried"
-        )
-    reason = str(error).splitlines()[0]
-    return ConfigError(f"--device {batch.labels.device}: too little memory for a step: {reason}")
+        return size
+    return None
+
+
+def too_little_memory(
+    reason: str, batch_size: int, device: torch.device, fits: int | None = None
+) -> ConfigError:
+    """What to tell where a device had too little memory for a step.
+
+    Args:
+        reason: the device's own words.
+        batch_size: that was asked for.
+        device: which had too little.
+        fits: pictures that were tried, and for which it had enough.
+    """
+    advice = f"{fits} fits, as was just tried" if fits else "take fewer, or smaller pictures"
+    return ConfigError(
+        f"--batch-size {batch_size}: {device} has too little memory for it; {advice} ({reason})"
+    )
 
 
 def available() -> int | None:

@@ -15,11 +15,6 @@ from mobilenetv2.network.gpu import depthwise, finish, norms, plans, pointwise, 
 from mobilenetv2.network.gpu.plans import Plan
 from mobilenetv2.network.kernels import Kernels, MapShape, real_dtype
 
-_FINISH = {"PROGRAMS": 128, "CHANNELS": 8}
-_FINISH_FEW = {"PROGRAMS": 16, "CHANNELS": 64}
-"""Partial sums that a finishing kernel takes at once: of so many programs and channels."""
-
-
 PLENTY_OF_SHARED_MEMORY = 160 << 10
 """Bytes for a program, above which three rounds of loads fit in."""
 
@@ -325,10 +320,11 @@ class GpuKernels(Kernels):
         self, moments: Tensor, programs: int, channels: int, module: nn.BatchNorm2d
     ) -> Tensor:
         norm = self._partial(moments, 5, channels)
-        finish.finish_statistics[(triton.cdiv(channels, _FINISH["CHANNELS"]),)](
+        block = _finishing(programs)
+        finish.finish_statistics[(triton.cdiv(channels, block["CHANNELS"]),)](
             moments, programs, norm, module.weight, module.bias, module.running_mean,
             module.running_var, module.num_batches_tracked, module.eps, module.momentum or 0.0,
-            channels, FROZEN=not module.training, **_FINISH,
+            channels, FROZEN=not module.training, **block,
         )  # fmt: skip
         return norm
 
@@ -345,7 +341,7 @@ class GpuKernels(Kernels):
         gradient = weight_gradient = None
         left = sums if weight_sums is None else weight_sums
         assert left is not None
-        block = _FINISH if len(left) > 64 else _FINISH_FEW
+        block = _finishing(len(left))
         if norm is not None:
             channels = norm.shape[1]
             gradient = self._partial(norm, 4, channels)
@@ -371,6 +367,13 @@ def load(dtype: torch.dtype, device: torch.device) -> GpuKernels:
     # card 99; what the plans take of it is in the tests.
     has_room = getattr(gpu, "shared_memory_per_block_optin", 0) >= PLENTY_OF_SHARED_MEMORY
     return GpuKernels(dtype, gpu.multi_processor_count, 3 if has_room else 2)
+
+
+def _finishing(programs: int) -> dict[str, int]:
+    """Partial sums that a finishing kernel takes at once: of so many programs and channels."""
+    if programs > 64:
+        return {"PROGRAMS": 128, "CHANNELS": 8}
+    return {"PROGRAMS": 16, "CHANNELS": 64}
 
 
 def _fits(rows: int, plan: Plan) -> bool:

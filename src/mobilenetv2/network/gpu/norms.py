@@ -27,7 +27,7 @@ def relu6(value, limit):
 
 @triton.jit
 def where_relu6_passes(before, gradient):
-    """The gradient where ReLU6 lets it through; ``before`` or after it is the same."""
+    """The gradient where ReLU6 lets it through; ``before`` may be after it too, if not rounded."""
     return tl.where((before > 0) & (before < 6), gradient, 0.0)
 
 

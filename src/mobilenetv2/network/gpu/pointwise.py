@@ -185,7 +185,8 @@ def pointwise_backward(
         if x_norm is not None:
             scale = per_channel(x_norm, SCALE, in_channels, channel, is_in)
             shift = per_channel(x_norm, SHIFT, in_channels, channel, is_in)
-            seen = relu6(value.to(REAL) * scale[None, :] + shift[None, :], 6.0).to(stored)
+            before = value.to(REAL) * scale[None, :] + shift[None, :]
+            seen = relu6(before, 6.0).to(stored)
         if weight_sums is not None:
             of_weight = tl.dot(
                 tl.trans(gy), seen, of_weight, input_precision=PRECISION, out_dtype=REAL
@@ -194,7 +195,7 @@ def pointwise_backward(
             gradient = tl.dot(gy, w, input_precision=PRECISION, out_dtype=REAL)
             if x_norm is not None:
                 mean = per_channel(x_norm, MEAN, in_channels, channel, is_in)
-                gradient = where_relu6_passes(seen.to(REAL), gradient)
+                gradient = where_relu6_passes(before, gradient)
                 distance = value.to(REAL) - mean[None, :]
                 total += folded(gradient, ROWS, IN, WARPS)
                 product += folded(gradient * distance, ROWS, IN, WARPS)
