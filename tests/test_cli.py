@@ -1,6 +1,7 @@
 """The command line: help, precedence, and clear words for what cannot be done."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from PIL import Image
 
 import mobilenetv2
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.cli import COMMANDS
+from mobilenetv2.cli import COMMANDS, main
 from mobilenetv2.cli.voice import complain
 from mobilenetv2.terminal import print_evaluation
 
@@ -246,12 +247,29 @@ def test_evaluate_other_data(run_cli: Run, run_folder: Path, picture_folder: Any
     assert code == 0
     assert out.startswith("test: accuracy")
     folder = picture_folder(classes=("3", "7"), mode="L", size=(8, 8))
-    code, out, _ = run_cli("evaluate", run_folder, folder)
+    code, out, error = run_cli("evaluate", run_folder, folder)
     assert code == 0
     assert "24 pictures" in out
+    assert error == ""
     code, _, error = run_cli("evaluate", run_folder, picture_folder(name="others"))
     assert code == 2
     assert "does not know the class 'dark'" in error
+
+
+def test_who_watches_is_told_what_there_is_to_wait_for(
+    run_folder: Path, picture_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = picture_folder(classes=("3", "7"), mode="L", size=(8, 8))
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for flags in (["--quiet"], []):
+        assert terminal.getvalue() == ""
+        # So that it has to be examined again.
+        Image.new("L", (8, 8), len(flags)).save(folder / "3" / f"another{len(flags)}.png")
+        with pytest.raises(SystemExit):
+            main(["evaluate", str(run_folder), str(folder), *flags])
+    assert f"examining the pictures in {folder}" in terminal.getvalue()
 
 
 @pytest.mark.usefixtures("undrawn")

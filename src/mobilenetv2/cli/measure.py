@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilenetv2.cli.arguments import made, parse
 from mobilenetv2.cli.runtime import in_runtime
-from mobilenetv2.cli.voice import complain
+from mobilenetv2.cli.voice import complain, teller
 from mobilenetv2.command_config import EvaluateConfig
 from mobilenetv2.config import DataConfig
 from mobilenetv2.errors import DataError
@@ -43,7 +43,7 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
         runtime = "torch" if runtime == "auto" else runtime  # the run's numbers to the last digit
         places = config.source.model_dump(exclude={"data_dir"})
         data = own_data(config.model, config.source.data_dir).model_copy(update=places)
-        own = load_data(data, wanted)
+        own = load_data(data, wanted, teller(config.quiet))
         if own.classes != classifier.labels:
             raise DataError(
                 f"{own.name}: its classes are no longer those that {config.model} was trained on "
@@ -54,7 +54,8 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
         sets = {"validation": own.val} | ({"test": own.test} if own.test else {})
     else:
         data = DataConfig(data=config.data, **config.source.model_dump())
-        sets = dict([load_for_measuring(data, wanted, classifier.labels)])
+        tell = teller(config.quiet)
+        sets = dict([load_for_measuring(data, wanted, classifier.labels, tell)])
     if config.report:
         made("--report", config.report)
     report: dict[str, Any] = {}

@@ -5,6 +5,7 @@ import sys
 from rich.console import Console
 
 from mobilenetv2.cli.arguments import made, parse
+from mobilenetv2.cli.voice import teller
 from mobilenetv2.command_config import BenchmarkConfig, DemoConfig, ExportConfig
 
 
@@ -20,7 +21,8 @@ def export_command(arguments: list[str]) -> int:
     is_page = config.format == "web"
     path = page_folder(config) if is_page else target(config, FORMATS[config.format])
     notes = [unfinished(config.model)] if unfinished(config.model) else []
-    pictures = held_out(classifier, config.model, config.verify, config.source.data_dir)
+    tell = teller(config.quiet)
+    pictures = held_out(classifier, config.model, config.verify, config.source.data_dir, tell)
     console = Console(quiet=config.quiet)
     if is_page:
         certificate = export_page(config, classifier, pictures, path, console, notes)

@@ -1,6 +1,8 @@
 """Who speaks, and how a complaint looks."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 
 from rich.console import Console
 
@@ -8,6 +10,13 @@ from rich.console import Console
 def is_first() -> bool:
     """Whether this process speaks for all that ``torchrun`` has started."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def teller(quiet: bool) -> Callable[[str], None]:
+    """Tells who watches a terminal, on stderr, what there is to wait for."""
+    console = Console(stderr=True, soft_wrap=True)
+    console.quiet = quiet or not is_first() or not console.is_terminal
+    return partial(console.print, markup=False, highlight=False, emoji=False)
 
 
 def complain(message: str) -> None:

@@ -89,7 +89,10 @@ def load_data(
 
 
 def load_for_measuring(
-    config: DataConfig, preprocessing: Preprocessing, labels: Sequence[str]
+    config: DataConfig,
+    preprocessing: Preprocessing,
+    labels: Sequence[str],
+    tell: Callable[[str], object] = lambda _: None,
 ) -> tuple[str, LabelledPictures]:
     """Pictures to measure an existing classifier on, each counted once.
 
@@ -99,6 +102,7 @@ def load_for_measuring(
         config: name or folder.
         preprocessing: the classifier's.
         labels: the classifier's; the pictures' labels are places in it.
+        tell: takes a line for the user, where there is something to wait for.
 
     Returns:
         What the set is called ("test", "validation" or "all"), and the pictures.
@@ -115,7 +119,7 @@ def load_for_measuring(
     places = _places(folder.classes, labels, config.data)
     split = next(split for split in ("test", "val", "train") if split in folder.splits)
     kept = _to_keep(config, split, preprocessing.resize, preprocessing.colour)
-    examination = examine_once(folder, kept.keep)
+    examination = examine_once(folder, kept.keep, tell=tell)
     _require_all_readable(examination, split)
     with _examined_anew_if_unreadable(folder):
         read = load_files(examination.usable(split), preprocessing, config, kept)

@@ -1,7 +1,7 @@
 """Pictures that a file is proven on: as they are, and as the classifier prepares them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,7 +107,11 @@ class HeldOut:
 
 
 def held_out(
-    classifier: Classifier, model: Path, data: str | None, data_dir: Path | None
+    classifier: Classifier,
+    model: Path,
+    data: str | None,
+    data_dir: Path | None,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> HeldOut:
     """Pictures to prove an export of ``classifier`` on.
 
@@ -116,6 +120,7 @@ def held_out(
         model: where it came from.
         data: a name or a folder; the run's own test set, else its validation set, if left out.
         data_dir: where named sets lie.
+        tell: takes a line for the user, where there is something to wait for.
 
     Raises:
         ConfigError: no data was named, and the model lies in no run folder, or the pictures of its
@@ -124,9 +129,9 @@ def held_out(
             not know.
     """
     if data is not None:
-        return _read(classifier, DataConfig(data=data, data_dir=data_dir), is_own=False)
+        return _read(classifier, DataConfig(data=data, data_dir=data_dir), tell, is_own=False)
     try:
-        return _read(classifier, own_data(model, data_dir), is_own=True)
+        return _read(classifier, own_data(model, data_dir), tell, is_own=True)
     except ModelFileError as error:
         raise ConfigError(
             f"{model}: lies in no run folder, so the pictures to prove the file on are "
@@ -139,17 +144,19 @@ def held_out(
         ) from error
 
 
-def _read(classifier: Classifier, config: DataConfig, *, is_own: bool) -> HeldOut:
+def _read(
+    classifier: Classifier, config: DataConfig, tell: Callable[[str], object], *, is_own: bool
+) -> HeldOut:
     """The pictures of ``config``; of a run's own folder, what was held out from training."""
     wanted = classifier.preprocessing
     if config.data in NAMES:
-        name, prepared = load_for_measuring(config, wanted, classifier.labels)
+        name, prepared = load_for_measuring(config, wanted, classifier.labels, tell)
         originals: Array | Sequence[Path] = _to_rgb(read_named_set(config).test[0])
     elif not is_own:
-        name, prepared = load_for_measuring(config, wanted, classifier.labels)
+        name, prepared = load_for_measuring(config, wanted, classifier.labels, tell)
         originals = [Path(file) for file in prepared.names]
     else:
-        own = load_data(config, wanted)
+        own = load_data(config, wanted, tell)
         name, prepared = ("validation", own.val) if own.test is None else ("test", own.test)
         originals = [Path(file) for file in prepared.names]
     found = HeldOut(f"{config.data}, {name} set", prepared, originals, wanted.resize)
