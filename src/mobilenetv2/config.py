@@ -231,8 +231,10 @@ class MachineConfig(DeviceConfig):
     """Faster training operations: compiled C++ or PyTorch only on a CPU, Triton on an NVIDIA GPU,
     or none."""
     compile: Annotated[Literal["auto", "on", "off"], YamlWord] = "auto"
-    """torch.compile for the training steps; takes the place of faster operations. auto: on a GPU
-    where those do not run."""
+    """torch.compile for the training steps; takes the place of faster operations, and a minute or
+    more before the first step. auto: off."""
+    cuda_graphs: bool = True
+    """On an NVIDIA GPU, record steps and replay them, as launching takes longer than the work."""
 
 
 class Preprocessing(Section):

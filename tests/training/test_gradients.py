@@ -140,7 +140,7 @@ def test_a_step_that_cannot_be_recorded_is_told(monkeypatch):
     network = nn.Linear(4, 3)
     recorded = RecordedGradients(network, loss_of(network))
     recorded.of(batch(8))
-    with pytest.raises(WorkFailed, match=r"--fast-ops off .*stream is capturing\)$"):
+    with pytest.raises(WorkFailed, match=r"--no-cuda-graphs .*stream is capturing\)$"):
         recorded.of(batch(8))
 
 

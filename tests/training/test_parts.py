@@ -380,7 +380,7 @@ def test_several_processes_compile_nothing_and_keep_their_operations(
     assert (asked.fast_ops.kind, asked.precision) == (alone.fast_ops.kind, alone.precision)
 
 
-def test_a_gpu_is_the_current_one_and_compiles_where_it_has_no_operations_of_ours(
+def test_a_gpu_is_the_current_one_and_has_its_steps_recorded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Triton and CUDA graphs work on the current GPU, whichever is asked for."""
@@ -388,16 +388,18 @@ def test_a_gpu_is_the_current_one_and_compiles_where_it_has_no_operations_of_our
     gpu = torch.device("cuda", 1)
     monkeypatch.setattr("mobilenetv2.training.device.find_device", lambda _: gpu)
     monkeypatch.setattr("mobilenetv2.training.device.has_native_bf16", lambda _: True)
-    monkeypatch.setattr("mobilenetv2.training.device.find_spec", lambda _: True)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     chosen = FastOps("triton", "works")
     monkeypatch.setattr("mobilenetv2.training.device.fast_ops.choose", lambda *_: chosen)
     device = choose_device(MachineConfig(device="cuda:1"))
     assert current == [gpu]
-    assert (device.precision, device.fast_ops.kind, device.compiled) == ("bf16", "triton", False)
+    assert (device.precision, device.fast_ops.kind) == ("bf16", "triton")
+    assert (device.compiled, device.recorded) == (False, True)
+    assert not choose_device(MachineConfig(device="cuda:1", cuda_graphs=False)).recorded
     chosen = FastOps("off", "does not work")
-    assert choose_device(MachineConfig(device="cuda:1")).compiled
-    assert not choose_device(MachineConfig(device="cuda:1", compile="off")).compiled
+    assert choose_device(MachineConfig(device="cuda:1")).recorded
+    compiled = choose_device(MachineConfig(device="cuda:1", compile="on"))
+    assert (compiled.compiled, compiled.recorded) == (True, False)
 
 
 # A signal that went astray would end the process of all tests: these are raised in another one.

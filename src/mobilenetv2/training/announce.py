@@ -29,6 +29,7 @@ def announcement(begun: Start, steps_per_epoch: int, folder: RunFolder) -> Itera
         f"{network.network}{width}: {params:,} parameters, {madds / 1e6:,.1f} M multiply-adds; "
         f"{begun.device.device}, {begun.device.precision}; {begun.device.fast_ops.reason}"
         f"{'; compiled by torch.compile in the first steps' if begun.device.compiled else ''}"
+        f"{'; steps replayed as CUDA graphs' if begun.device.recorded else ''}"
     )
     if config.batch_size > len(data.train):
         yield f"the batch of {config.batch_size} is larger than the set: every step takes all of it"

@@ -4,8 +4,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -26,12 +24,14 @@ class Device:
         precision: "fp32" or "bf16"; weights and their updates are fp32 in both.
         fast_ops: the operations that train the network, and why these.
         compiled: whether `torch.compile` makes the training steps.
+        recorded: whether they are recorded as CUDA graphs, and replayed.
     """
 
     device: torch.device
     precision: str
     fast_ops: FastOps
     compiled: bool
+    recorded: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context for a forward pass in this precision."""
@@ -60,32 +60,20 @@ def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _:
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if native else "fp32"
+    # Several processes exchange statistics in every norm, where a compiled step would fall apart.
+    compiled = config.compile == "on" and not dist.is_initialized()
     # What torch.compile takes apart and fuses must be PyTorch's.
-    asked = config.compile == "on" and not dist.is_initialized()
-    requested = "torch" if asked and config.fast_ops != "off" else config.fast_ops
+    requested = "torch" if compiled and config.fast_ops != "off" else config.fast_ops
     stored = torch.bfloat16 if precision == "bf16" else torch.float32
     operations = fast_ops.choose(device, requested, stored, tell)
-    compiled = _compiles(device, config.compile, operations)
     # PyTorch's own bf16 operations on a CPU gain from AMX only; the compiled ones always do.
     gains = device.type != "cpu" or operations.kind == "cpp" or _has_amx()
     if config.precision == "auto" and not gains:
         precision = "fp32"
-    return Device(device, precision, operations, compiled)
-
-
-def _compiles(
-    device: torch.device, requested: Literal["auto", "on", "off"], operations: FastOps
-) -> bool:
-    """By itself only on a GPU without operations of our own, which are faster; it needs Triton.
-
-    Several processes exchange statistics in every norm, where a compiled step would fall apart.
-    """
-    if dist.is_initialized():
-        return False
-    if requested != "auto":
-        return requested == "on"
-    has_own = operations.kind == "triton"
-    return device.type == "cuda" and not has_own and find_spec("triton") is not None
+    recorded = (
+        device.type == "cuda" and config.cuda_graphs and not compiled and not dist.is_initialized()
+    )
+    return Device(device, precision, operations, compiled, recorded)
 
 
 def compile_network(network: nn.Module) -> None:

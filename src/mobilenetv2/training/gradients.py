@@ -90,8 +90,8 @@ class RecordedGradients(Gradients):
             raise
         except RuntimeError as error:
             raise WorkFailed(
-                "a training step cannot be recorded as a CUDA graph here; --fast-ops off trains "
-                f"without ({str(error).splitlines()[0]})"
+                "a training step cannot be recorded as a CUDA graph here; --no-cuda-graphs "
+                f"trains without ({str(error).splitlines()[0]})"
             ) from error
 
 

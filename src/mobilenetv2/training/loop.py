@@ -111,8 +111,8 @@ class Training(RunState):
         loss_of = partial(
             self.parallel.loss, device=self.device, label_smoothing=self.config.label_smoothing
         )
-        is_recorded = self.device.fast_ops.kind == "triton" and self.processes.count == 1
-        return (RecordedGradients if is_recorded else Gradients)(self.network, loss_of)
+        kind = RecordedGradients if self.device.recorded else Gradients
+        return kind(self.network, loss_of)
 
     def _solve_head(self, begun: Start) -> int:
         """Pretrained weights get a head for these classes before anything else moves.
@@ -233,6 +233,7 @@ class Training(RunState):
             "precision": self.device.precision,
             "fast_ops": self.device.fast_ops.kind,
             "compiled": self.device.compiled,
+            "cuda_graphs": self.device.recorded,
             "weights": self.config.transfer.weights,
             "frozen_blocks": self.tuning.frozen_blocks,
             "version": __version__,
