@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,17 +91,12 @@ class Launches:
 CARDS = {90: (232448, 3), 86: (101376, 2), 80: (166912, 3)}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("card", CARDS)
-def test_every_kernel_compiles_and_fits(card, monkeypatch):
+def launched(monkeypatch, stages: int, networks) -> list:
+    """All kernels that training steps of some networks launch, and what each is compiled for."""
     triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from mobilenetv2.network import fast_blocks
     from mobilenetv2.network.gpu import depthwise, finish, launches, norms, pointwise, stem
 
-    memory, stages = CARDS[card]
     seen: dict = {}
     for module in (depthwise, finish, norms, pointwise, stem):
         for name, kernel in vars(module).copy().items():
@@ -108,20 +104,56 @@ def test_every_kernel_compiles_and_fits(card, monkeypatch):
                 monkeypatch.setattr(module, name, Launches(kernel, seen))
     kernels = launches.GpuKernels(torch.bfloat16, 132, stages)
     monkeypatch.setattr(fast_blocks, "_kernels", lambda *_: kernels)
-    for width, side, channels in ((1.0, 224, 3), (0.5, 28, 1)):
+    for width, side, channels in networks:
         network = MobileNetV2(10, channels, width, stride_plan(side, side))
         install(network, fast_ops.FastOps("triton", ""))
         with torch.autocast("cpu", torch.bfloat16):
             network(torch.zeros(2, channels, side, side)).float().sum().backward()
     monkeypatch.undo()
+    return list(seen.values())
 
-    assert len(seen) > 40
-    for kernel, signature, values, sixteens, options in seen.values():
-        places = {(kernel.arg_names.index(name),): value for name, value in values.items()}
-        hints = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in sixteens}
-        source = ASTSource(kernel, signature, places, hints)
-        compiled = triton.compile(source, GPUTarget("cuda", card, 32), options)
-        assert compiled.metadata.shared <= memory, (kernel.__name__, values, options)
+
+def compiled(card: int, kernel, signature, values, sixteens, options):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    places = {(kernel.arg_names.index(name),): value for name, value in values.items()}
+    hints = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in sixteens}
+    source = ASTSource(kernel, signature, places, hints)
+    return triton.compile(source, GPUTarget("cuda", card, 32), options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("card", CARDS)
+def test_every_kernel_compiles_and_fits(card, monkeypatch):
+    memory, stages = CARDS[card]
+    wanted = launched(monkeypatch, stages, ((1.0, 224, 3), (0.5, 28, 1)))
+    assert len(wanted) > 40
+    for kernel, *rest in wanted:
+        shared = compiled(card, kernel, *rest).metadata.shared
+        assert shared <= memory, (kernel.__name__, *rest)
+
+
+def test_loops_hand_on_all_that_changes(monkeypatch):
+    """Triton takes a loop to change nothing that two names had in common before it.
+
+    An interpreter does not, so it would not see that.
+    """
+    carried = {}
+    for kernel, signature, values, *rest in launched(monkeypatch, 3, ((0.35, 64, 3),)):
+        name, stride = kernel.__name__, values.get("STRIDE")
+        if name in ("depthwise_forward", "depthwise_backward") and (name, stride) not in carried:
+            if values.get("x_norm", 0) is None or values.get("norm", 0) is None:
+                continue
+            code = compiled(90, kernel, signature, values, *rest).asm["ttir"]
+            loops = re.findall(r"scf\.for .*iter_args\((.*?)\) ->", code)
+            carried[name, stride] = max(loop.count(" = ") for loop in loops)
+    # Sums of the moments and p, q; sums for the norm and nine taps, and p, q, a, h or o.
+    assert carried == {
+        ("depthwise_forward", 1): 4 + 4, ("depthwise_forward", 2): 4 + 2,
+        ("depthwise_backward", 1): 11 + 10, ("depthwise_backward", 2): 11 + 2,
+    }  # fmt: skip
 
 
 # ----------------------------------------------------------------------------- what is chosen
