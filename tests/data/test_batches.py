@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mobilenetv2.config import AugmentConfig
 from mobilenetv2.data.batches import Batches, LabelledPictures, batch_bounds
+from mobilenetv2.distributed import Processes
 
 EVERYTHING = AugmentConfig(
     crop=0.5, shift=0.1, rotate=20, zoom=0.1, shear=5, flip=True, colour_jitter=0.3, erase=0.5
@@ -57,6 +58,30 @@ def test_an_epoch_can_be_entered_anywhere(config: AugmentConfig) -> None:
             assert torch.equal(a.pictures, b.pictures)
             assert torch.equal(a.labels, b.labels)
             assert a.weight == b.weight
+
+
+@pytest.mark.parametrize(
+    "config", [EVERYTHING, AugmentConfig(mixup=0.4), AugmentConfig(cutmix=1.0)]
+)
+def test_parts_of_a_batch_know_which_they_are_and_make_it_together(config: AugmentConfig) -> None:
+    whole = Batches(some_pictures(), (12, 10), 16, config, seed=3)
+    of_both = [
+        Batches(some_pictures(), (12, 10), 16, config, seed=3, processes=Processes(rank, 2))
+        for rank in (0, 1)
+    ]
+    parts = zip(*(batches.epoch(1) for batches in of_both), strict=True)
+    for batch, (first, second) in zip(whole.epoch(1), parts, strict=True):
+        if first.share is None:  # too few to divide
+            assert len(first.labels) == len(batch.labels) < 16
+            continue
+        for part in (first, second):
+            assert part.share.total == len(batch.labels)
+            places = part.share.positions
+            torch.testing.assert_close(part.pictures, batch.pictures[places], rtol=0, atol=1e-3)
+            assert torch.equal(part.labels, batch.labels[places])
+            assert part.weight == batch.weight
+        together = torch.cat([first.share.positions, second.share.positions])
+        assert sorted(together.tolist()) == list(range(len(batch.labels)))
 
 
 @pytest.mark.parametrize("at_once", [2, 3, 100])

@@ -215,7 +215,7 @@ def mixed(batch: Batch, config: AugmentConfig, key: tuple[int, int, int]) -> Bat
     others = batch.pictures.flip(0)
     if not cut:
         sums = batch.pictures.float() * weight + others.float() * (1 - weight)
-        return Batch(sums, batch.labels, batch.labels.flip(0), weight)
+        return batch._replace(pictures=sums, other_labels=batch.labels.flip(0), weight=weight)
 
     height, width = batch.pictures.shape[-2:]
     box_height, box_width = (round(side * math.sqrt(1 - weight)) for side in (height, width))
@@ -225,4 +225,4 @@ def mixed(batch: Batch, config: AugmentConfig, key: tuple[int, int, int]) -> Bat
     box = (..., slice(top, top + box_height), slice(left, left + box_width))
     pictures[box] = others[box]
     kept = 1 - box_height * box_width / (height * width)
-    return Batch(pictures, batch.labels, batch.labels.flip(0), kept)
+    return batch._replace(pictures=pictures, other_labels=batch.labels.flip(0), weight=kept)
