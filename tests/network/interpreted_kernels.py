@@ -88,7 +88,7 @@ def stem_kernels() -> None:
 
 def network() -> None:
     """All of it, pictures without a gradient; and only a part of it in training."""
-    for prepare in (lambda n: n, lambda n: fast.frozen(n), lambda n: part_frozen(n)):
+    for prepare in (lambda n: n, lambda n: part_frozen(fast.frozen(n))):
         torch.manual_seed(0)
         module = fast.random_norms(MobileNetV2(5, 3, 0.35, dropout=0.0)).double()
         module = prepare(module)
