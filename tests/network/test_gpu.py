@@ -128,7 +128,8 @@ def compiled(card: int, kernel, signature, values, sixteens, options):
 @pytest.mark.parametrize("card", CARDS)
 def test_every_kernel_compiles_and_fits(card, monkeypatch):
     memory, stages = CARDS[card]
-    wanted = launched(monkeypatch, stages, ((1.0, 224, 3), (0.5, 28, 1)))
+    networks = ((1.0, 224, 3), (0.5, 28, 1))[: 2 if card == 90 else 1]
+    wanted = launched(monkeypatch, stages, networks)
     assert len(wanted) > 40
     for kernel, *rest in wanted:
         shared = compiled(card, kernel, *rest).metadata.shared
