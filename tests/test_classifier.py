@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save
 
-from mobilenetv2.classifier import Classifier
+from mobilenetv2.classifier import Classifier, _constants
 from mobilenetv2.errors import ModelFileError, UserError, WorkFailed
 from mobilenetv2.model_file import LONGEST_DESCRIPTION, METADATA_KEY, MOST_TENSORS
 from mobilenetv2.seals import seal_safetensors
@@ -63,6 +63,18 @@ def test_anyone_can_read_the_metadata(small_classifier: Classifier, tmp_path: Pa
     assert description["labels"] == ["ant", "bee", "Käfer"]
     assert description["preprocessing"]["mean"] == [0.4]
     assert description["network"]["width"] == 0.1
+
+
+def test_gradients_reach_the_pictures_after_inference_too(small_classifier: Classifier) -> None:
+    size = small_classifier.preprocessing
+    pictures = torch.zeros(1, size.channels, size.height, size.width)
+    _constants.cache_clear()
+    with torch.inference_mode():
+        small_classifier.normalize(pictures)
+    pictures.requires_grad = True
+    small_classifier.normalize(pictures).sum().backward()
+    assert pictures.grad is not None
+    assert (pictures.grad > 0).all()
 
 
 def test_normalisation_is_the_formula(small_classifier: Classifier) -> None:

@@ -100,6 +100,25 @@ def test_many_batches_at_once_are_the_same_batches(
             assert a.weight == b.weight
 
 
+def test_a_resumed_epoch_changes_the_same_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU may round otherwise in other ones, and a resumed run promises the same bits."""
+    batches = Batches(some_pictures(), (12, 10), 8, EVERYTHING, seed=3)  # seven of them
+    monkeypatch.setattr(batches, "_at_once", lambda: 3)
+    groups = []
+    of_group = batches._changed
+    monkeypatch.setattr(
+        batches,
+        "_changed",
+        lambda draws, *rest: groups.append(draws.tolist()) or of_group(draws, *rest),
+    )
+    whole = list(batches.epoch(2))
+    of_whole = groups.copy()
+    for first_step in range(7):
+        groups.clear()
+        assert len(list(batches.epoch(2, first_step))) == len(whole) - first_step
+        assert groups == of_whole[first_step // 3 :]
+
+
 def test_a_gpu_changes_as_many_as_are_worth_it() -> None:
     def at_once(size: int, batch_size: int, device: str) -> int:
         pictures = LabelledPictures(

@@ -74,3 +74,12 @@ def test_orders_are_fair(count: int) -> None:
     if count > 2:
         epochs = {tuple(permutation(0, epoch, count).tolist()) for epoch in range(5)}
         assert len(epochs) > 1
+
+
+def test_a_seed_gives_the_numbers_that_it_always_gave() -> None:
+    """A run that goes on with a later version sees the pictures that it would have seen."""
+    expected = [
+        [0.06404834985733032, 0.7520833611488342],
+        [0.016713321208953857, 0.7175288200378418],
+    ]
+    assert uniform(5, 3, torch.tensor([7, 8]), 2).tolist() == expected

@@ -174,7 +174,11 @@ def test_other_operations_are_not_for_a_gpu():
 
 def test_an_amd_gpu_runs_without(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    assert "NVIDIA" in choose(CUDA, "auto", torch.bfloat16).reason
+    chosen = choose(CUDA, "auto", torch.bfloat16)
+    assert (chosen.kind, chosen.reason) == (
+        "off",
+        "fast operations: off, those for a GPU are for NVIDIA's",
+    )
 
 
 def test_where_triton_fails_training_goes_on_without(monkeypatch):
