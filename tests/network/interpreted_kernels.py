@@ -43,9 +43,11 @@ def block(name: str) -> None:
         compare(module, x, single=images == 1)
 
 
-def a_small_block() -> None:
-    module = fast.random_norms(InvertedResidual(8, 12, 2, 6))
-    compare(module, fast.away_from_the_kinks(copy.deepcopy(module).double(), (2, 8, 5, 7)))
+def small_blocks() -> None:
+    for stride in (1, 2):
+        module = fast.random_norms(InvertedResidual(8, 12, stride, 6))
+        x = fast.away_from_the_kinks(copy.deepcopy(module).double(), (2, 8, 5, 7))
+        compare(module, x, single=stride == 2)
 
 
 def several_tiles_and_segments() -> None:
