@@ -87,8 +87,9 @@ class Launches:
         return launch
 
 
-# Compute capability: bytes of shared memory that a program may have, and rounds of loads.
-CARDS = {90: (232448, 3), 86: (101376, 2), 80: (166912, 3)}
+# Compute capability: bytes of shared memory that a program may have, and rounds of loads. (An A100,
+# 80, has more than an 86 and its instructions.)
+CARDS = {90: (232448, 3), 86: (101376, 2)}
 
 
 def launched(monkeypatch, stages: int, networks) -> list:
@@ -128,8 +129,7 @@ def compiled(card: int, kernel, signature, values, sixteens, options):
 @pytest.mark.parametrize("card", CARDS)
 def test_every_kernel_compiles_and_fits(card, monkeypatch):
     memory, stages = CARDS[card]
-    networks = ((1.0, 224, 3), (0.5, 28, 1))[: 2 if card == 90 else 1]
-    wanted = launched(monkeypatch, stages, networks)
+    wanted = launched(monkeypatch, stages, [(1.0, 224, 3)])
     assert len(wanted) > 40
     for kernel, *rest in wanted:
         shared = compiled(card, kernel, *rest).metadata.shared
@@ -142,7 +142,7 @@ def test_loops_hand_on_all_that_changes(monkeypatch):
     An interpreter does not, so it would not see that.
     """
     carried = {}
-    for kernel, signature, values, *rest in launched(monkeypatch, 3, ((0.35, 64, 3),)):
+    for kernel, signature, values, *rest in launched(monkeypatch, 3, [(0.35, 64, 3)]):
         name, stride = kernel.__name__, values.get("STRIDE")
         if name in ("depthwise_forward", "depthwise_backward") and (name, stride) not in carried:
             if values.get("x_norm", 0) is None or values.get("norm", 0) is None:
