@@ -386,7 +386,7 @@ def test_a_gpu_is_the_current_one_and_has_its_steps_recorded(
     """Triton and CUDA graphs work on the current GPU, whichever is asked for."""
     current = []
     gpu = torch.device("cuda", 1)
-    monkeypatch.setattr("mobilenetv2.training.device.find_device", lambda _: gpu)
+    monkeypatch.setattr("mobilenetv2.training.device.find_device", torch.device)
     monkeypatch.setattr("mobilenetv2.training.device.has_native_bf16", lambda _: True)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     chosen = FastOps("triton", "works")
@@ -395,6 +395,8 @@ def test_a_gpu_is_the_current_one_and_has_its_steps_recorded(
     assert current == [gpu]
     assert (device.precision, device.fast_ops.kind) == ("bf16", "triton")
     assert (device.compiled, device.recorded) == (False, True)
+    assert choose_device(MachineConfig(device="cuda")).recorded
+    assert current == [gpu]  # without a number it is the current one anyhow
     assert not choose_device(MachineConfig(device="cuda:1", cuda_graphs=False)).recorded
     chosen = FastOps("off", "does not work")
     assert choose_device(MachineConfig(device="cuda:1")).recorded

@@ -52,8 +52,8 @@ def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _:
     """
     fast_ops.prepare_allocator()
     device = find_device(config.device)
-    if device.type == "cuda":  # Triton and CUDA graphs work on the current one
-        torch.cuda.set_device(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Triton and CUDA graphs work on the current one
     native = has_native_bf16(device)
     if config.precision == "bf16" and not native:
         raise ConfigError(f"--precision bf16: {device} does not have it natively; use fp32 or auto")
