@@ -13,7 +13,7 @@ import test_fast_ops as fast
 import torch
 from torch import nn
 
-from mobilenetv2.network import fast_blocks
+from mobilenetv2.network import fast_blocks, fast_ops
 from mobilenetv2.network.fast_ops import FastOps, install
 from mobilenetv2.network.gpu import launches, plans
 from mobilenetv2.network.gpu.plans import Plan
@@ -108,6 +108,15 @@ def part_frozen(module: nn.Module) -> nn.Module:
     for name, parameter in module.named_parameters():
         parameter.requires_grad = int(name.split(".")[1]) > 9 or "classifier" in name
     return module
+
+
+def what_is_tried_first() -> None:
+    """The kernels that show whether Triton works here."""
+    waited = []
+    torch.cuda.synchronize = waited.append
+    kernels = launches.GpuKernels(torch.float32, 1)
+    fast_ops._try_out(kernels, torch.device("cpu"), torch.float32)
+    assert waited == [torch.device("cpu")]
 
 
 def nan_comes_through() -> None:
