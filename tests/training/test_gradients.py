@@ -1,16 +1,21 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from mobilenetv2.data.augment import Batch
+from mobilenetv2.data.batches import Batches
 from mobilenetv2.errors import WorkFailed
 from mobilenetv2.network.fast_ops import choose, install
 from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
 from mobilenetv2.training import gradients
+from mobilenetv2.training.device import choose_device
 from mobilenetv2.training.gradients import Gradients, RecordedGradients
 from mobilenetv2.training.parallel import StepLoss
+from mobilenetv2.training.train import train
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
 
@@ -170,3 +175,24 @@ def test_a_recorded_step_gives_the_bits_of_one_that_runs(mixed):
         assert torch.equal(got.mean, expected.mean)
         assert same(grads(network), grads(twin))
     assert same(network.buffers(), twin.buffers())
+
+
+def test_a_run_with_recorded_steps_is_the_same_run(quick_settings, tmp_path, monkeypatch):
+    """The loop around them, with clipping, mixing and an average, and a smaller last batch."""
+    settings = {"clip_norm": 0.5, "mixup": 0.3, "ema": 0.9, "batch_size": 4, "epochs": 3}
+    plain = train(quick_settings(tmp_path / "plain", **settings))
+
+    def recorded(*arguments):
+        return replace(choose_device(*arguments), recorded=True)
+
+    monkeypatch.setattr("mobilenetv2.training.start.choose_device", recorded)
+    monkeypatch.setattr(gradients, "_Recording", Recording)
+    monkeypatch.setattr(Batches, "_at_once", lambda _: 3)
+    Recording.made = 0
+    other = train(quick_settings(tmp_path / "recorded", **settings))
+    assert Recording.made == 2
+    assert other["cuda_graphs"] is True
+    assert plain["cuda_graphs"] is False
+    weights = [load_file(tmp_path / run / "model.safetensors") for run in ("plain", "recorded")]
+    assert weights[0].keys() == weights[1].keys()
+    assert same(weights[0].values(), weights[1].values())
