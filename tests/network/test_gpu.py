@@ -99,10 +99,18 @@ def launched(monkeypatch, stages: int, networks) -> list:
     """All kernels that training steps of some networks launch, and what each is compiled for."""
     triton = pytest.importorskip("triton")
     from mobilenetv2.network import fast_blocks
-    from mobilenetv2.network.gpu import depthwise, finish, launches, norms, pointwise, stem
+    from mobilenetv2.network.gpu import (
+        depthwise,
+        depthwise_backward,
+        finish,
+        launches,
+        norms,
+        pointwise,
+        stem,
+    )
 
     seen: dict = {}
-    for module in (depthwise, finish, norms, pointwise, stem):
+    for module in (depthwise, depthwise_backward, finish, norms, pointwise, stem):
         for name, kernel in vars(module).copy().items():
             if isinstance(kernel, triton.JITFunction) and kernel.__module__ == module.__name__:
                 monkeypatch.setattr(module, name, Launches(kernel, seen))

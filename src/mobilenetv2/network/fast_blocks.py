@@ -213,7 +213,7 @@ class Stem(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Any, part: Part, shape: MapShape, x: Tensor, kernel: Tensor,
+        ctx: Any, kernels: Kernels, part: Part, shape: MapShape, x: Tensor, kernel: Tensor,
         weight: Tensor, bias: Tensor,
     ) -> Tensor:  # fmt: skip
         """Pictures N×C×H×W in, features N×C'×H'×W' out; weight and bias are the norm's."""

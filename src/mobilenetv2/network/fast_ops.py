@@ -3,7 +3,8 @@
 PyTorch trains a depthwise network at a fraction of what a CPU can do: batch norm and ReLU6 are
 passes over memory of their own, forward and backward, and some gradients take slow paths. With the
 compiled operations (`fast_ops.cpp`, by way of :mod:`.fast_blocks`) a whole inverted residual is one
-operation; without a compiler :mod:`.fast_repairs` avoids the worst in PyTorch alone.
+operation, and so it is with Triton's on an NVIDIA GPU (:mod:`.gpu`); without a compiler
+:mod:`.fast_repairs` avoids the worst in PyTorch alone.
 
 :func:`install` changes the class of a network's parts, and nothing else: parameters, buffers and
 their names stay as they are, and :func:`remove` changes it back. Where a fast operation replaces a
@@ -115,7 +116,7 @@ def choose(
 def _choose_triton(
     device: torch.device, dtype: torch.dtype, tell: Callable[[str], None]
 ) -> FastOps:
-    """Triton's kernels, if one of them can be compiled and run."""
+    """Triton's kernels, if the most demanding of them can be compiled and run."""
     if dtype is not torch.bfloat16:
         return FastOps("off", "fast operations: off, those for a GPU are for bf16")
     if torch.version.hip:

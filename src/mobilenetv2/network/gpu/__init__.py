@@ -11,7 +11,7 @@ the fly. So only the convolutions' raw outputs are written and kept.
   kernel goes down strips of two columns, so that what it has normalised serves several outputs, and
   sums stay with the threads until the end. ``EVEN``: blocks fit, and rows need no masks.
 
-The kernels: :mod:`.norms`, :mod:`.pointwise` (1×1 convolutions), :mod:`.depthwise`, :mod:`.stem`
-and :mod:`.finish`. The sizes of their blocks: :mod:`.plans`. The calls: :mod:`.launches`. All but
-this file and :mod:`.plans` need Triton.
+The kernels: :mod:`.norms`, :mod:`.pointwise` (1×1 convolutions), :mod:`.depthwise`,
+:mod:`.depthwise_backward`, :mod:`.stem` and :mod:`.finish`. The sizes of their blocks:
+:mod:`.plans`. The calls: :mod:`.launches`. All but this file and :mod:`.plans` need Triton.
 """

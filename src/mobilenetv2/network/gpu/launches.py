@@ -11,7 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from mobilenetv2.network.gpu import depthwise, finish, norms, plans, pointwise, stem
+from mobilenetv2.network.gpu import (
+    depthwise,
+    depthwise_backward,
+    finish,
+    norms,
+    plans,
+    pointwise,
+    stem,
+)
 from mobilenetv2.network.gpu.plans import Plan
 from mobilenetv2.network.kernels import Kernels, MapShape, real_dtype
 
@@ -227,7 +235,7 @@ class GpuKernels(Kernels):
         strips = _strips(shape.images, shape.height, shape.width, plan)
         grid = self._grid(plan, strips, "STRIPS", channels)
         sums = self._partial(x, grid[0], 11, channels)
-        depthwise.depthwise_backward[grid](
+        depthwise_backward.depthwise_backward[grid](
             g, y, y_norm, y_gradient, x, x_norm, _taps(weight), gx, sums, shape.images,
             shape.height, shape.width, shape.out_height, shape.out_width, channels,
             STRIDE=shape.stride, PADDING=_padding(shape), DEPTH=self._depth(plan),
