@@ -27,7 +27,7 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
@@ -118,17 +118,57 @@ inline void store(T* to, Vector<Real<T>, lanes> values) {
     write<T, lanes>(to, values);
 }
 
+// Writes two vectors to two places, which takes less than one after the other.
+template <int lanes, class T>
+inline void store_both(T* to, Vector<Real<T>, lanes> values, T* other_to,
+                       Vector<Real<T>, lanes> other) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, bf16> && lanes == 16) {
+    const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)other, (__m512)values);
+    _mm256_storeu_si256((__m256i*)to, _mm512_castsi512_si256(both));
+    _mm256_storeu_si256((__m256i*)other_to, _mm512_extracti64x4_epi64(both, 1));
+    return;
+  }
+#endif
+  store<lanes>(to, values);
+  store<lanes>(other_to, other);
+}
+
 template <class R, int lanes>
 inline void add_to(double* sums, Vector<R, lanes> values) {
   const auto wide = __builtin_convertvector(values, Vector<double, lanes>);
   store<lanes>(sums, load<lanes>(sums) + wide);
 }
 
+// max(a, b) and min(a, b); b where one of them is NaN. GCC 12 does not find their instructions.
+template <class V>
+inline V larger(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vector<float, 16>>)
+    return (V)_mm512_max_ps((__m512)a, (__m512)b);
+#endif
+#if defined(__AVX__)
+  if constexpr (std::is_same_v<V, Vector<float, 8>>) return (V)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+  return a > b ? a : b;
+}
+template <class V>
+inline V smaller(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vector<float, 16>>)
+    return (V)_mm512_min_ps((__m512)a, (__m512)b);
+#endif
+#if defined(__AVX__)
+  if constexpr (std::is_same_v<V, Vector<float, 8>>) return (V)_mm256_min_ps((__m256)a, (__m256)b);
+#endif
+  return a < b ? a : b;
+}
+
+// A NaN comes through.
 template <class V>
 inline V relu6(V value) {
   const V zero = {}, six = zero + 6;
-  value = value < zero ? zero : value;  // written so that a NaN comes through
-  return value > six ? six : value;
+  return smaller(six, larger(zero, value));
 }
 
 template <class V>
@@ -167,14 +207,24 @@ void for_channels(Index channels, const Body& body) {
 constexpr Index kFirstLevelBytes = 1 << 15, kSecondLevelBytes = 1 << 18;
 constexpr Index kTileRows = 32;  // 32 rows of 960 bf16 channels fill a quarter of a small L2
 
+// Calls body(mine, thread, row, row_end) for every tile of rows; each thread has a `Mine`.
+template <class Mine, class Body>
+void for_tiles_with(Index rows, Index tile_rows, const Body& body) {
+  const Index unit = k16Registers ? 1 : tile_rows;  // that is not divided between threads
+  parallel((rows + unit - 1) / unit, [&](Index thread, Index begin, Index end) {
+    Mine mine;
+    const Index last = std::min(rows, end * unit);
+    for (Index row = begin * unit; row < last; row += tile_rows)
+      body(mine, thread, row, std::min(last, row + tile_rows));
+  });
+}
+
 // Calls body(thread, row, row_end) for every tile of rows.
 template <class Body>
 void for_tiles(Index rows, Index tile_rows, const Body& body) {
-  const Index unit = k16Registers ? 1 : tile_rows;  // that is not divided between threads
-  parallel((rows + unit - 1) / unit, [&](Index thread, Index begin, Index end) {
-    const Index last = std::min(rows, end * unit);
-    for (Index row = begin * unit; row < last; row += tile_rows)
-      body(thread, row, std::min(last, row + tile_rows));
+  struct Nothing {};
+  for_tiles_with<Nothing>(rows, tile_rows, [&](Nothing, Index thread, Index row, Index row_end) {
+    body(thread, row, row_end);
   });
 }
 
@@ -184,6 +234,37 @@ template <class T, class Body>
 void for_rows(Index rows, Index channels, const Body& body) {
   for (Index row = 0; row < rows; ++row)
     for_channels<T>(channels, [&](auto lanes, Index c) { body(lanes, row * channels + c, c); });
+}
+
+// Makes a tile, rows × channels, one block of channels after the other, two rows at a time.
+// make(lanes, c) gives what makes the vectors of a block: value(r, i, next) is the one of row r, for
+// place i of the tile; `next` goes over what lies behind the tile in the order in which it lies, to
+// be asked for. put(lanes, r, c, first, second) takes the vectors of two rows, and put_last(lanes,
+// r, c, value) that of a row that is left.
+template <class T, class Make, class Put, class PutLast>
+void for_row_pairs(Index rows, Index channels, const Make& make, const Put& put,
+                   const PutLast& put_last) {
+  for_channels<T>(channels, [&](auto lanes, Index c) {
+    const auto value = make(lanes, c);
+    Index row = 0, i = c, next = rows * channels + c * rows;
+    for (; row + 1 < rows; row += 2, i += 2 * channels, next += 2 * lanes) {
+      const auto first = value(row, i, next);
+      put(lanes, row, c, first, value(row + 1, i + channels, next + lanes));
+    }
+    if (row < rows) put_last(lanes, row, c, value(row, i, next));
+  });
+}
+
+// Fills the tile at `to`, whose rows lie `stride` apart.
+template <class T, class Make>
+void fill_tile(Index rows, Index channels, T* to, Index stride, const Make& make) {
+  for_row_pairs<T>(
+      rows, channels, make,
+      [=](auto lanes, Index r, Index c, auto first, auto second) {
+        T* const place = to + r * stride + c;
+        store_both<lanes>(place, first, place + stride, second);
+      },
+      [=](auto lanes, Index r, Index c, auto value) { store<lanes>(to + r * stride + c, value); });
 }
 
 // Asks for what lies a little further on: a core waits for memory less if it says early what it
@@ -233,6 +314,12 @@ class Scratch {
   explicit Scratch(Index count)
       : stride_(round_up(count, 64)), values_(omp_get_max_threads() * stride_) {}
   E* of(Index thread) const { return values_.get() + thread * stride_; }
+  // Zeros in the first `count` of each.
+  void clear(Index count) const {
+    parallel(omp_get_max_threads(), [&](Index, Index thread, Index end) {
+      for (; thread < end; ++thread) std::fill_n(of(thread), count, E{});
+    });
+  }
 
  private:
   Index stride_;
@@ -427,13 +514,15 @@ void norm_statistics(const T* y, Index rows, Index channels, const NormModule& m
   finish_statistics(sums.total(), rows, channels, module, norm);
 }
 
-// z = relu6(y * scale + shift) of one tile.
+// z = relu6(y * scale + shift) of one tile; rows of z lie `stride` apart.
 template <class T>
-void activate(const T* y, Index rows, Index channels, Norm<Real<T>> norm, T* z) {
-  for_rows<T>(rows, channels, [&](auto lanes, Index i, Index c) {
-    ask_ahead(y + i);
+void activate(const T* y, Index rows, Index channels, Norm<Real<T>> norm, T* z, Index stride) {
+  fill_tile<T>(rows, channels, z, stride, [&](auto lanes, Index c) {
     const auto scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
-    store<lanes>(z + i, relu6(load<lanes>(y + i) * scale + shift));
+    return [=](Index, Index i, Index next) {
+      __builtin_prefetch(y + next);
+      return relu6(load<lanes>(y + i) * scale + shift);
+    };
   });
 }
 
@@ -441,10 +530,15 @@ void activate(const T* y, Index rows, Index channels, Norm<Real<T>> norm, T* z) 
 template <class T>
 void add_residual(const T* y, Index rows, Index channels, Norm<Real<T>> norm, const T* residual,
                   T* z) {
-  for_rows<T>(rows, channels, [&](auto lanes, Index i, Index c) {
+  fill_tile<T>(rows, channels, z, channels, [&](auto lanes, Index c) {
     const auto scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
-    const auto value = load<lanes>(y + i) * scale + shift;
-    store<lanes>(z + i, residual ? value + load<lanes>(residual + i) : value);
+    return [=](Index, Index i, Index next) {
+      __builtin_prefetch(y + next);
+      const auto value = load<lanes>(y + i) * scale + shift;
+      if (!residual) return value;
+      __builtin_prefetch(residual + next);
+      return value + load<lanes>(residual + i);
+    };
   });
 }
 
@@ -454,7 +548,7 @@ void norm_apply(const T* y, Index rows, Index channels, Norm<Real<T>> norm, bool
   for_tiles(rows, kTileRows, [&](Index, Index row, Index row_end) {
     const Index i = row * channels, count = row_end - row;
     if (activated)
-      activate(y + i, count, channels, norm, z + i);
+      activate(y + i, count, channels, norm, z + i, channels);
     else
       add_residual(y + i, count, channels, norm, residual ? residual + i : nullptr, z + i);
   });
@@ -482,7 +576,9 @@ struct Gradient {
   const T* values;
   Index pixels;  // that share a row; 1 elsewhere
 
-  const T* row(Index row, Index channels) const { return values + row / pixels * channels; }
+  const T* row(Index row, Index channels) const {
+    return values + (pixels == 1 ? row : row / pixels) * channels;
+  }
 
   // Calls body(i, g) for the rows of a tile: i is the pixel's place in an unshared matrix.
   template <int lanes, class Body>
@@ -529,32 +625,6 @@ void norm_backward(Gradient<T> g, const T* y, Index rows, Index channels, Norm<R
   finish_gradient(sums.total(), channels, norm, gradient);
 }
 
-// gy = scale * mask(g) + b * (y - mean) + c, the gradient of a convolution's output, for one tile.
-// The mask is left out where no ReLU6 follows or g has gone through it already.
-template <class T>
-void through_norm(Gradient<T> g, const T* y, Index row, Index row_end, Index channels,
-                  Norm<Real<T>> norm, NormGradient<Real<T>> gradient, bool mask, T* gy) {
-  auto rows = [&](auto mask) {
-    for (; row < row_end; ++row, gy += channels)
-      for_channels<T>(channels, [&](auto lanes, Index c) {
-        const T *from_g = g.row(row, channels) + c, *from_y = y + row * channels + c;
-        ask_ahead(from_g), ask_ahead(from_y);
-        const NormGradientAt<Real<T>, lanes> at(norm, gradient, c);
-        const auto passed = load<lanes>(from_g), value = load<lanes>(from_y);
-        store<lanes>(gy + c, mask ? at.masked(passed, value) : at(passed, value));
-      });
-  };
-  mask ? rows(std::true_type()) : rows(std::false_type());
-}
-
-template <class T>
-void norm_backward_apply(Gradient<T> g, const T* y, Index rows, Index channels,
-                         Norm<Real<T>> norm, NormGradient<Real<T>> gradient, bool mask, T* gy) {
-  for_tiles(rows, kTileRows, [&](Index, Index row, Index row_end) {
-    through_norm(g, y, row, row_end, channels, norm, gradient, mask, gy + row * channels);
-  });
-}
-
 // ---------------------------------------------------------------------- matrix products
 
 // A block of a product is summed up in registers: rows × vectors of columns. Blocks under one
@@ -574,6 +644,16 @@ constexpr int kStep = sizeof(Real<T>) / sizeof(T);
 // Whether the rows of a product's left side have to be contiguous. Else they are read across.
 template <class T>
 constexpr bool kTransposes = !k16Registers || std::is_same_v<T, bf16>;
+
+// Left sides that are made on the way are that deep, with zeros behind: tiles are read fastest where
+// their rows are whole lines of the cache.
+template <class T>
+constexpr Index padded(Index depth) {
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+  if (std::is_same_v<T, bf16>) return round_up(depth, 32);
+#endif
+  return depth;
+}
 
 // What rows are gathered in: as deep as a tile of the processor's, if it has them; else a group.
 constexpr Index kRowStep = std::max<Index>(32, kGroupRows);
@@ -620,6 +700,24 @@ inline Vector<std::uint32_t, lanes> in_pairs(Vector<std::uint16_t, lanes> first,
   return widened<lanes>(first) | widened<lanes>(second) << 16;
 }
 
+template <int lanes>
+inline Vector<std::uint32_t, lanes> narrowed_in_pairs(Vector<float, lanes> first,
+                                                      Vector<float, lanes> second) {
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+  if constexpr (lanes == 16) {
+    const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    static constexpr auto places = [] {
+      struct { alignas(64) std::uint16_t at[2 * lanes]; } p{};
+      for (std::uint16_t i = 0; i < lanes; ++i) p.at[2 * i] = i, p.at[2 * i + 1] = lanes + i;
+      return p;
+    }();
+    return (Vector<std::uint32_t, lanes>)_mm512_permutexvar_epi16(
+        _mm512_load_si512(places.at), both);
+  }
+#endif
+  return in_pairs<lanes>(narrowed<lanes>(first), narrowed<lanes>(second));
+}
+
 // The right side of a product, depth × columns, as panels of a vector of columns each. A panel
 // holds step after step; zeros fill up the last panel and the last step.
 template <class T>
@@ -647,26 +745,26 @@ class Panels {
     return at(column / kLanes<T>) + k * kLanes<T> + column % kLanes<T> * kStep<T>;
   }
 
-  // Takes a vector of columns of the rows k and k + 1; k is even.
+  // Takes a vector of columns of the rows k and k + 1, whose place is at(k, column); k is even.
+  // The next two rows' place is kRowsApart behind it.
+  static constexpr Index kRowsApart = 2 * kLanes<T>;
   template <int lanes>
-  void put(Index k, Index column, Vector<Real<T>, lanes> first,
-           Vector<Real<T>, lanes> second) const {
+  static void put(T* place, Vector<Real<T>, lanes> first, Vector<Real<T>, lanes> second) {
     if constexpr (std::is_same_v<T, bf16>) {
-      const auto pairs = in_pairs<lanes>(narrowed<lanes>(first), narrowed<lanes>(second));
-      write<std::uint32_t, lanes>(at(k, column), pairs);
+      write<std::uint32_t, lanes>(place, narrowed_in_pairs<lanes>(first, second));
     } else {
-      store<lanes>(at(k, column), first);
-      store<lanes>(at(k + 1, column), second);
+      store<lanes>(place, first);
+      store<lanes>(place + kLanes<T>, second);
     }
   }
 
-  // Takes the rows [k, k_end) of a matrix, depth × columns, from `matrix` on. k is even.
-  void fill(const T* matrix, Index k, Index k_end) {
-    for (; k < k_end; k += kStep<T>, matrix += kStep<T> * columns_) {
+  // Takes a matrix, depth (or less: zeros follow) × columns.
+  void fill(const T* matrix, Index depth) {
+    for (Index k = 0; k < depth; k += kStep<T>, matrix += kStep<T> * columns_) {
       Index column = 0;
       if constexpr (std::is_same_v<T, bf16>) {
         constexpr int lanes = kLanes<T>;
-        if (k + 1 < k_end)
+        if (k + 1 < depth)
           for (; column + lanes <= columns_; column += lanes) {
             Vector<std::uint16_t, lanes> first, second;
             std::memcpy(&first, matrix + column, sizeof first);
@@ -679,19 +777,24 @@ class Panels {
       }
       for (; column < columns_; ++column)
         for (Index step = 0; step < kStep<T>; ++step)
-          at(k, column)[step] = k + step < k_end ? matrix[step * columns_ + column] : T{};
+          at(k, column)[step] = k + step < depth ? matrix[step * columns_ + column] : T{};
     }
+    if (depth < depth_) clear_from(depth);
   }
 
-  // Takes the transposed matrix, columns × depth, row by row.
-  void fill_transposed(const T* matrix) {
-    for (Index column = 0; column < columns_; ++column, matrix += depth_) {
-      T* to = at(0, column);
-      Index k = 0;
-      for (; k + kStep<T> <= depth_; k += kStep<T>, to += kLanes<T> * kStep<T>)
-        std::memcpy(to, matrix + k, kStep<T> * sizeof(T));
-      if (k < depth_) *to = matrix[k];
-    }
+  // Takes the transposed matrix, columns × depth (or less: zeros follow), row by row.
+  void fill_transposed(const T* matrix, Index depth) {
+    parallel(columns_, [&](Index, Index column, Index end) {
+      for (; column < end; ++column) {
+        const T* const from = matrix + column * depth;
+        T* to = at(0, column);
+        Index k = 0;
+        for (; k + kStep<T> <= depth; k += kStep<T>, to += kLanes<T> * kStep<T>)
+          std::memcpy(to, from + k, kStep<T> * sizeof(T));
+        if (k < depth) *to = from[k];
+      }
+    });
+    if (depth < depth_) clear_from(depth);
   }
 
   // Zeros in the steps behind row k.
@@ -706,9 +809,10 @@ class Panels {
   Index depth_, columns_, size_;
 };
 
-// The matrix `from` (rows × columns) transposed; row c of it begins at to + c * stride.
+// The matrix `from` (rows × columns, rows `from_stride` apart) transposed; row c of it begins at
+// to + c * stride.
 template <class T>
-void transpose(const T* from, Index rows, Index columns, T* to, Index stride) {
+void transpose(const T* from, Index from_stride, Index rows, Index columns, T* to, Index stride) {
   Index done = 0;
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, bf16>) {
@@ -729,13 +833,13 @@ void transpose(const T* from, Index rows, Index columns, T* to, Index stride) {
         Vector<std::uint32_t, side> square[side];
         for (Index pair = 0; pair < side; ++pair) {
           Vector<std::uint16_t, side> first = {}, second = {};
-          const T* row = from + (done + 2 * pair) * columns + column;
+          const T* row = from + (done + 2 * pair) * from_stride + column;
           if (count == side) {
             std::memcpy(&first, row, sizeof first);
-            std::memcpy(&second, row + columns, sizeof second);
+            std::memcpy(&second, row + from_stride, sizeof second);
           } else {
             std::memcpy(&first, row, count * sizeof(T));
-            std::memcpy(&second, row + columns, count * sizeof(T));
+            std::memcpy(&second, row + from_stride, count * sizeof(T));
           }
           square[pair] = in_pairs<side>(first, second);
         }
@@ -757,7 +861,7 @@ void transpose(const T* from, Index rows, Index columns, T* to, Index stride) {
   }
 #endif
   for (Index row = done; row < rows; ++row)
-    for (Index c = 0; c < columns; ++c) to[c * stride + row] = from[row * columns + c];
+    for (Index c = 0; c < columns; ++c) to[c * stride + row] = from[row * from_stride + c];
 }
 
 // A block of a product, `rows` × `columns` numbers from (row, column) on; rows of results lie
@@ -827,24 +931,40 @@ inline void settle(const void* memory) { asm volatile("" : : "r"(memory) : "memo
 
 constexpr int kTileSide = 16;  // rows of a tile; 16 floats or 16 pairs of bfloat16 in each
 
-// Tells this thread's tiles their shapes: 0 to 3 are sums (`above` rows, then `below` rows), 4 and
-// 5 pieces of a, 6 and 7 pieces of panels, `pairs` steps deep.
-inline void shape_tiles(Index above, Index below, Index pairs) {
-  struct alignas(64) {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-  } shapes;
-  auto shape = [&](int tile, Index rows, Index row_bytes) {
-    shapes.rows[tile] = rows;
-    shapes.row_bytes[tile] = rows ? row_bytes : 0;
-  };
-  shape(0, above, 64), shape(1, above, 64), shape(2, below, 64), shape(3, below, 64);
-  shape(4, above, 4 * pairs), shape(5, below, 4 * pairs);
-  shape(6, pairs, 64), shape(7, pairs, 64);
-  settle(&shapes);
-  _tile_loadconfig(&shapes);
-}
+// This thread's tiles. Telling them their shapes takes as long as 16 products of tiles, so it is done
+// only where they change.
+class Tiles {
+ public:
+  Tiles() = default;
+  Tiles(const Tiles&) = delete;
+  ~Tiles() {
+    if (above_ > 0) _tile_release();
+  }
+
+  // 0 to 3 are sums (`above` rows, then `below` rows), 4 and 5 pieces of a, 6 and 7 pieces of
+  // panels, `pairs` steps deep.
+  void shape(Index above, Index below, Index pairs) {
+    if (above == above_ && below == below_ && pairs == pairs_) return;
+    above_ = above, below_ = below, pairs_ = pairs;
+    struct alignas(64) {
+      std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      std::uint16_t row_bytes[16] = {};
+      std::uint8_t rows[16] = {};
+    } shapes;
+    auto shape = [&](int tile, Index rows, Index row_bytes) {
+      shapes.rows[tile] = rows;
+      shapes.row_bytes[tile] = rows ? row_bytes : 0;
+    };
+    shape(0, above, 64), shape(1, above, 64), shape(2, below, 64), shape(3, below, 64);
+    shape(4, above, 4 * pairs), shape(5, below, 4 * pairs);
+    shape(6, pairs, 64), shape(7, pairs, 64);
+    settle(&shapes);
+    _tile_loadconfig(&shapes);
+  }
+
+ private:
+  Index above_ = 0, below_ = 0, pairs_ = 0;
+};
 
 // Up to 2 × 2 tiles of a product, written to `sums`, whose rows are two tiles long.
 template <bool two_down, bool two_across>
@@ -877,23 +997,26 @@ inline void multiply_tiles(const bf16* a, Index stride, Index depth, Index pairs
 
 // As multiply() below, for an even depth.
 template <class Finish>
-void multiply_by_tiles(const bf16* a, Index rows, Index stride, Index depth,
+void multiply_by_tiles(Tiles& tiles, const bf16* a, Index rows, Index stride, Index depth,
                        const Panels<bf16>& b, const Finish& finish) {
   constexpr Index side = kTileSide;
   Index steps = (depth + 2 * side - 1) / (2 * side);
   while (depth / 2 % steps != 0) ++steps;
   const Index pairs = depth / 2 / steps;
-  alignas(64) float sums[2 * side * 2 * side];
+  // A block is finished while the next one is multiplied: tiles take their time.
+  alignas(64) float sums[2][2 * side * 2 * side];
+  Block<float> waiting{};
+  int turn = 0;
   settle(a), settle(b.at(0));
   constexpr std::true_type two;
   constexpr std::false_type one;
   for (Index row = 0; row < rows; row += 2 * side) {
     const Index above = std::min(rows - row, side), below = std::min(rows - row - above, side);
-    if (row == 0 || above + below < 2 * side) shape_tiles(above, below, pairs);
+    tiles.shape(above, below, pairs);
     for (Index panel = 0; panel < b.count(); panel += 2) {
       auto multiply = [&](auto two_down, auto two_across) {
         multiply_tiles<two_down, two_across>(a + row * stride, stride, depth, pairs, b.at(panel),
-                                             b.size(), sums);
+                                             b.size(), sums[turn]);
       };
       const bool two_across = panel + 1 < b.count();
       if (below > 0)
@@ -901,11 +1024,15 @@ void multiply_by_tiles(const bf16* a, Index rows, Index stride, Index depth,
       else
         two_across ? multiply(one, two) : multiply(one, one);
       const Index column = panel * side, columns = std::min(2 * side, b.columns() - column);
-      finish(Block<float>{row, above + below, column, columns, sums, 2 * side});
+      if (waiting.rows > 0) finish(waiting);
+      waiting = Block<float>{row, above + below, column, columns, sums[turn], 2 * side};
+      turn = 1 - turn;
     }
   }
-  _tile_release();
+  finish(waiting);
 }
+#else
+struct Tiles {};
 #endif
 
 // Calls block(rows, r) for the blocks of a group, as large as they may be. A block of two rows waits
@@ -924,11 +1051,11 @@ inline void for_blocks(Index rows, const Body& block) {
 
 // a (rows × depth) times the panels. Calls finish(block) for each block.
 template <class T, class Finish>
-void multiply(Left<T> a, Index rows, Index depth, const Panels<T>& b, const Finish& finish) {
+void multiply([[maybe_unused]] Tiles& tiles, Left<T> a, Index rows, Index depth, const Panels<T>& b, const Finish& finish) {
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
   if constexpr (std::is_same_v<T, bf16>)
     if (have_tiles() && depth % 2 == 0)
-      return multiply_by_tiles(a.values, rows, a.row, depth, b, finish);
+      return multiply_by_tiles(tiles, a.values, rows, a.row, depth, b, finish);
 #endif
   auto panels = [&](auto vectors, Index panel) {
     constexpr Index width = vectors * kLanes<T>;
@@ -966,6 +1093,61 @@ std::vector<T> rounded(const Real<T>* weight, Index count) {
   return values;
 }
 
+// ------------------------------------------------------------ gradients through a norm
+
+// gy = scale * mask(g) + b * (y - mean) + c, the gradient of a convolution's output, for one tile of
+// at most kRowStep rows. The mask is left out where no ReLU6 follows or g has gone through it
+// already. Rows of gy lie `stride` apart. The tile goes into the panels (may be null) too, from row
+// k on.
+template <bool mask, class T>
+void through_norm(Gradient<T> g, const T* y, Index row, Index row_end, Index channels,
+                  Norm<Real<T>> norm, NormGradient<Real<T>> gradient, T* gy, Index stride,
+                  const Panels<T>* panels, Index k) {
+  const Index rows = row_end - row;
+  const T* from[kRowStep];
+  for (Index r = 0; r < rows; ++r) from[r] = g.row(row + r, channels);
+  y += row * channels;
+  const T* const beside = g.pixels == 1 ? from[0] : y;
+  auto make = [&](auto lanes, Index c) {
+    const NormGradientAt<Real<T>, lanes> at(norm, gradient, c);
+    return [=, &from](Index r, Index i, Index next) {
+      __builtin_prefetch(y + next), __builtin_prefetch(beside + next);
+      const auto passed = load<lanes>(from[r] + c), value = load<lanes>(y + i);
+      return mask ? at.masked(passed, value) : at(passed, value);
+    };
+  };
+  if (!panels) return fill_tile<T>(rows, channels, gy, stride, make);
+  for_row_pairs<T>(
+      rows, channels, make,
+      [=](auto lanes, Index r, Index c, auto first, auto second) {
+        T* const place = gy + r * stride + c;
+        store_both<lanes>(place, first, place + stride, second);
+        Panels<T>::template put<lanes>(panels->at(k + r, c), first, second);
+      },
+      [=](auto lanes, Index r, Index c, auto value) {
+        store<lanes>(gy + r * stride + c, value);
+        Panels<T>::template put<lanes>(panels->at(k + r, c), value, decltype(value){});
+      });
+}
+
+template <class T>
+void through_norm(Gradient<T> g, const T* y, Index row, Index row_end, Index channels,
+                  Norm<Real<T>> norm, NormGradient<Real<T>> gradient, bool mask, T* gy,
+                  Index stride, const Panels<T>* panels = nullptr, Index k = 0) {
+  if (mask)
+    through_norm<true>(g, y, row, row_end, channels, norm, gradient, gy, stride, panels, k);
+  else
+    through_norm<false>(g, y, row, row_end, channels, norm, gradient, gy, stride, panels, k);
+}
+
+template <class T>
+void norm_backward_apply(Gradient<T> g, const T* y, Index rows, Index channels,
+                         Norm<Real<T>> norm, NormGradient<Real<T>> gradient, bool mask, T* gy) {
+  for_tiles(rows, kTileRows, [&](Index, Index row, Index row_end) {
+    through_norm(g, y, row, row_end, channels, norm, gradient, mask, gy + row * channels, channels);
+  });
+}
+
 // ------------------------------------------------------------------------ pointwise 1×1
 
 // Rows of a tile that takes up `bytes` of a cache.
@@ -988,22 +1170,24 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
                        Pointwise shape, T* y, const NormModule& module, Norm<Real<T>> y_norm) {
   using R = Real<T>;
   const Index in = shape.in_channels, out = shape.out_channels;
-  const Buffer<T> memory(Panels<T>::memory(in, out));
-  Panels<T> panels(memory.get(), in, out);
-  panels.fill_transposed(rounded<T>(weight, in * out).data());
+  const Index depth = normalise ? padded<T>(in) : in;
+  const Buffer<T> memory(Panels<T>::memory(depth, out));
+  Panels<T> panels(memory.get(), depth, out);
+  panels.fill_transposed(rounded<T>(weight, in * out).data(), in);
   const Index tile = tile_rows<T>(shape.rows, in, kFirstLevelBytes);
-  const Scratch<T> scratch(normalise ? tile * in : 0);
+  const Scratch<T> scratch(normalise ? tile * depth : 0);
+  if (depth > in) scratch.clear(tile * depth);
   const Scratch<R> moments(3 * out);
   Sums sums(2 * out);
-  for_tiles(shape.rows, tile, [&](Index thread, Index row, Index row_end) {
+  for_tiles_with<Tiles>(shape.rows, tile, [&](Tiles& tiles, Index thread, Index row, Index row_end) {
     const Index rows = row_end - row;
     const T* a = x + row * in;
     if (normalise) {
-      activate(a, rows, in, x_norm, scratch.of(thread));
+      activate(a, rows, in, x_norm, scratch.of(thread), depth);
       a = scratch.of(thread);
     }
     TileMoments<R> of_tile(moments.of(thread), out);
-    multiply(Left<T>{a, in}, rows, in, panels, [&](const Block<R>& block) {
+    multiply(tiles, Left<T>{a, depth}, rows, depth, panels, [&](const Block<R>& block) {
       for_channels<T>(block.columns, [&](auto lanes, Index c) {
         const Index channel = block.column + c;
         T* to = y + (row + block.row) * out + channel;
@@ -1030,27 +1214,42 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
 template <class T>
 void mask_block(const Block<Real<T>>& block, const T* x, Index channels, Norm<Real<T>> norm, T* gx,
                 Real<T>* sums, const Panels<T>* activated, Index panel_row) {
+  using R = Real<T>;
   for_channels<T>(block.columns, [&](auto lanes, Index c) {
-    using V = Vector<Real<T>, lanes>;
+    using V = Vector<R, lanes>;
     const Index channel = block.column + c;
     const V mean = load<lanes>(norm.mean + channel), scale = load<lanes>(norm.scale + channel),
             shift = load<lanes>(norm.shift + channel);
     V sum = load<lanes>(sums + channel), product = load<lanes>(sums + channels + channel);
-    auto pixel = [&](Index r) {
-      const Index place = (block.row + r) * channels + channel;
-      const Index next = (block.row + kRowStep) * channels + channel * kRowStep + r * lanes;
-      __builtin_prefetch(x + next), __builtin_prefetch(gx + next, 1);
-      const V value = load<lanes>(x + place), before = value * scale + shift;
-      const V passed = where_relu6_passes(before, block.template at<lanes>(r, c));
-      store<lanes>(gx + place, passed);
+    const Index first_place = block.row * channels + channel;
+    const R* from_block = block.results + c;
+    const T* from = x + first_place;
+    T* to = gx + first_place;
+    T* pairs = activated ? activated->at(panel_row + block.row, channel) : nullptr;
+    const T* next = from + kRowStep * channels + channel * (kRowStep - 1);
+    const Index to_gx = gx - x;
+    auto pixel = [&] {
+      __builtin_prefetch(next), __builtin_prefetch(next + to_gx, 1);
+      const V value = load<lanes>(from), before = value * scale + shift;
+      const V passed = where_relu6_passes(before, load<lanes>(from_block));
       sum += passed;
       product += passed * (value - mean);
-      return relu6(before);
+      from += channels, next += lanes, from_block += block.stride;
+      return std::pair(passed, relu6(before));
     };
-    for (Index r = 0; r < block.rows; r += 2) {
-      const V first = pixel(r), second = r + 1 < block.rows ? pixel(r + 1) : V{};
-      if (activated)
-        activated->template put<lanes>(panel_row + block.row + r, channel, first, second);
+    Index r = 0;
+    for (; r + 1 < block.rows; r += 2, to += 2 * channels) {
+      const auto [first, first_after] = pixel();
+      const auto [second, second_after] = pixel();
+      store_both<lanes>(to, first, to + channels, second);
+      if (!pairs) continue;
+      Panels<T>::template put<lanes>(pairs, first_after, second_after);
+      pairs += Panels<T>::kRowsApart;
+    }
+    if (r < block.rows) {
+      const auto [last, last_after] = pixel();
+      store<lanes>(to, last);
+      if (pairs) Panels<T>::template put<lanes>(pairs, last_after, V{});
     }
     store<lanes>(sums + channel, sum);
     store<lanes>(sums + channels + channel, product);
@@ -1079,6 +1278,31 @@ void add_block(const Block<Real<T>>& block, Index stride, Real<T>* sums) {
   });
 }
 
+// The sum of the threads' matrices, rows × columns, whose rows are whole vectors; transposed unless
+// `upright`.
+template <class R>
+void add_up(const Scratch<R>& matrices, Index rows, Index columns, bool upright, R* sum) {
+  constexpr int lanes = kLanes<R>;
+  using V = Vector<R, lanes>;
+  const Index stride = round_up(columns, lanes), threads = omp_get_max_threads();
+  for_tiles(rows, lanes, [&](Index, Index row, Index row_end) {
+    for (Index column = 0; column < columns; column += lanes) {
+      const Index count = std::min<Index>(lanes, columns - column);
+      R block[lanes][lanes];
+      for (Index r = row; r < row_end; ++r) {
+        V total = {};
+        for (Index thread = 0; thread < threads; ++thread)
+          total += load<lanes>(matrices.of(thread) + r * stride + column);
+        store<lanes>(block[r - row], total);
+        if (upright) std::copy_n(block[r - row], count, sum + r * columns + column);
+      }
+      if (upright) continue;
+      for (Index c = 0; c < count; ++c)
+        for (Index r = row; r < row_end; ++r) sum[(column + c) * rows + r] = block[r - row][c];
+    }
+  });
+}
+
 // Both gradients of y = x · weightᵀ in one sweep. What comes in is the gradient g of norm(y), or of
 // relu6(norm(y)) if `mask`; it goes through the norm while its tile is in the cache.
 //
@@ -1093,9 +1317,10 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
                         Real<T>* weight_gradient) {
   using R = Real<T>;
   const Index in = shape.in_channels, out = shape.out_channels;
-  const Buffer<T> memory(Panels<T>::memory(out, in));
-  Panels<T> weights(memory.get(), out, in);
-  if (gx) weights.fill(rounded<T>(weight, in * out).data(), 0, out);
+  const Index padded_out = padded<T>(out);
+  const Buffer<T> memory(Panels<T>::memory(padded_out, in));
+  Panels<T> weights(memory.get(), padded_out, in);
+  if (gx) weights.fill(rounded<T>(weight, in * out).data(), out);
 
   // The weights' gradient is the product, over the rows, of one matrix (transposed) with the other
   // (in panels): with what the ReLU6 gave, where that is made on the way, else with gy. Each tile's
@@ -1110,30 +1335,42 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
   const Scratch<T> transposed(weight_gradient && kTransposes<T> ? left_channels * tile : 0);
   const Scratch<R> products(weight_gradient ? left_channels * product_stride : 0);
   const Index threads = omp_get_max_threads();
-  if (weight_gradient)
-    for_tiles(threads, 1, [&](Index, Index thread, Index) {
-      std::fill_n(products.of(thread), left_channels * product_stride, R{});
-    });
+  if (weight_gradient) products.clear(left_channels * product_stride);
   const bool keeps_gradients = weight_gradient && !kTransposes<T> && normalise;
-  const Scratch<T> gradients((keeps_gradients ? tile : kRowStep) * out);
+  const Index kept_rows = keeps_gradients ? tile : 2 * kRowStep;
+  const Scratch<T> gradients(kept_rows * padded_out);
+  if (padded_out > out) gradients.clear(kept_rows * padded_out);
   const Scratch<R> tile_sums(2 * in);
   Sums sums(2 * in);
 
-  for_tiles(shape.rows, tile, [&](Index thread, Index tile_row, Index tile_end) {
+  for_tiles_with<Tiles>(shape.rows, tile, [&](Tiles& tiles, Index thread, Index tile_row,
+                                              Index tile_end) {
     const Index depth = round_up(tile_end - tile_row, kRowStep);
     Panels<T> right(panels.of(thread), weight_gradient ? depth : 0, right_channels);
     T* const left = transposed.of(thread);
     R* const of_tile = tile_sums.of(thread);
     std::fill_n(of_tile, 2 * in, R{});
 
-    // A few rows at a time, which stay in the first-level cache.
+    auto gradient_at = [&](Index k) {
+      return gradients.of(thread) + k % kept_rows * padded_out;
+    };
+    auto put_through_norm = [&](Index row) {
+      const Index k = row - tile_row;
+      through_norm(g, y, row, std::min(row + kRowStep, tile_end), out, y_norm, y_gradient, mask,
+                   gradient_at(k), padded_out, weight_gradient && !normalise ? &right : nullptr,
+                   k);
+    };
+
+    // A few rows at a time, which stay in the first-level cache. What has just been written cannot be
+    // read as tiles yet, so the gradient is always some rows ahead.
+    put_through_norm(tile_row);
     for (Index row = tile_row; row < tile_end; row += kRowStep) {
       const Index rows = std::min(kRowStep, tile_end - row), k = row - tile_row;
-      T* const gy = gradients.of(thread) + (keeps_gradients ? k * out : 0);
-      const T* const values = x + row * in;
-      through_norm(g, y, row, row + rows, out, y_norm, y_gradient, mask, gy);
+      if (row + kRowStep < tile_end) put_through_norm(row + kRowStep);
+      const T *const gy = gradient_at(k), *const values = x + row * in;
       if (gx)
-        multiply(Left<T>{gy, out}, rows, out, weights, [&](const Block<R>& block) {
+        multiply(tiles, Left<T>{gy, padded_out}, rows, padded_out, weights,
+                 [&](const Block<R>& block) {
           if (normalise)
             mask_block(block, values, in, x_norm, gx + row * in, of_tile,
                        weight_gradient ? &right : nullptr, k);
@@ -1141,8 +1378,8 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
             write_block(block, in, gx + row * in, residual ? residual + row * in : nullptr);
         });
       if (weight_gradient && kTransposes<T>)
-        transpose(normalise ? gy : values, rows, left_channels, left + k, depth);
-      if (weight_gradient && !normalise) right.fill(gy, k, k + rows);
+        transpose(normalise ? gy : values, normalise ? padded_out : in, rows, left_channels,
+                  left + k, depth);
     }
     if (normalise) add_rows<R>(of_tile, 2 * in, sums.of(thread));
     if (weight_gradient) {
@@ -1153,24 +1390,16 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
         right.clear_from(rows);
         for (Index c = 0; c < left_channels; ++c)
           std::fill(left + c * depth + rows, left + (c + 1) * depth, T{});
-        multiply(Left<T>{left, depth}, left_channels, depth, right, add);
+        multiply(tiles, Left<T>{left, depth}, left_channels, depth, right, add);
       } else {
         const T* const across = normalise ? gradients.of(thread) : x + tile_row * in;
-        multiply(Left<T>{across, 1, left_channels}, left_channels, rows, right, add);
+        multiply(tiles, Left<T>{across, 1, left_channels}, left_channels, rows, right, add);
       }
     }
   });
 
   if (normalise) finish_gradient(sums.total(), in, x_norm, x_gradient);
-  if (weight_gradient)
-    for_tiles(out, 1, [&](Index, Index o, Index) {
-      for (Index i = 0; i < in; ++i) {
-        const Index place = normalise ? o * product_stride + i : i * product_stride + o;
-        R sum = 0;
-        for (Index thread = 0; thread < threads; ++thread) sum += products.of(thread)[place];
-        weight_gradient[o * in + i] = sum;
-      }
-    });
+  if (weight_gradient) add_up(products, left_channels, right_channels, normalise, weight_gradient);
 }
 
 // ------------------------------------------------------------------------ depthwise 3×3
