@@ -151,7 +151,9 @@ class BenchmarkConfig(OutputConfig):
     ] = (1, 32)
     """Pictures at once; the last decides what is remembered."""
     seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
-    """Time spent on measuring each runtime at each batch size."""
+    """Time spent on measuring each runtime at each batch size, all rounds together."""
+    rounds: Annotated[int, Field(ge=1, le=100)] = 3
+    """How often all runtimes are visited, one after the other."""
     compiled: bool = True
     """Also measure torch.compile, which takes a minute to compile."""
     report: Annotated[Path | None, unset("FOLDER")] = None

@@ -22,7 +22,7 @@ from mobilenetv2.errors import DataError, UserError
 from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import LIBRARIES
 from mobilenetv2.shipping import benchmark
-from mobilenetv2.shipping.benchmark import choose, measure
+from mobilenetv2.shipping.benchmark import Visit, choose, measure
 from mobilenetv2.shipping.benchmark_report import Measurement, Report, Timing, figure, table
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -180,7 +180,7 @@ def test_noise_makes_no_8_bit_copy_and_replaces_none(digits_model: Path) -> None
     copy = copies.copy_of(classifier, "onnxruntime-int8")
 
     def measure_on(verify: str | None) -> Report:
-        config = BenchmarkConfig(model=digits_model, verify=verify, seconds=0.01)
+        config = BenchmarkConfig(model=digits_model, verify=verify, seconds=0.01, rounds=1)
         return benchmark.run(config, classifier, Console(stderr=True, width=500))
 
     report = measure_on(None)
@@ -205,15 +205,58 @@ def test_measuring(runtime: str, digits_model: Path) -> None:
     for library in LIBRARIES.get(runtime, ()):
         pytest.importorskip(library)
     pictures = np.random.default_rng(0).integers(0, 256, (10, 1, 8, 8), dtype=np.uint8)
-    timings, start, megabytes, logits = measure(runtime, digits_model, pictures, (1, 16), 0.02)
-    assert [timing.batch for timing in timings] == [1, 16]
-    for timing in timings:
-        assert 0 < timing.median <= timing.p90 <= timing.p99
-        assert timing.throughput == pytest.approx(1000 * timing.batch / timing.median)
-    assert start > 0
-    assert megabytes >= 0
+    visit = measure(runtime, digits_model, pictures, (1, 16), 0.02, answers=True)
+    assert len(visit.milliseconds) == 2
+    for taken in visit.milliseconds:
+        assert len(taken) >= benchmark.FEWEST
+        assert min(taken) > 0
+    assert visit.start > 0
+    assert visit.memory >= 0
     expected = mobilenetv2.load(digits_model).logits(torch.from_numpy(pictures)).numpy()
-    assert np.abs(logits - expected).max() < 1e-4
+    assert np.abs(visit.logits - expected).max() < 1e-4
+
+
+def test_visits_are_taken_together() -> None:
+    logits = np.array([[1.0, 2.0], [2.0, 1.0]])
+    slow = Visit(((4.0, 5.0, 6.0), (40.0, 41.0)), 3.0, 10.0, logits)
+    quick = Visit(((1.0, 1.0, 2.0, 1.0), (20.0,)), 1.0, 12.0, None)
+    third = Visit(((1.0, 1.0), (20.0,)), 1.5, 11.0, None)
+    one = benchmark._measurement("onnxruntime", [slow, quick, third], (1, 32), logits[::-1] + 0.5)
+    assert [timing.batch for timing in one.timings] == [1, 32]
+    assert [timing.median for timing in one.timings] == [1.0, 30.0]
+    assert one.timings[0].p99 == pytest.approx(5.92)
+    assert one.timings[1].throughput == pytest.approx(1000 * 32 / 30)
+    assert (one.start, one.memory, one.agreement, one.difference) == (1.5, 12.0, 0.0, 1.5)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_runtimes_are_visited_by_turns(
+    digits_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the last round still finds what a copy that has been damaged meanwhile is missing."""
+    asked: list[tuple[str, float, bool]] = []
+
+    def visited(name: str, *arguments: Any) -> Visit:
+        *_, seconds, answers = arguments
+        asked.append((name, seconds, answers))
+        if asked.count((name, seconds, False)) == 1 and name == "onnxruntime-int8":
+            raise UserError("damaged since")
+        return measure(name, *arguments)
+
+    monkeypatch.setattr(benchmark, "measure", visited)
+    monkeypatch.setattr(benchmark, "_make_copies", lambda *_: None)
+    monkeypatch.setattr(benchmark, "_absent", lambda *_: "")
+    few = dict.fromkeys(("torch", "torch-folded", "onnxruntime-int8"), benchmark.RUNTIMES["torch"])
+    monkeypatch.setattr(benchmark, "RUNTIMES", few)
+    config = BenchmarkConfig(model=digits_model, seconds=0.03, rounds=3)
+    console = Console(stderr=True, width=500)
+    report = benchmark.run(config, mobilenetv2.load(digits_model), console)
+    assert [name for name, *_ in asked] == [*few, *few, "torch", "torch-folded"]
+    assert [seconds for _, seconds, _ in asked] == pytest.approx(8 * [0.01])
+    assert [answers for *_, answers in asked] == 3 * [True] + 5 * [False]
+    assert [one.runtime for one in report.measurements] == ["torch", "torch-folded"]
+    assert report.missing == {"onnxruntime-int8": "damaged since"}
+    assert "round 3 of 3: torch …" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -226,7 +269,7 @@ def test_a_run_whose_data_is_elsewhere(
     classifier = mobilenetv2.load(run_without_data)
 
     def measure_on(verify: str | None) -> tuple[Report, str]:
-        config = BenchmarkConfig(model=run_without_data, verify=verify, seconds=0.01)
+        config = BenchmarkConfig(model=run_without_data, verify=verify, seconds=0.01, rounds=1)
         report = benchmark.run(config, classifier, Console(stderr=True, width=500))
         return report, capsys.readouterr().err
 

@@ -1,13 +1,15 @@
 """What runs a classifier fastest here: measured side by side, in agreement, and remembered.
 
 Each runtime is measured in a process of its own, so that their threads do not get in each other's
-way and the memory is theirs alone. Copies in 8 bits or in LiteRT's format are made before that.
+way and the memory is theirs alone; and by turns, some rounds of all, so that a slow minute of the
+machine is not one runtime's alone. Copies in 8 bits or in LiteRT's format are made before that.
 """
 
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,33 +56,29 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
     known = _learned_from(config, classifier, pictures if is_real else None, console)
     _make_copies(classifier, known, names)
     missing = {name: why for name in names if (why := _absent(name, classifier))}
-    measurements = []
-    for name in names:
-        if name in missing:
-            continue
-        console.print(f"{name} …", style="dim")
-        # A process for each: tasks start in a fresh one.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            measuring = pool.submit(
-                measure, name, config.model, pictures.numpy(), config.batch_sizes, config.seconds
-            )
-        try:
-            timings, start, used, logits = measuring.result()
-        except UserError as error:
-            if name not in MAKERS:
-                raise
-            missing[name] = str(error)  # a damaged copy
-            continue
-        measurements.append(
-            Measurement(
-                name,
-                timings,
-                start,
-                used,
-                float((logits.argmax(1) == reference.argmax(1)).mean()),
-                float(np.abs(logits - reference).max()),
-            )
-        )
+    visits: dict[str, list[Visit]] = {name: [] for name in names}
+    for turn in range(config.rounds):
+        for name in names:
+            if name in missing:
+                continue
+            console.print(f"round {turn + 1} of {config.rounds}: {name} …", style="dim")
+            # A process for each: tasks start in a fresh one.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                measuring = pool.submit(
+                    measure, name, config.model, pictures.numpy(), config.batch_sizes,
+                    config.seconds / config.rounds, turn == 0,
+                )  # fmt: skip
+            try:
+                visits[name].append(measuring.result())
+            except UserError as error:
+                if name not in MAKERS:
+                    raise
+                missing[name] = str(error)  # a damaged copy
+    measurements = [
+        _measurement(name, visits[name], config.batch_sizes, reference)
+        for name in names
+        if name not in missing
+    ]
     plain = choose([one for one in measurements if one.is_float32])
     winner = choose(measurements) if is_real else plain  # noise says nothing about real pictures
     for_these_weights = PREDICTED[winner] if is_real else None
@@ -140,10 +138,28 @@ def _absent(name: str, classifier: Classifier) -> str:
     return f'{", ".join(absent)} not installed (pip install "mobilenetv2[{EXTRAS[absent[0]]}]")'
 
 
+@dataclass(frozen=True)
+class Visit:
+    """What one process measured of a runtime.
+
+    Attributes:
+        milliseconds: of every batch, by batch size.
+        start: seconds until it was ready, compiling included.
+        memory: megabytes, see :class:`.Measurement`.
+        logits: for the pictures, where they were asked for.
+    """
+
+    milliseconds: tuple[tuple[float, ...], ...]
+    start: float
+    memory: float
+    logits: Array | None
+
+
 def measure(
-    name: str, model: Path, pictures: Array, batch_sizes: Sequence[int], seconds: float
-) -> tuple[tuple[Timing, ...], float, float, Array]:
-    """One runtime: timings, seconds to start, megabytes, and its logits for ``pictures``.
+    name: str, model: Path, pictures: Array, batch_sizes: Sequence[int], seconds: float,
+    answers: bool,
+) -> Visit:  # fmt: skip
+    """One runtime, ``seconds`` at each batch size; its logits too if ``answers``.
 
     For a process of its own; ``pictures`` are prepared, uint8 N×C×H×W.
     """
@@ -155,12 +171,15 @@ def measure(
     repeated = prepared.repeat(-(-max(batch_sizes) // len(prepared)), 1, 1, 1)
     work(repeated[: batch_sizes[0]])
     start = time.perf_counter() - begun
-    timings = tuple(_timing(work, repeated[:size], seconds) for size in batch_sizes)
-    logits = torch.cat([work(few) for few in prepared.split(batch_sizes[-1])]).numpy()
-    return timings, start, taken.most(), logits
+    milliseconds = tuple(_timed(work, repeated[:size], seconds) for size in batch_sizes)
+    logits = None
+    if answers:
+        logits = torch.cat([work(few) for few in prepared.split(batch_sizes[-1])]).numpy()
+    return Visit(milliseconds, start, taken.most(), logits)
 
 
-def _timing(work: Callable[[Tensor], Tensor], pictures: Tensor, seconds: float) -> Timing:
+def _timed(work: Callable[[Tensor], Tensor], pictures: Tensor, seconds: float) -> tuple[float, ...]:
+    """Milliseconds of each call."""
     for _ in range(3):
         work(pictures)
     taken: list[float] = []
@@ -169,8 +188,28 @@ def _timing(work: Callable[[Tensor], Tensor], pictures: Tensor, seconds: float) 
         start = time.perf_counter()
         work(pictures)
         taken.append(1000 * (time.perf_counter() - start))
-    median, p90, p99 = np.percentile(taken, [50, 90, 99]).tolist()
-    return Timing(len(pictures), median, p90, p99, 1000 * len(pictures) / median)
+    return tuple(taken)
+
+
+def _measurement(
+    name: str, visits: Sequence[Visit], batch_sizes: Sequence[int], reference: Array
+) -> Measurement:
+    """All visits to a runtime taken together; the first one brought the answers."""
+    logits = visits[0].logits
+    assert logits is not None
+    timings = []
+    for place, batch in enumerate(batch_sizes):
+        taken = [ms for visit in visits for ms in visit.milliseconds[place]]
+        median, p90, p99 = np.percentile(taken, [50, 90, 99]).tolist()
+        timings.append(Timing(batch, median, p90, p99, 1000 * batch / median))
+    return Measurement(
+        name,
+        tuple(timings),
+        float(np.median([visit.start for visit in visits])),
+        max(visit.memory for visit in visits),
+        float((logits.argmax(1) == reference.argmax(1)).mean()),
+        float(np.abs(logits - reference).max()),
+    )
 
 
 def _compiled(classifier: Classifier) -> Callable[[Tensor], Tensor]:
