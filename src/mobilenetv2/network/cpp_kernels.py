@@ -21,6 +21,7 @@ class _NormModule(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("running_mean", ctypes.c_void_p),
         ("running_var", ctypes.c_void_p),
+        ("batches", ctypes.c_void_p),
         ("eps", ctypes.c_double),
         ("momentum", ctypes.c_double),
         ("frozen", ctypes.c_int64),
@@ -111,11 +112,11 @@ class CppKernels(Kernels):
     def pointwise(
         self, x: Tensor, x_norm: Tensor | None, weight: Tensor, module: nn.BatchNorm2d
     ) -> tuple[Tensor, Tensor]:
-        y = x.new_empty(len(x), len(weight))
+        y = x.new_empty(x.shape[0], weight.shape[0])
         y_norm = _norm_of(y)
         self._pointwise(
             x.data_ptr(), _pointer(x_norm), weight.data_ptr(),
-            ctypes.byref(_PointwiseShape(*x.shape, len(weight))), y.data_ptr(),
+            ctypes.byref(_PointwiseShape(*x.shape, weight.shape[0])), y.data_ptr(),
             _norm_module(module), y_norm.data_ptr(),
         )  # fmt: skip
         return y, y_norm
@@ -132,7 +133,7 @@ class CppKernels(Kernels):
             g.data_ptr(), len(y) // len(g), y.data_ptr(), y_norm.data_ptr(),
             y_gradient.data_ptr(), activated, x.data_ptr(), _pointer(x_norm),
             _pointer(x_gradient), weight.data_ptr(),
-            ctypes.byref(_PointwiseShape(*x.shape, len(weight))), _pointer(residual), _pointer(gx),
+            ctypes.byref(_PointwiseShape(*x.shape, weight.shape[0])), _pointer(residual), _pointer(gx),
             _pointer(weight_gradient),
         )  # fmt: skip
         return gx, weight_gradient, x_gradient
@@ -202,15 +203,15 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _norm_module(module: nn.BatchNorm2d) -> Any:
-    """The module as C++ sees it; a batch is counted, as ``nn.BatchNorm2d.forward`` does."""
-    if module.training:
-        assert module.num_batches_tracked is not None
-        module.num_batches_tracked.add_(1)
-    assert module.running_mean is not None
-    assert module.running_var is not None
+    """The module as C++ sees it."""
+    # Past the modules' attribute search, which would take longer than all the rest.
+    parameters: Any = module._parameters
+    buffers: Any = module._buffers
     return ctypes.byref(
         _NormModule(
-            module.weight.data_ptr(), module.bias.data_ptr(), module.running_mean.data_ptr(),
-            module.running_var.data_ptr(), module.eps, module.momentum or 0.0, not module.training,
+            parameters["weight"].data_ptr(), parameters["bias"].data_ptr(),
+            buffers["running_mean"].data_ptr(), buffers["running_var"].data_ptr(),
+            buffers["num_batches_tracked"].data_ptr(), module.eps, module.momentum or 0.0,
+            not module.training,
         )
     )  # fmt: skip

@@ -336,11 +336,12 @@ inline void unrolled(const Body& body) {
 
 // ---------------------------------------------------------------------------- batch norm
 
-// A batch norm's parameters and buffers; one Real<T> per channel. A frozen one normalises by its
-// running statistics, and leaves them as they are.
+// A batch norm's parameters and buffers; one Real<T> per channel, and how many batches it has seen. A
+// frozen one normalises by its running statistics, and leaves them as they are.
 extern "C" struct NormModule {
   const void *weight, *bias;
   void *running_mean, *running_var;
+  std::int64_t* batches;
   double eps, momentum;
   std::int64_t frozen;
 };
@@ -455,6 +456,7 @@ void finish_statistics(const double* sums, Index rows, Index channels, const Nor
                        Norm<R> norm) {
   R* const running_mean = (R*)module.running_mean;
   R* const running_var = (R*)module.running_var;
+  if (!module.frozen) ++*module.batches;
   for (Index c = 0; c < channels; ++c) {
     const double mean = module.frozen ? running_mean[c] : sums[c] / rows;
     const double var = module.frozen ? running_var[c]
@@ -758,47 +760,48 @@ class Panels {
     }
   }
 
-  // Takes a matrix, depth (or less: zeros follow) × columns.
-  void fill(const T* matrix, Index depth) {
-    for (Index k = 0; k < depth; k += kStep<T>, matrix += kStep<T> * columns_) {
-      Index column = 0;
-      if constexpr (std::is_same_v<T, bf16>) {
-        constexpr int lanes = kLanes<T>;
-        if (k + 1 < depth)
-          for (; column + lanes <= columns_; column += lanes) {
-            Vector<std::uint16_t, lanes> first, second;
-            std::memcpy(&first, matrix + column, sizeof first);
-            std::memcpy(&second, matrix + columns_ + column, sizeof second);
-            write<std::uint32_t, lanes>(at(k, column), in_pairs<lanes>(first, second));
-          }
-      } else {
-        for (; column + kLanes<T> <= columns_; column += kLanes<T>)
-          store<kLanes<T>>(at(k, column), load<kLanes<T>>(matrix + column));
+  // Takes weights, depth (or less: zeros follow) × columns, and rounds them to T.
+  void fill(const Real<T>* weights, Index depth) const {
+    parallel((depth + 1) / 2, [&](Index, Index pair, Index end) {
+      for (; pair < end; ++pair) {
+        const Real<T>* const row = weights + 2 * pair * columns_;
+        const bool alone = 2 * pair + 1 == depth;
+        for_channels<T>(columns_, [&](auto lanes, Index column) {
+          const auto first = load<lanes>(row + column);
+          T* const place = at(2 * pair, column);
+          if (!alone)
+            put<lanes>(place, first, load<lanes>(row + columns_ + column));
+          else if constexpr (kStep<T> == 2)
+            put<lanes>(place, first, Vector<Real<T>, lanes>{});
+          else
+            store<lanes>(place, first);
+        });
       }
-      for (; column < columns_; ++column)
-        for (Index step = 0; step < kStep<T>; ++step)
-          at(k, column)[step] = k + step < depth ? matrix[step * columns_ + column] : T{};
-    }
+    });
     if (depth < depth_) clear_from(depth);
   }
 
-  // Takes the transposed matrix, columns × depth (or less: zeros follow), row by row.
-  void fill_transposed(const T* matrix, Index depth) {
+  // Takes weights that lie transposed, columns × depth (or less: zeros follow).
+  void fill_transposed(const Real<T>* weights, Index depth) const {
     parallel(columns_, [&](Index, Index column, Index end) {
       for (; column < end; ++column) {
-        const T* const from = matrix + column * depth;
-        T* to = at(0, column);
-        Index k = 0;
-        for (; k + kStep<T> <= depth; k += kStep<T>, to += kLanes<T> * kStep<T>)
-          std::memcpy(to, from + k, kStep<T> * sizeof(T));
-        if (k < depth) *to = from[k];
+        if (depth % kStep<T> != 0) at(depth - 1, column)[1] = T{};
+        for_channels<T>(depth, [&](auto lanes, Index k) {
+          T values[lanes];
+          store<lanes>(values, load<lanes>(weights + column * depth + k));
+          constexpr Index at_once = lanes % kStep<T> == 0 ? kStep<T> : 1;
+          for (Index i = 0; i < lanes; i += at_once) {
+            const Index step = (k + i) / kStep<T> * kStep<T>;
+            std::memcpy(at(step, column) + (k + i - step), values + i, at_once * sizeof(T));
+          }
+        });
       }
     });
     if (depth < depth_) clear_from(depth);
   }
 
   // Zeros in the steps behind row k.
-  void clear_from(Index k) {
+  void clear_from(Index k) const {
     k = round_up(k, kStep<T>);
     for (Index panel = 0; panel < count(); ++panel)
       std::fill(at(panel) + k * kLanes<T>, at(panel + 1), T{});
@@ -1083,16 +1086,6 @@ void multiply([[maybe_unused]] Tiles& tiles, Left<T> a, Index rows, Index depth,
   if (panel + 1 == b.count()) panels(std::integral_constant<int, 1>(), panel);
 }
 
-// The weights as they are stored, rounded to T.
-template <class T>
-std::vector<T> rounded(const Real<T>* weight, Index count) {
-  std::vector<T> values(count);
-  for_channels<T>(count, [&](auto lanes, Index i) {
-    store<lanes>(&values[i], load<lanes>(weight + i));
-  });
-  return values;
-}
-
 // ------------------------------------------------------------ gradients through a norm
 
 // gy = scale * mask(g) + b * (y - mean) + c, the gradient of a convolution's output, for one tile of
@@ -1173,7 +1166,7 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
   const Index depth = normalise ? padded<T>(in) : in;
   const Buffer<T> memory(Panels<T>::memory(depth, out));
   Panels<T> panels(memory.get(), depth, out);
-  panels.fill_transposed(rounded<T>(weight, in * out).data(), in);
+  panels.fill_transposed(weight, in);
   const Index tile = tile_rows<T>(shape.rows, in, kFirstLevelBytes);
   const Scratch<T> scratch(normalise ? tile * depth : 0);
   if (depth > in) scratch.clear(tile * depth);
@@ -1320,7 +1313,7 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
   const Index padded_out = padded<T>(out);
   const Buffer<T> memory(Panels<T>::memory(padded_out, in));
   Panels<T> weights(memory.get(), padded_out, in);
-  if (gx) weights.fill(rounded<T>(weight, in * out).data(), out);
+  if (gx) weights.fill(weight, out);
 
   // The weights' gradient is the product, over the rows, of one matrix (transposed) with the other
   // (in panels): with what the ReLU6 gave, where that is made on the way, else with gy. Each tile's
