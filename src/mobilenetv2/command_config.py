@@ -151,11 +151,12 @@ class BenchmarkConfig(OutputConfig):
     ] = (1, 32)
     """Pictures at once; the last decides what is remembered."""
     seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
-    """Time spent on measuring each runtime at each batch size, all rounds together."""
+    """Time spent on measuring each runtime at each batch size, all rounds together (at least three
+    batches in each)."""
     rounds: Annotated[int, Field(ge=1, le=100)] = 3
     """How often all runtimes are visited, one after the other."""
     compiled: bool = True
-    """Also measure torch.compile, which takes a minute to compile."""
+    """Also measure torch.compile, which takes a minute to compile, and less in the later rounds."""
     report: Annotated[Path | None, unset("FOLDER")] = None
     """Write benchmark.json and benchmark.png there."""
 

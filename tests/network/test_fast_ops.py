@@ -149,14 +149,93 @@ def test_bfloat16_is_as_near_to_the_truth_as_stock_autocast(fast, block):
     stock = random_norms(build())
     module, truth = copy.deepcopy(stock), copy.deepcopy(stock).double()
     install(module, fast)
-    x = torch.randn(4, channels, 9, 8).bfloat16()
+    # Pixels that fill blocks of 32, and such as leave over more than 16 and less, odd numbers.
+    for images, height, width, slack in ((4, 9, 8, 2**-7), (3, 9, 7, 2**-5), (1, 9, 11, 2**-5)):
+        x = torch.randn(images, channels, height, width)
+        assert_as_near_as_stock(module, stock, truth, x, slack)
+
+
+def assert_as_near_as_stock(module, stock, truth, x, slack):
+    """Of a step in bfloat16: about as near to the truth in double as stock PyTorch's.
+
+    Luck has a part in it where pixels are few: a ReLU6 that opens for one of them moves a gradient.
+    """
+    module, stock, truth = (copy.deepcopy(one) for one in (module, stock, truth))
+    x = x.bfloat16()
     exact = step(truth, x.double())
     got, reference = step(module, x, autocast=True), step(stock, x, autocast=True)
     assert got["out"].dtype is torch.bfloat16
     for name in exact:
+        if exact[name] is None:
+            assert got[name] is None, name
+            continue
         scale = exact[name].double().norm() + 1
         error, stock_error = ((r[name].double() - exact[name]).norm() for r in (got, reference))
-        assert error <= 2 * stock_error + 2**-7 * scale, (name, error, stock_error, scale)
+        assert error <= 2 * stock_error + slack * scale, (name, error, stock_error, scale)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("frozen_names", [(), ("conv.2",), ("conv.0.0",)])
+def test_many_rows_in_bfloat16(cpp, threads, frozen_names):
+    """So many that every thread works on several tiles, with parts that want no gradient."""
+    torch.manual_seed(1)
+    stock = random_norms(InvertedResidual(40, 24, 1, 6))
+    for name, parameter in stock.named_parameters():
+        parameter.requires_grad = not name.startswith(frozen_names)
+    module, truth = copy.deepcopy(stock), copy.deepcopy(stock).double()
+    install(module, cpp)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_as_near_as_stock(module, stock, truth, torch.randn(9, 40, 23, 19), 2**-7)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_pooled_head_in_bfloat16(cpp):
+    """One row of gradients for all pixels of a picture."""
+    stock = random_norms(small_network())
+    network, truth = copy.deepcopy(stock), copy.deepcopy(stock).double()
+    install(network, cpp)
+    x = torch.randn(5, 1, 20, 20)
+    exact = step(truth, x.double())
+    got, reference = step(network, x, autocast=True), step(stock, x, autocast=True)
+    last = len(stock.features) - 1
+    for name in (f"features.{last}.0.weight", f"features.{last}.1.weight", "classifier.1.weight"):
+        (found,) = (key for key in exact if key.endswith(name))
+        error, stock_error = ((r[found].double() - exact[found]).norm() for r in (got, reference))
+        assert error <= 1.5 * stock_error + 2**-7 * exact[found].norm(), (name, error, stock_error)
+
+
+def test_what_lay_in_memory_before_does_not_matter(cpp):
+    """Left sides are padded, here from 48 and 24 channels to 64 and 32, with zeros."""
+    stock = InvertedResidual(8, 24, 1, 6)
+    module = copy.deepcopy(stock)
+    install(module, cpp)
+    x = torch.randn(4, 8, 9, 8)
+    clean = step(copy.deepcopy(module), x, autocast=True)
+    for size in (1 << 10, 1 << 14, 1 << 18, 1 << 22):
+        littered = [torch.full((size,), torch.nan, dtype=torch.bfloat16) for _ in range(8)]
+        del littered
+    again = step(module, x, autocast=True)
+    for name in clean:
+        assert torch.equal(clean[name], again[name]), name
+
+
+def test_a_counter_of_another_dtype_is_left_to_the_stock_code(cpp):
+    """As of a state dict that was halved as a whole: the kernels write eight bytes."""
+    module = InvertedResidual(8, 8, 1, 6)
+    counters = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    counters[0].num_batches_tracked = torch.tensor(100.0)
+    counters[1].num_batches_tracked = None
+    install(module, cpp)
+    step(module, torch.randn(2, 8, 4, 4))
+    assert counters[0].num_batches_tracked == 101
+    counters[0].num_batches_tracked = torch.tensor(7)
+    step(module, torch.randn(2, 8, 4, 4))
+    assert counters[0].num_batches_tracked == 8
+    assert counters[1].num_batches_tracked is None
+    assert counters[2].num_batches_tracked == 2
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -238,14 +317,15 @@ def test_a_mean_far_from_zero_costs_no_digits(cpp):
 
 
 def test_nan_and_infinity_come_through(cpp):
-    for autocast in (False, True):
+    """Through blocks of 16, 8 and single channels: 27 of them are hidden."""
+    for dtype, autocast in ((torch.float64, False), (torch.float32, False), (torch.float32, True)):
         for value in (torch.nan, torch.inf):
-            module = InvertedResidual(8, 8, 1, 6)
+            module = InvertedResidual(3, 7, 1, 9).to(dtype)
             install(module, cpp)
-            x = torch.randn(2, 8, 4, 4)
+            x = torch.randn(2, 3, 4, 4, dtype=dtype)
             x[0, 0, 0, 0] = value
             results = step(module, x, autocast)
-            assert results["out"].isnan().any()
+            assert results["out"].isnan().flatten(2).any(2)[0].all()
             assert results["gradient of the input"].isnan().any()
 
 

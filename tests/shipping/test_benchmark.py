@@ -214,26 +214,28 @@ def test_measuring(runtime: str, digits_model: Path) -> None:
     assert visit.memory >= 0
     expected = mobilenetv2.load(digits_model).logits(torch.from_numpy(pictures)).numpy()
     assert np.abs(visit.logits - expected).max() < 1e-4
+    assert measure(runtime, digits_model, pictures, (1,), 0.01, answers=False).logits is None
 
 
-def test_visits_are_taken_together() -> None:
+def test_of_each_figure_the_median_of_the_rounds_counts() -> None:
     logits = np.array([[1.0, 2.0], [2.0, 1.0]])
-    slow = Visit(((4.0, 5.0, 6.0), (40.0, 41.0)), 3.0, 10.0, logits)
-    quick = Visit(((1.0, 1.0, 2.0, 1.0), (20.0,)), 1.0, 12.0, None)
-    third = Visit(((1.0, 1.0), (20.0,)), 1.5, 11.0, None)
+    hundred = tuple(np.arange(101.0))
+    slow = Visit(((4.0, 5.0, 6.0), (400.0,)), 3.0, 10.0, logits)
+    quick = Visit(((1.0,) * 50, hundred), 1.0, 12.0, None)
+    third = Visit(((2.0, 2.0), (60.0, 60.0)), 1.5, 11.0, None)
     one = benchmark._measurement("onnxruntime", [slow, quick, third], (1, 32), logits[::-1] + 0.5)
     assert [timing.batch for timing in one.timings] == [1, 32]
-    assert [timing.median for timing in one.timings] == [1.0, 30.0]
-    assert one.timings[0].p99 == pytest.approx(5.92)
-    assert one.timings[1].throughput == pytest.approx(1000 * 32 / 30)
-    assert (one.start, one.memory, one.agreement, one.difference) == (1.5, 12.0, 0.0, 1.5)
+    assert [timing.median for timing in one.timings] == [2.0, 60.0]
+    assert (one.timings[1].p90, one.timings[1].p99) == (90.0, 99.0)
+    assert one.timings[1].throughput == pytest.approx(1000 * 32 / 60)
+    assert (one.start, one.memory, one.agreement, one.difference) == (3.0, 12.0, 0.0, 1.5)
 
 
 @pytest.mark.usefixtures("in_this_process")
 def test_runtimes_are_visited_by_turns(
     digits_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And the last round still finds what a copy that has been damaged meanwhile is missing."""
+    """A copy that is damaged in the second round is not visited in the third, and is told."""
     asked: list[tuple[str, float, bool]] = []
 
     def visited(name: str, *arguments: Any) -> Visit:

@@ -133,8 +133,8 @@ class CppKernels(Kernels):
             g.data_ptr(), len(y) // len(g), y.data_ptr(), y_norm.data_ptr(),
             y_gradient.data_ptr(), activated, x.data_ptr(), _pointer(x_norm),
             _pointer(x_gradient), weight.data_ptr(),
-            ctypes.byref(_PointwiseShape(*x.shape, weight.shape[0])), _pointer(residual), _pointer(gx),
-            _pointer(weight_gradient),
+            ctypes.byref(_PointwiseShape(*x.shape, weight.shape[0])), _pointer(residual),
+            _pointer(gx), _pointer(weight_gradient),
         )  # fmt: skip
         return gx, weight_gradient, x_gradient
 
@@ -203,15 +203,13 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _norm_module(module: nn.BatchNorm2d) -> Any:
-    """The module as C++ sees it."""
-    # Past the modules' attribute search, which would take longer than all the rest.
-    parameters: Any = module._parameters
-    buffers: Any = module._buffers
+    """The module as C++ sees it, which counts the batch too, as ``nn.BatchNorm2d.forward`` does."""
+    assert module.running_mean is not None
+    assert module.running_var is not None
     return ctypes.byref(
         _NormModule(
-            parameters["weight"].data_ptr(), parameters["bias"].data_ptr(),
-            buffers["running_mean"].data_ptr(), buffers["running_var"].data_ptr(),
-            buffers["num_batches_tracked"].data_ptr(), module.eps, module.momentum or 0.0,
-            not module.training,
+            module.weight.data_ptr(), module.bias.data_ptr(), module.running_mean.data_ptr(),
+            module.running_var.data_ptr(), _pointer(module.num_batches_tracked), module.eps,
+            module.momentum or 0.0, not module.training,
         )
     )  # fmt: skip

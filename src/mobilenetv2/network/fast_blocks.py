@@ -130,6 +130,7 @@ def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch
             )
             # Of a single pixel there are no statistics; the stock code words the error.
             and (not norm.training or (norm.momentum is not None and pixels > 1))
+            and (norm.num_batches_tracked is None or norm.num_batches_tracked.dtype is torch.int64)
         ):
             return None
     return dtype

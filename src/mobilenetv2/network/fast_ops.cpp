@@ -11,8 +11,9 @@
 //   convolution's output y normalises it on the fly:   z = relu6(y * scale + shift),
 //   and a gradient goes back through the norm likewise: gy = scale * mask(g) + b * (y - mean) + c.
 //   Masks are recomputed from y. So only the convolutions' raw outputs live until backward.
-// * Waiting for memory costs more than computing. Loops run along the rows, and where they cannot,
-//   they ask for what is needed next (prefetch) in the order in which it lies.
+// * Waiting for memory costs more than computing. Loops go over a tile that is in the cache, block
+//   of channels by block of channels, with a block's numbers in registers; and they ask for what is
+//   needed next (prefetch) in the order in which it lies.
 // * The work is split over threads in contiguous pieces and partial sums are added in the order of
 //   the threads: the same number of threads gives the same bits.
 
@@ -228,19 +229,13 @@ void for_tiles(Index rows, Index tile_rows, const Body& body) {
   });
 }
 
-// Calls body(lanes, i, c) for the numbers of rows × channels, as they lie in memory: the i-th, of
-// channel c. Reading along the rows, the processor sees what will be needed next.
-template <class T, class Body>
-void for_rows(Index rows, Index channels, const Body& body) {
-  for (Index row = 0; row < rows; ++row)
-    for_channels<T>(channels, [&](auto lanes, Index c) { body(lanes, row * channels + c, c); });
-}
-
 // Makes a tile, rows × channels, one block of channels after the other, two rows at a time.
-// make(lanes, c) gives what makes the vectors of a block: value(r, i, next) is the one of row r, for
-// place i of the tile; `next` goes over what lies behind the tile in the order in which it lies, to
-// be asked for. put(lanes, r, c, first, second) takes the vectors of two rows, and put_last(lanes,
-// r, c, value) that of a row that is left.
+// make(lanes, c) loads what the block of channels from c on needs, and returns a function:
+// value(r, i, next) is the vector of row r, for place i of the tile. put(lanes, r, c, first,
+// second) takes the vectors of rows r and r + 1, put_last(lanes, r, c, value) that of a row that
+// is left over. `next` goes over what lies behind the
+// tile in the order in which it lies, to be asked for: a core waits for memory less if it says
+// early what it will read.
 template <class T, class Make, class Put, class PutLast>
 void for_row_pairs(Index rows, Index channels, const Make& make, const Put& put,
                    const PutLast& put_last) {
@@ -265,13 +260,6 @@ void fill_tile(Index rows, Index channels, T* to, Index stride, const Make& make
         store_both<lanes>(place, first, place + stride, second);
       },
       [=](auto lanes, Index r, Index c, auto value) { store<lanes>(to + r * stride + c, value); });
-}
-
-// Asks for what lies a little further on: a core waits for memory less if it says early what it
-// will read.
-template <class T>
-inline void ask_ahead(const T* from) {
-  __builtin_prefetch((const char*)from + 2048);
 }
 
 // `count` doubles for each thread, and their sum in the order of the threads.
@@ -336,8 +324,8 @@ inline void unrolled(const Body& body) {
 
 // ---------------------------------------------------------------------------- batch norm
 
-// A batch norm's parameters and buffers; one Real<T> per channel, and how many batches it has seen. A
-// frozen one normalises by its running statistics, and leaves them as they are.
+// A batch norm's parameters and buffers; one Real<T> per channel, and how many batches it has seen.
+// A frozen one normalises by its running statistics, and leaves all of them as they are.
 extern "C" struct NormModule {
   const void *weight, *bias;
   void *running_mean, *running_var;
@@ -456,7 +444,7 @@ void finish_statistics(const double* sums, Index rows, Index channels, const Nor
                        Norm<R> norm) {
   R* const running_mean = (R*)module.running_mean;
   R* const running_var = (R*)module.running_var;
-  if (!module.frozen) ++*module.batches;
+  if (!module.frozen && module.batches) ++*module.batches;
   for (Index c = 0; c < channels; ++c) {
     const double mean = module.frozen ? running_mean[c] : sums[c] / rows;
     const double var = module.frozen ? running_var[c]
@@ -647,8 +635,8 @@ constexpr int kStep = sizeof(Real<T>) / sizeof(T);
 template <class T>
 constexpr bool kTransposes = !k16Registers || std::is_same_v<T, bf16>;
 
-// Left sides that are made on the way are that deep, with zeros behind: tiles are read fastest where
-// their rows are whole lines of the cache.
+// How deep a left side is made that has to be written anyway, with zeros behind: tiles are read
+// fastest where their rows are whole lines of the cache.
 template <class T>
 constexpr Index padded(Index depth) {
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
@@ -934,8 +922,8 @@ inline void settle(const void* memory) { asm volatile("" : : "r"(memory) : "memo
 
 constexpr int kTileSide = 16;  // rows of a tile; 16 floats or 16 pairs of bfloat16 in each
 
-// This thread's tiles. Telling them their shapes takes as long as 16 products of tiles, so it is done
-// only where they change.
+// This thread's tiles. Telling them their shapes takes as long as 16 products of tiles, so it is
+// done only where they change.
 class Tiles {
  public:
   Tiles() = default;
@@ -1054,7 +1042,8 @@ inline void for_blocks(Index rows, const Body& block) {
 
 // a (rows × depth) times the panels. Calls finish(block) for each block.
 template <class T, class Finish>
-void multiply([[maybe_unused]] Tiles& tiles, Left<T> a, Index rows, Index depth, const Panels<T>& b, const Finish& finish) {
+void multiply([[maybe_unused]] Tiles& tiles, Left<T> a, Index rows, Index depth,
+              const Panels<T>& b, const Finish& finish) {
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
   if constexpr (std::is_same_v<T, bf16>)
     if (have_tiles() && depth % 2 == 0)
@@ -1088,12 +1077,12 @@ void multiply([[maybe_unused]] Tiles& tiles, Left<T> a, Index rows, Index depth,
 
 // ------------------------------------------------------------ gradients through a norm
 
-// gy = scale * mask(g) + b * (y - mean) + c, the gradient of a convolution's output, for one tile of
-// at most kRowStep rows. The mask is left out where no ReLU6 follows or g has gone through it
+// gy = scale * mask(g) + b * (y - mean) + c, the gradient of a convolution's output, for one tile
+// of at most kRowStep rows. The mask is left out where no ReLU6 follows or g has gone through it
 // already. Rows of gy lie `stride` apart. The tile goes into the panels (may be null) too, from row
 // k on.
 template <bool mask, class T>
-void through_norm(Gradient<T> g, const T* y, Index row, Index row_end, Index channels,
+void tile_through_norm(Gradient<T> g, const T* y, Index row, Index row_end, Index channels,
                   Norm<Real<T>> norm, NormGradient<Real<T>> gradient, T* gy, Index stride,
                   const Panels<T>* panels, Index k) {
   const Index rows = row_end - row;
@@ -1128,16 +1117,17 @@ void through_norm(Gradient<T> g, const T* y, Index row, Index row_end, Index cha
                   Norm<Real<T>> norm, NormGradient<Real<T>> gradient, bool mask, T* gy,
                   Index stride, const Panels<T>* panels = nullptr, Index k = 0) {
   if (mask)
-    through_norm<true>(g, y, row, row_end, channels, norm, gradient, gy, stride, panels, k);
+    tile_through_norm<true>(g, y, row, row_end, channels, norm, gradient, gy, stride, panels, k);
   else
-    through_norm<false>(g, y, row, row_end, channels, norm, gradient, gy, stride, panels, k);
+    tile_through_norm<false>(g, y, row, row_end, channels, norm, gradient, gy, stride, panels, k);
 }
 
 template <class T>
 void norm_backward_apply(Gradient<T> g, const T* y, Index rows, Index channels,
                          Norm<Real<T>> norm, NormGradient<Real<T>> gradient, bool mask, T* gy) {
   for_tiles(rows, kTileRows, [&](Index, Index row, Index row_end) {
-    through_norm(g, y, row, row_end, channels, norm, gradient, mask, gy + row * channels, channels);
+    through_norm(g, y, row, row_end, channels, norm, gradient, mask, gy + row * channels,
+                 channels);
   });
 }
 
@@ -1167,12 +1157,13 @@ void pointwise_forward(const T* x, bool normalise, Norm<Real<T>> x_norm, const R
   const Buffer<T> memory(Panels<T>::memory(depth, out));
   Panels<T> panels(memory.get(), depth, out);
   panels.fill_transposed(weight, in);
-  const Index tile = tile_rows<T>(shape.rows, in, kFirstLevelBytes);
+  const Index tile = tile_rows<T>(shape.rows, depth, kFirstLevelBytes);
   const Scratch<T> scratch(normalise ? tile * depth : 0);
   if (depth > in) scratch.clear(tile * depth);
   const Scratch<R> moments(3 * out);
   Sums sums(2 * out);
-  for_tiles_with<Tiles>(shape.rows, tile, [&](Tiles& tiles, Index thread, Index row, Index row_end) {
+  for_tiles_with<Tiles>(shape.rows, tile, [&](Tiles& tiles, Index thread, Index row,
+                                              Index row_end) {
     const Index rows = row_end - row;
     const T* a = x + row * in;
     if (normalise) {
@@ -1219,15 +1210,16 @@ void mask_block(const Block<Real<T>>& block, const T* x, Index channels, Norm<Re
     const T* from = x + first_place;
     T* to = gx + first_place;
     T* pairs = activated ? activated->at(panel_row + block.row, channel) : nullptr;
-    const T* next = from + kRowStep * channels + channel * (kRowStep - 1);
-    const Index to_gx = gx - x;
+    const Index ahead = kRowStep * channels + channel * (kRowStep - 1);
+    const T *next_x = from + ahead, *next_gx = to + ahead;
     auto pixel = [&] {
-      __builtin_prefetch(next), __builtin_prefetch(next + to_gx, 1);
+      __builtin_prefetch(next_x), __builtin_prefetch(next_gx, 1);
       const V value = load<lanes>(from), before = value * scale + shift;
       const V passed = where_relu6_passes(before, load<lanes>(from_block));
       sum += passed;
       product += passed * (value - mean);
-      from += channels, next += lanes, from_block += block.stride;
+      from += channels, from_block += block.stride;
+      next_x += lanes, next_gx += lanes;
       return std::pair(passed, relu6(before));
     };
     Index r = 0;
@@ -1327,7 +1319,6 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
   const Scratch<T> panels(weight_gradient ? Panels<T>::memory(tile, right_channels) : 0);
   const Scratch<T> transposed(weight_gradient && kTransposes<T> ? left_channels * tile : 0);
   const Scratch<R> products(weight_gradient ? left_channels * product_stride : 0);
-  const Index threads = omp_get_max_threads();
   if (weight_gradient) products.clear(left_channels * product_stride);
   const bool keeps_gradients = weight_gradient && !kTransposes<T> && normalise;
   const Index kept_rows = keeps_gradients ? tile : 2 * kRowStep;
@@ -1354,8 +1345,8 @@ void pointwise_backward(Gradient<T> g, const T* y, Norm<Real<T>> y_norm,
                    k);
     };
 
-    // A few rows at a time, which stay in the first-level cache. What has just been written cannot be
-    // read as tiles yet, so the gradient is always some rows ahead.
+    // A few rows at a time, which stay in the first-level cache. Reading as tiles what has just
+    // been written takes long, so the gradient is always some rows ahead.
     put_through_norm(tile_row);
     for (Index row = tile_row; row < tile_end; row += kRowStep) {
       const Index rows = std::min(kRowStep, tile_end - row), k = row - tile_row;

@@ -35,7 +35,8 @@ PREDICTED = {"torch-folded": "torch"} | {name: name for name in LIBRARIES if nam
 """What `predict` runs, by the name of its row; the others are measured for comparison."""
 
 COMPARED = 512
-FEWEST = 5
+FEWEST = 3
+"""Batches of a size, in each round."""
 NOISE = "noise"
 """What answers are compared on where there are no pictures."""
 NO_PICTURES = "8 bits are calibrated on pictures, and none are known; name some with --verify"
@@ -194,18 +195,21 @@ def _timed(work: Callable[[Tensor], Tensor], pictures: Tensor, seconds: float) -
 def _measurement(
     name: str, visits: Sequence[Visit], batch_sizes: Sequence[int], reference: Array
 ) -> Measurement:
-    """All visits to a runtime taken together; the first one brought the answers."""
+    """All visits to a runtime: of each figure the median of the rounds.
+
+    The first visit brought the answers, and its start counts: later ones find what it compiled.
+    """
     logits = visits[0].logits
     assert logits is not None
     timings = []
     for place, batch in enumerate(batch_sizes):
-        taken = [ms for visit in visits for ms in visit.milliseconds[place]]
-        median, p90, p99 = np.percentile(taken, [50, 90, 99]).tolist()
+        rounds = [np.percentile(visit.milliseconds[place], [50, 90, 99]) for visit in visits]
+        median, p90, p99 = np.median(rounds, axis=0).tolist()
         timings.append(Timing(batch, median, p90, p99, 1000 * batch / median))
     return Measurement(
         name,
         tuple(timings),
-        float(np.median([visit.start for visit in visits])),
+        visits[0].start,
         max(visit.memory for visit in visits),
         float((logits.argmax(1) == reference.argmax(1)).mean()),
         float(np.abs(logits - reference).max()),

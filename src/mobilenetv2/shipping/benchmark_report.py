@@ -24,7 +24,7 @@ class Timing:
 
     Attributes:
         batch: pictures at once.
-        median, p90, p99: milliseconds per batch.
+        median, p90, p99: milliseconds per batch; medians of the rounds.
         throughput: pictures per second, from the median.
     """
 
@@ -42,7 +42,7 @@ class Measurement:
     Attributes:
         runtime: its name.
         timings: one per batch size.
-        start: seconds until it was ready, compiling included.
+        start: seconds until it was ready, compiling included, the first time.
         memory: most resident megabytes while it started and worked, beyond Python, PyTorch and the
             loaded classifier.
         agreement: share of labels shared with PyTorch.
