@@ -5,8 +5,9 @@
     python benchmarks/cpu_kernels.py --other before.cpp
 
 With ``--other`` the kernels of another source, whose functions take the same arguments, take turns
-with ours, call by call, so that a noisy machine treats both alike. The bytes are those of the feature maps that a kernel has to read and
-write; a kernel that takes as long as a copy of them waits for nothing but memory.
+with ours, call by call, so that a noisy machine treats both alike. The bytes are those of the
+feature maps that a kernel has to read and write; a kernel that takes as long as a copy of them
+waits for nothing but memory.
 """
 
 import argparse
