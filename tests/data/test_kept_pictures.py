@@ -1,5 +1,6 @@
 """Pictures kept from the examination are bit for bit what reading their files again gives."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hostile_folder import encoded, photo, sideways
 from PIL import features
 
 from mobilenetv2.config import DataConfig, Preprocessing
-from mobilenetv2.data import kept_pictures, picture_files, sources
+from mobilenetv2.data import kept_pictures, known_folders, picture_files, sources
 from mobilenetv2.data.doctor import examine
 from mobilenetv2.data.fingerprints import ENOUGH_PIXELS
 from mobilenetv2.data.folders import scan_folder
@@ -36,6 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             kind = "WEBP" if features.check("webp") else "TIFF"
             (where / f"f.{kind.lower()}").write_bytes(encoded(photo(number + 5), kind))
     return root
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that has lain still for a while would not be examined again."""
+    monkeypatch.setattr(known_folders, "SETTLED", math.inf)
 
 
 @pytest.fixture
