@@ -27,19 +27,18 @@ from mobilenetv2.network import native
 from mobilenetv2.network.cpp_kernels import SOURCE, CppKernels
 from mobilenetv2.network.fast_ops import prepare_allocator
 from mobilenetv2.network.kernels import STORED, MapShape
-from train_step import DTYPES, SETTINGS, Setting, peaks
+from train_step import DTYPES, SETTINGS, Setting, convolutions, peaks
 
 FEWEST = 5
 
 
 class Layer(NamedTuple):
-    """A convolution of the network, and what comes in: pixels of the whole batch, and the side."""
+    """A convolution of the network; ``side`` is that of what comes in."""
 
     in_channels: int
     out_channels: int
     is_depthwise: bool
     stride: int
-    pixels: int
     side: int
 
     def __str__(self) -> str:
@@ -57,37 +56,22 @@ class Work(NamedTuple):
 
 def layers_of(setting: Setting) -> Counter[Layer]:
     """The layers that have kernels, and how often each shape comes."""
-    found: Counter[Layer] = Counter()
-
-    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], _: object) -> None:
-        assert isinstance(module, nn.Conv2d)
-        depthwise, side = module.groups > 1, inputs[0].shape[2]
-        if depthwise or module.kernel_size == (1, 1):
-            found[
-                Layer(
-                    module.in_channels, module.out_channels, depthwise, module.stride[0],
-                    setting.batch * side * side, side,
-                )
-            ] += 1  # fmt: skip
-
-    network = setting.network().eval()
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(note)
-    with torch.inference_mode():
-        network(torch.zeros(1, setting.channels, setting.side, setting.side))
-    return found
+    return Counter(
+        Layer(conv.in_channels, conv.out_channels, conv.groups > 1, conv.stride[0], x.shape[2])
+        for conv, x, _ in convolutions(setting)
+        if conv.groups > 1 or conv.kernel_size == (1, 1)
+    )
 
 
 def works(
     layer: Layer, batch: int, dtype: torch.dtype, kinds: list[CppKernels]
 ) -> Iterator[tuple[str, Work]]:
-    """Forward and backward of a layer; what comes behind a depthwise kernel sees it normalised."""
+    """Forward and backward of a layer, whose input comes through a norm but where it expands."""
     first = kinds[0]
-    x = torch.randn(layer.pixels, layer.in_channels).to(dtype)
+    x = torch.randn(batch * layer.side**2, layer.in_channels).to(dtype)
     before, after = nn.BatchNorm2d(layer.in_channels), nn.BatchNorm2d(layer.out_channels)
-    projects = layer.is_depthwise or layer.out_channels < layer.in_channels
-    x_norm = first.statistics(x, before) if projects else None
+    expands = layer.out_channels > layer.in_channels
+    x_norm = None if expands else first.statistics(x, before)
     if layer.is_depthwise:
         shape = MapShape(batch, layer.side, layer.side, layer.in_channels, layer.stride, False)
         weight = torch.randn(layer.in_channels, 1, 3, 3) / 3
@@ -179,7 +163,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--other", type=Path, help="a fast_ops.cpp to compare with")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each kernel and layer")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.other and not arguments.other.is_file():
+        parser.error(f"--other: there is no file {arguments.other}")
+    return arguments
 
 
 if __name__ == "__main__":

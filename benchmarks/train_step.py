@@ -281,22 +281,30 @@ def run_here(name: str, arguments: dict[str, Any]) -> None:
         print(json.dumps(measure(setting, mode, arguments["device"], arguments["seconds"])))
 
 
-def work_per_picture(setting: Setting) -> tuple[int, int]:
-    """Numbers that the convolutions put out, and multiply-adds, for one picture forward."""
-    outputs = multiply_adds = 0
+def convolutions(setting: Setting) -> list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]]:
+    """All of the network, in order, with what goes in and comes out for one picture."""
+    found: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]] = []
 
-    def count(module: nn.Module, _: Any, output: torch.Tensor) -> None:
-        nonlocal outputs, multiply_adds
+    def note(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
-        outputs += output.numel()
-        multiply_adds += output.numel() * module.weight[0].numel()
+        found.append((module, inputs[0], output))
 
     network = setting.network().eval()
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(count)
+            module.register_forward_hook(note)
     with torch.inference_mode():
         network(torch.zeros(1, setting.channels, setting.side, setting.side))
+    return found
+
+
+def work_per_picture(setting: Setting) -> tuple[int, int]:
+    """Numbers that the convolutions put out, and multiply-adds, for one picture forward."""
+    outputs = multiply_adds = 0
+
+    for conv, _, output in convolutions(setting):
+        outputs += output.numel()
+        multiply_adds += output.numel() * conv.weight[0].numel()
     return outputs, multiply_adds
 
 

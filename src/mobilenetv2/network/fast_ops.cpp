@@ -141,35 +141,21 @@ inline void add_to(double* sums, Vector<R, lanes> values) {
   store<lanes>(sums, load<lanes>(sums) + wide);
 }
 
-// max(a, b) and min(a, b); b where one of them is NaN. GCC 12 does not find their instructions.
-template <class V>
-inline V larger(V a, V b) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<V, Vector<float, 16>>)
-    return (V)_mm512_max_ps((__m512)a, (__m512)b);
-#endif
-#if defined(__AVX__)
-  if constexpr (std::is_same_v<V, Vector<float, 8>>) return (V)_mm256_max_ps((__m256)a, (__m256)b);
-#endif
-  return a > b ? a : b;
-}
-template <class V>
-inline V smaller(V a, V b) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<V, Vector<float, 16>>)
-    return (V)_mm512_min_ps((__m512)a, (__m512)b);
-#endif
-#if defined(__AVX__)
-  if constexpr (std::is_same_v<V, Vector<float, 8>>) return (V)_mm256_min_ps((__m256)a, (__m256)b);
-#endif
-  return a < b ? a : b;
-}
-
-// A NaN comes through.
+// A NaN comes through: these instructions give their second operand where one of the two is NaN.
+// GCC 12 does not find them by itself.
 template <class V>
 inline V relu6(V value) {
   const V zero = {}, six = zero + 6;
-  return smaller(six, larger(zero, value));
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vector<float, 16>>)
+    return (V)_mm512_min_ps((__m512)six, _mm512_max_ps((__m512)zero, (__m512)value));
+#endif
+#if defined(__AVX__)
+  if constexpr (std::is_same_v<V, Vector<float, 8>>)
+    return (V)_mm256_min_ps((__m256)six, _mm256_max_ps((__m256)zero, (__m256)value));
+#endif
+  value = value < zero ? zero : value;
+  return value > six ? six : value;
 }
 
 template <class V>
@@ -233,9 +219,8 @@ void for_tiles(Index rows, Index tile_rows, const Body& body) {
 // make(lanes, c) loads what the block of channels from c on needs, and returns a function:
 // value(r, i, next) is the vector of row r, for place i of the tile. put(lanes, r, c, first,
 // second) takes the vectors of rows r and r + 1, put_last(lanes, r, c, value) that of a row that
-// is left over. `next` goes over what lies behind the
-// tile in the order in which it lies, to be asked for: a core waits for memory less if it says
-// early what it will read.
+// is left over. `next` goes over what lies behind the tile in the order in which it lies, to be
+// asked for: a core waits for memory less if it says early what it will read.
 template <class T, class Make, class Put, class PutLast>
 void for_row_pairs(Index rows, Index channels, const Make& make, const Put& put,
                    const PutLast& put_last) {
@@ -922,7 +907,7 @@ inline void settle(const void* memory) { asm volatile("" : : "r"(memory) : "memo
 
 constexpr int kTileSide = 16;  // rows of a tile; 16 floats or 16 pairs of bfloat16 in each
 
-// This thread's tiles. Telling them their shapes takes as long as 16 products of tiles, so it is
+// This thread's tiles. Telling them their shapes takes longer than many products of tiles, so it is
 // done only where they change.
 class Tiles {
  public:
@@ -1083,8 +1068,8 @@ void multiply([[maybe_unused]] Tiles& tiles, Left<T> a, Index rows, Index depth,
 // k on.
 template <bool mask, class T>
 void tile_through_norm(Gradient<T> g, const T* y, Index row, Index row_end, Index channels,
-                  Norm<Real<T>> norm, NormGradient<Real<T>> gradient, T* gy, Index stride,
-                  const Panels<T>* panels, Index k) {
+                       Norm<Real<T>> norm, NormGradient<Real<T>> gradient, T* gy, Index stride,
+                       const Panels<T>* panels, Index k) {
   const Index rows = row_end - row;
   const T* from[kRowStep];
   for (Index r = 0; r < rows; ++r) from[r] = g.row(row + r, channels);
