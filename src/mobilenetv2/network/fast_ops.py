@@ -31,6 +31,7 @@ from mobilenetv2.network.fast_blocks import (
     FastInvertedResidual,
     FastMobileNetV2,
 )
+from mobilenetv2.network.fast_dropout import FastDropout
 from mobilenetv2.network.fast_repairs import RepairedConvNormActivation, RepairedMobileNetV2
 from mobilenetv2.network.kernels import Kernels, MapShape
 from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
@@ -44,7 +45,7 @@ _FAST: dict[type[nn.Module], type[nn.Module]] = {
     MobileNetV2: FastMobileNetV2,
 }
 _CLASSES: dict[Kind, dict[type[nn.Module], type[nn.Module]]] = {
-    "cpp": _FAST,
+    "cpp": _FAST | {nn.Dropout: FastDropout},
     "triton": _FAST,
     "torch": {
         ConvNormActivation: RepairedConvNormActivation,

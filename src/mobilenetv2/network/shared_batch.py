@@ -63,7 +63,7 @@ def install(network: nn.Module, sync_norms: bool) -> None:
     Parameters, buffers and their names stay as they are.
     """
     for module in network.modules():
-        if type(module) is nn.Dropout:
+        if isinstance(module, nn.Dropout):
             module.__class__ = SharedDropout
         elif type(module) is nn.BatchNorm2d and sync_norms:
             module.__class__ = SyncedBatchNorm2d

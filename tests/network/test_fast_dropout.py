@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch import nn
+
+from mobilenetv2.network import shared_batch
+from mobilenetv2.network.fast_dropout import FastDropout
+from mobilenetv2.network.fast_ops import choose, install, remove
+from mobilenetv2.network.mobilenetv2 import MobileNetV2
+
+MANY = 400_003  # no multiple of four
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.9])
+def test_the_share_that_was_asked_for_is_dropped_and_the_rest_divided_by_the_others(p):
+    x = torch.rand(MANY) + 1
+    out = FastDropout(p)(x)
+    dropped = out == 0
+    deviation = (p * (1 - p) / MANY) ** 0.5
+    assert abs(dropped.double().mean() - p) < 5 * deviation
+    torch.testing.assert_close(out[~dropped], x[~dropped] / (1 - p), rtol=2e-4, atol=0)
+
+
+def test_the_mean_is_kept_exactly_where_the_share_is_rounded():
+    p = 1.4 / 65_536  # becomes one value of 65,536
+    kept = FastDropout(p)(torch.ones(1000, dtype=torch.float64)).max()
+    assert kept == 65_536 / 65_535
+
+
+def test_neighbours_are_drawn_independently():
+    kept = (FastDropout(0.5)(torch.ones(MANY - 3)) > 0).double()
+    for distance in (1, 2, 3, 4, 5):
+        both = (kept[distance:] * kept[:-distance]).mean()
+        assert abs(both - 0.25) < 5 * (0.1875 / MANY) ** 0.5, distance
+    for lane in range(4):  # of a word
+        assert abs(kept[lane::4].mean() - 0.5) < 5 * (0.25 / (MANY / 4)) ** 0.5, lane
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (0, 4), (2, 3, 4, 5)])
+def test_gradients_pass_where_values_did(dtype, shape):
+    x = torch.ones(shape, dtype=dtype, requires_grad=True)
+    out = FastDropout(0.3)(x)
+    out.sum().backward()
+    assert out.shape == x.shape
+    assert out.dtype is dtype
+    assert torch.equal(x.grad, out.detach())
+
+
+def test_the_same_seed_drops_the_same():
+    out = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        out.append(FastDropout(0.5)(torch.ones(1000)))
+    assert torch.equal(out[0], out[1])
+    assert not torch.equal(out[0], out[2])
+
+
+def test_it_is_stock_dropout_where_nothing_is_dropped_or_all():
+    x = torch.rand(1000)
+    assert torch.equal(FastDropout(0.5).eval()(x), x)
+    assert torch.equal(FastDropout(0.0)(x), x)
+    assert not FastDropout(1.0)(torch.rand(10_000_000)).any()
+    assert FastDropout(1 - 1e-9)(x).isfinite().all()
+    changed = x.clone()
+    assert FastDropout(0.5, inplace=True)(changed) is changed
+
+
+def test_a_network_drops_with_it_and_a_shared_batch_with_its_own():
+    network = MobileNetV2(num_classes=10, width=0.1)
+    chosen = choose(torch.device("cpu"), "cpp")
+    if chosen.kind != "cpp":
+        pytest.skip(chosen.reason)
+    install(network, chosen)
+    assert type(network.classifier[0]) is FastDropout
+    remove(network)
+    assert type(network.classifier[0]) is nn.Dropout
+    install(network, chosen)
+    shared_batch.install(network, sync_norms=False)
+    assert type(network.classifier[0]) is shared_batch.SharedDropout
