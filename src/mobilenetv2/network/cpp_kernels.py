@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilenetv2.network import native
-from mobilenetv2.network.kernels import STORED, Kernels, MapShape, real_dtype
+from mobilenetv2.network.kernels import STORED, Block, Kernels, MapShape, real_dtype
 
 SOURCE = Path(__file__).with_name("fast_ops.cpp")
 
@@ -30,6 +30,21 @@ class _NormModule(ctypes.Structure):
 
 class _MapShape(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in MapShape._fields)
+
+
+_LAYER_FIELDS = (("kernel", ctypes.c_void_p), *_NormModule._fields_)
+
+
+class _InvertedResidual(ctypes.Structure):
+    _fields_ = (
+        *_MapShape._fields_,
+        *((name, ctypes.c_int64) for name in ("in_channels", "out_channels", "expands")),
+        *(
+            (f"{layer}_{name}", kind)
+            for layer in ("expansion", "depthwise", "projection")
+            for name, kind in _LAYER_FIELDS
+        ),
+    )
 
 
 class _PointwiseShape(ctypes.Structure):
@@ -66,6 +81,8 @@ class CppKernels(Kernels):
         )
         self._depthwise = function("depthwise_forward", *(pointer,) * 7)
         self._depthwise_backward = function("depthwise_backward", *(pointer,) * 11)
+        self._block = function("block_forward", *(pointer,) * 6)
+        self._block_backward = function("block_backward", *(pointer,) * 12)
 
     def statistics(self, y: Tensor, module: nn.BatchNorm2d) -> Tensor:
         rows, channels = y.shape
@@ -165,6 +182,51 @@ class CppKernels(Kernels):
         )  # fmt: skip
         return gx, weight_gradient, x_gradient
 
+    def block(self, block: Block, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        shape, parts = block.shape, block.parts
+        hidden, out, out_rows = shape.channels, parts[-1].kernel.shape[0], shape.out_rows
+        expands = len(parts) == 3
+        layers = [(part.kernel.data_ptr(), *_norm_fields(part.norm)) for part in parts]
+        outputs = x.new_empty(expands * x.shape[0] * hidden + out_rows * (hidden + out))
+        norms = _real_numbers(x, 5 * (expands * hidden + hidden + out))
+        z = x.new_empty(out_rows, out)
+        self._block(
+            _inverted_residual(shape, x, out, layers), x.data_ptr(), outputs.data_ptr(),
+            norms.data_ptr(), x.data_ptr() if block.has_shortcut else None, z.data_ptr(),
+        )  # fmt: skip
+        return z, (outputs, norms)
+
+    def block_backward(
+        self, g: Tensor, x: Tensor, kept: Sequence[Tensor], kernels: Sequence[Tensor],
+        shape: MapShape, shortcut: Tensor | None, wants_x: bool, wants: Sequence[bool],
+    ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+        outputs, norms = kept
+        hidden, out, rows, out_rows = shape.channels, g.shape[1], x.shape[0], shape.out_rows
+        expands = len(kernels) == 3
+        scratch = x.new_empty((out_rows + expands * rows) * hidden)
+        gx = torch.empty_like(x) if wants_x or not expands else None
+        # All gradients of parameters in one piece, which takes less than one by one.
+        channels = [hidden] * (1 + expands) + [out]
+        counts = [count for c in channels for count in (2 * c, c, c)]
+        counts += [kernel.numel() for kernel in kernels]
+        pieces = _real_numbers(x, sum(counts)).split(counts)
+        of_kernels = [
+            piece.view(kernel.shape) if wanted or kernel is kernels[-2] else None
+            for piece, kernel, wanted in zip(pieces[-len(kernels) :], kernels, wants, strict=True)
+        ]
+        layers = [(kernel.data_ptr(), *_NO_NORM) for kernel in kernels]
+        g_expansion, g_depthwise, g_projection = [None, *of_kernels][-3:]
+        self._block_backward(
+            _inverted_residual(shape, x, out, layers), g.data_ptr(), x.data_ptr(),
+            outputs.data_ptr(), norms.data_ptr(), _pointer(shortcut), scratch.data_ptr(),
+            pieces[0].data_ptr(), _pointer(g_expansion), _pointer(g_depthwise),
+            _pointer(g_projection), _pointer(gx),
+        )  # fmt: skip
+        gradients: list[Tensor | None] = []
+        for place, g_kernel in enumerate(of_kernels):
+            gradients += [g_kernel, *pieces[3 * place + 1 : 3 * place + 3]]
+        return gx, gradients
+
 
 @functools.cache
 def load(dtype: torch.dtype) -> CppKernels:
@@ -190,12 +252,17 @@ def _flags(dtype: torch.dtype) -> tuple[str, ...]:
     return (f"-DSTORED={STORED[dtype]}",)
 
 
+def _real_numbers(like: Tensor, *shape: int) -> Tensor:
+    """Room for numbers that are computed in what ``like`` is."""
+    return torch.empty(shape, dtype=real_dtype(like.dtype))
+
+
 def _norm_of(y: Tensor) -> Tensor:
-    return torch.empty(5, y.shape[1], dtype=real_dtype(y.dtype))
+    return _real_numbers(y, 5, y.shape[1])
 
 
 def _gradient_of(y: Tensor) -> Tensor:
-    return torch.empty(4, y.shape[1], dtype=real_dtype(y.dtype))
+    return _real_numbers(y, 4, y.shape[1])
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -203,13 +270,30 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _norm_module(module: nn.BatchNorm2d) -> Any:
-    """The module as C++ sees it, which counts the batch too, as ``nn.BatchNorm2d.forward`` does."""
+    """The module as C++ sees it."""
+    return ctypes.byref(_NormModule(*_norm_fields(module)))
+
+
+def _norm_fields(module: nn.BatchNorm2d) -> tuple[Any, ...]:
+    """What C++ is told of a module; it counts the batch too, as ``nn.BatchNorm2d.forward`` does."""
     assert module.running_mean is not None
     assert module.running_var is not None
-    return ctypes.byref(
-        _NormModule(
-            module.weight.data_ptr(), module.bias.data_ptr(), module.running_mean.data_ptr(),
-            module.running_var.data_ptr(), _pointer(module.num_batches_tracked), module.eps,
-            module.momentum or 0.0, not module.training,
-        )
+    return (
+        module.weight.data_ptr(), module.bias.data_ptr(), module.running_mean.data_ptr(),
+        module.running_var.data_ptr(), _pointer(module.num_batches_tracked), module.eps,
+        module.momentum or 0.0, not module.training,
     )  # fmt: skip
+
+
+_NO_NORM = (None, None, None, None, None, 0.0, 0.0, 0)
+
+
+def _inverted_residual(
+    shape: MapShape, x: Tensor, out_channels: int, layers: Sequence[tuple[Any, ...]]
+) -> Any:
+    """A block as C++ sees it; of each layer the kernel and the norm's fields."""
+    missing = () if len(layers) == 3 else (None, *_NO_NORM)
+    fields = (field for layer in layers for field in layer)
+    return ctypes.byref(
+        _InvertedResidual(*shape, x.shape[1], out_channels, not missing, *missing, *fields)
+    )

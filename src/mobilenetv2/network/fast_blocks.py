@@ -9,32 +9,21 @@ norms of another kind, tracing and compiling. Norms in eval mode within a networ
 fine-tuning, keep their statistics.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mobilenetv2.network import cpp_kernels, kernels
-from mobilenetv2.network.kernels import Kernels, MapShape
+from mobilenetv2.network.kernels import Block, Kernels, MapShape, Part
 from mobilenetv2.network.mobilenetv2 import (
     ConvNormActivation,
     InvertedResidual,
     KerasPaddedConv2d,
     MobileNetV2,
 )
-
-
-class Part(NamedTuple):
-    """A convolution and the batch norm behind it."""
-
-    conv: nn.Conv2d
-    norm: nn.BatchNorm2d
-
-    def parameters(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The convolution's kernel, the norm's weight and bias."""
-        return self.conv.weight, self.norm.weight, self.norm.bias
 
 
 class FastConvNormActivation(ConvNormActivation):
@@ -52,10 +41,10 @@ class FastConvNormActivation(ConvNormActivation):
         if shape := _stem_shape(part.conv, input):
             kernels_here = _kernels(input, dtype)
             if kernels_here.has_stem:
-                out = Stem.apply(kernels_here, part, shape, input, *part.parameters())
+                out = Stem.apply(kernels_here, part, shape, input, *part[2:])
                 return cast(Tensor, out)
         y: Tensor = part.conv(input)
-        out = NormRelu6.apply(_kernels(y, y.dtype), part, y, part.norm.weight, part.norm.bias)
+        out = NormRelu6.apply(_kernels(y, y.dtype), part, y, part.weight, part.bias)
         return cast(Tensor, out)
 
 
@@ -65,16 +54,18 @@ class FastInvertedResidual(InvertedResidual):
     def forward(self, x: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
         *layers, projection, norm = self.conv
-        last = Part(cast(nn.Conv2d, projection), cast(nn.BatchNorm2d, norm))
-        parts = [*map(_part, layers), last]
+        parts = [*map(_part, cast(list[nn.Sequential], layers)), _part((projection, norm))]
+        depthwise = parts[-2]
         dtype = _working_dtype(self, x, parts)
-        backwards = _goes_backwards(parts[-2].conv, x)
+        backwards = _goes_backwards(depthwise.conv, x)
         if dtype is None or backwards is None:
             return super().forward(x)
-        parameters = [tensor for part in parts for tensor in part.parameters()]
+        images, _, height, width = x.shape
+        stride, hidden = depthwise.conv.stride[0], depthwise.kernel.shape[0]
+        shape = MapShape(images, height, width, hidden, stride, backwards)
         out = InvertedResidualFunction.apply(
-            _kernels(x, dtype), parts, dtype, self.has_shortcut, backwards, x,
-            *parameters,
+            _kernels(x, dtype), Block(parts, shape, self.has_shortcut), dtype, x,
+            *(parameter for part in parts for parameter in part[2:]),
         )  # fmt: skip
         return cast(Tensor, out)
 
@@ -88,17 +79,21 @@ class FastMobileNetV2(MobileNetV2):
         x = pictures
         for block in blocks:
             x = block(x)
-        part = _part(head)
+        part = _part(cast(nn.Sequential, head))
         dtype = _working_dtype(head, x, [part])
         if dtype is None:
             return cast(Tensor, head(x).mean((2, 3)))
-        out = PooledHead.apply(_kernels(x, dtype), part, dtype, x, *part.parameters())
+        out = PooledHead.apply(_kernels(x, dtype), part, dtype, x, *part[2:])
         return cast(Tensor, out)
 
 
-def _part(layer: nn.Module) -> Part:
-    conv, norm, *_ = cast(nn.Sequential, layer)
-    return Part(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))
+def _part(layer: Iterable[nn.Module]) -> Part:
+    conv, norm, *_ = layer
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)  # whatever it is
+    return Part(
+        cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm), cast(Tensor, conv.weight),
+        cast(Tensor, weight), cast(Tensor, bias),
+    )  # fmt: skip
 
 
 def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch.dtype | None:
@@ -114,23 +109,20 @@ def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch
         return None
     real = kernels.real_dtype(dtype)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    for conv, norm in parts:
+    for conv, norm, kernel, weight, _ in parts:
         stride = conv.stride[0]
         pixels = pixels if stride == 1 else _strided_pixels(x, stride)
         if not (
             type(norm) is nn.BatchNorm2d
             and norm.affine
             and norm.track_running_stats
-            and norm.weight.dtype is real
-            and conv.weight.dtype is real
+            and weight.dtype is real
+            and kernel.dtype is real
             # Either order is the same for 1×1 and depthwise kernels, and is told to the stem's.
-            and (
-                conv.weight.is_contiguous()
-                or conv.weight.is_contiguous(memory_format=torch.channels_last)
-            )
+            and (kernel.is_contiguous() or kernel.is_contiguous(memory_format=torch.channels_last))
             # Of a single pixel there are no statistics; the stock code words the error.
             and (not norm.training or (norm.momentum is not None and pixels > 1))
-            and (norm.num_batches_tracked is None or norm.num_batches_tracked.dtype is torch.int64)
+            and ((count := norm.num_batches_tracked) is None or count.dtype is torch.int64)
         ):
             return None
     return dtype
@@ -275,62 +267,32 @@ class InvertedResidualFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Kernels, parts: Sequence[Part], dtype: torch.dtype,
-        has_shortcut: bool, backwards: bool, x: Tensor, *parameters: Tensor,
+        ctx: Any, kernels: Kernels, block: Block, dtype: torch.dtype, x: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:  # fmt: skip
         """Features N×C×H×W in, N×C'×H'×W' out; the parameters are those of the parts in order."""
-        *expansion, depthwise, projection = parts
-        images, _, height, width = x.shape
-        stride = depthwise.conv.stride[0]
-        hidden = len(depthwise.conv.weight)
-        shape = MapShape(images, height, width, hidden, stride, backwards)
-        *kernel1, kernel2, kernel3 = parameters[::3]
         x = _matrix(x.to(dtype))
-
-        saved = [x]
-        before, norm = x, None
-        for part, kernel in zip(expansion, kernel1, strict=True):
-            before, norm = kernels.pointwise(x, None, kernel, part.norm)
-            saved += [kernel, before, norm]
-        y2, norm2 = kernels.depthwise(before, norm, kernel2, shape, depthwise.norm)
-        y3, norm3 = kernels.pointwise(y2, norm2, kernel3, projection.norm)
-        out = kernels.apply(y3, norm3, False, x if has_shortcut else None)
-
-        ctx.kernels, ctx.shape, ctx.has_shortcut = kernels, shape, has_shortcut
-        ctx.save_for_backward(*saved, kernel2, y2, norm2, kernel3, y3, norm3)
-        return _maps(out, images, (height - 1) // stride + 1, (width - 1) // stride + 1)
+        out, kept = kernels.block(block, x)
+        ctx.kernels, ctx.shape, ctx.has_shortcut = kernels, block.shape, block.has_shortcut
+        ctx.save_for_backward(x, *parameters[::3], *kept)
+        shape = block.shape
+        return _maps(out, shape.images, shape.out_height, shape.out_width)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the inputs of :meth:`forward`."""
-        kernels, shape = ctx.kernels, ctx.shape
-        x, *expansion, kernel2, y2, norm2, kernel3, y3, norm3 = ctx.saved_tensors
-        wants_x, *wants = ctx.needs_input_grad[5:]
+        shape = ctx.shape
+        wants_x, *wants = ctx.needs_input_grad[3:]
+        count = len(wants) // 3
+        x, *saved = ctx.saved_tensors
         g = _matrix(g.to(x.dtype))
         shortcut = g if ctx.has_shortcut else None
-
-        g3 = kernels.backward(g, y3, norm3, False)
-        gz2, g_kernel3, g2 = kernels.pointwise_backward(
-            g, y3, norm3, g3, False, y2, norm2, kernel3, None, True, wants[-3]
+        gx, gradients = ctx.kernels.block_backward(
+            g, x, saved[count:], saved[:count], shape, shortcut, wants_x, wants[::3]
         )
-        if expansion:
-            kernel1, y1, norm1 = expansion
-            gz1, g_kernel2, g1 = kernels.depthwise_backward(
-                gz2, y2, norm2, g2, y1, norm1, kernel2, shape
-            )
-            gx, g_kernel1, _ = kernels.pointwise_backward(
-                gz1, y1, norm1, g1, False, x, None, kernel1, shortcut, wants_x, wants[0]
-            )
-            gradients = [g_kernel1, g1[2], g1[3]]
-        else:
-            gx, g_kernel2, _ = kernels.depthwise_backward(
-                gz2, y2, norm2, g2, x, None, kernel2, shape
-            )
-            if shortcut is not None:
-                gx += shortcut
-            gradients = []
         if gx is not None:
+            if shortcut is not None and count < 3:
+                gx += shortcut
             gx = _maps(gx, shape.images, shape.height, shape.width)
-        gradients += [g_kernel2, g2[2], g2[3], g_kernel3, g3[2], g3[3]]
-        return None, None, None, None, None, gx, *gradients
+        return None, None, None, gx, *gradients

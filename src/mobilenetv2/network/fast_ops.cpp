@@ -1688,6 +1688,105 @@ void with_constants(Index stride, bool normalise, const F& f) {
 
 }  // namespace
 
+// ------------------------------------------------------------------- inverted residuals
+
+// A convolution and the norm behind it.
+extern "C" struct Layer {
+  const void* weight;
+  NormModule norm;
+};
+
+// An inverted residual: expansion (unless it has none), depthwise convolution, projection. `shape`
+// is that of the depthwise convolution. Backward does not look at the norms' modules.
+extern "C" struct InvertedResidual {
+  Shape shape;
+  Index in_channels, out_channels, expands;
+  Layer expansion, depthwise, projection;
+
+  Index rows() const { return shape.images * shape.height * shape.width; }
+  Index out_rows() const { return shape.images * shape.out_height() * shape.out_width(); }
+  Pointwise expand() const { return {rows(), in_channels, shape.channels}; }
+  Pointwise project() const { return {out_rows(), shape.channels, out_channels}; }
+};
+
+namespace {
+
+// What forward keeps for backward: the raw outputs of the convolutions, one behind the other, and
+// their norms likewise.
+template <class T>
+struct Kept {
+  T *expanded, *convolved, *projected;
+  Norm<Real<T>> expanded_norm, convolved_norm, projected_norm;
+
+  Kept(const InvertedResidual& block, void* outputs, void* norms)
+      : expanded((T*)outputs),
+        convolved(expanded + (block.expands ? block.rows() * block.shape.channels : 0)),
+        projected(convolved + block.out_rows() * block.shape.channels),
+        expanded_norm(norms, block.shape.channels),
+        convolved_norm(expanded_norm.mean + (block.expands ? 5 * block.shape.channels : 0),
+                       block.shape.channels),
+        projected_norm(convolved_norm.mean + 5 * block.shape.channels, block.out_channels) {}
+};
+
+template <class T>
+void block_forward(const InvertedResidual& block, const T* x, Kept<T> kept, const T* residual,
+                   T* out) {
+  using R = Real<T>;
+  const auto weight = [](const Layer& layer) { return (const R*)layer.weight; };
+  if (block.expands)
+    pointwise_forward(x, false, kept.expanded_norm, weight(block.expansion), block.expand(),
+                      kept.expanded, block.expansion.norm, kept.expanded_norm);
+  with_constants(block.shape.stride, block.expands, [&](auto stride, auto normalise) {
+    depthwise_forward<T, stride, normalise>(normalise ? kept.expanded : x, kept.expanded_norm,
+                                            weight(block.depthwise), block.shape, kept.convolved,
+                                            block.depthwise.norm, kept.convolved_norm);
+  });
+  pointwise_forward(kept.convolved, true, kept.convolved_norm, weight(block.projection),
+                    block.project(), kept.projected, block.projection.norm, kept.projected_norm);
+  norm_apply(kept.projected, block.out_rows(), block.out_channels, kept.projected_norm, false,
+             residual, out);
+}
+
+// What backward puts out: gx is null where it isn't wanted, and so are gradients of weights.
+template <class T>
+struct BlockGradients {
+  NormGradient<Real<T>> expansion_norm, depthwise_norm, projection_norm;
+  Real<T> *expansion, *depthwise, *projection;
+  T* gx;
+};
+
+// The gradient g of the output goes back to x, to which `residual` (may be null) is added where
+// the block expands. `scratch` has room for the gradients of what the expansion and the depthwise
+// convolution put out.
+template <class T>
+void block_backward(const InvertedResidual& block, const T* g, const T* x, Kept<T> kept,
+                    const T* residual, T* scratch, BlockGradients<T> gradients) {
+  using R = Real<T>;
+  const auto weight = [](const Layer& layer) { return (const R*)layer.weight; };
+  T* const g_convolved = scratch;
+  T* const g_expanded = scratch + block.out_rows() * block.shape.channels;
+  norm_backward(Gradient<T>{g, 1}, kept.projected, block.out_rows(), block.out_channels,
+                kept.projected_norm, false, gradients.projection_norm);
+  pointwise_backward(Gradient<T>{g, 1}, kept.projected, kept.projected_norm,
+                     gradients.projection_norm, false, kept.convolved, true, kept.convolved_norm,
+                     gradients.depthwise_norm, weight(block.projection), block.project(),
+                     (const T*)nullptr, g_convolved, gradients.projection);
+  with_constants(block.shape.stride, block.expands, [&](auto stride, auto normalise) {
+    depthwise_backward<T, stride, normalise>(
+        g_convolved, kept.convolved, kept.convolved_norm, gradients.depthwise_norm,
+        normalise ? kept.expanded : x, kept.expanded_norm, gradients.expansion_norm,
+        weight(block.depthwise), block.shape, normalise ? g_expanded : gradients.gx,
+        gradients.depthwise);
+  });
+  if (block.expands)
+    pointwise_backward(Gradient<T>{g_expanded, 1}, kept.expanded, kept.expanded_norm,
+                       gradients.expansion_norm, false, x, false, kept.expanded_norm,
+                       gradients.expansion_norm, weight(block.expansion), block.expand(), residual,
+                       gradients.gx, gradients.expansion);
+}
+
+}  // namespace
+
 // ------------------------------------------------------------------ what Python calls
 // A library is compiled for one type of stored activations (-DSTORED=double, float or bf16): all
 // three at once would let everybody wait for what few need. Arrays are contiguous.
@@ -1769,5 +1868,27 @@ void depthwise_backward(const void* g, const void* y, void* y_norm, void* y_grad
         (const T*)x, Norm<R>(x_norm, channels), NormGradient<R>(x_gradient, channels),
         (const R*)weight, *shape, (T*)gx, (R*)weight_gradient);
   });
+}
+
+// `outputs` and `norms` receive what block_backward needs; `residual` is null without a shortcut.
+void block_forward(const InvertedResidual* block, const void* x, void* outputs, void* norms,
+                   const void* residual, void* out) {
+  block_forward(*block, (const T*)x, Kept<T>(*block, outputs, norms), (const T*)residual, (T*)out);
+}
+
+// `norm_gradients` are those of the norms one behind the other. Null where they are not wanted: gx
+// (if the block expands), and the gradients of the weights of expansion and projection.
+void block_backward(const InvertedResidual* block, const void* g, const void* x, void* outputs,
+                    void* norms, const void* residual, void* scratch, void* norm_gradients,
+                    void* expansion, void* depthwise, void* projection, void* gx) {
+  const Index hidden = block->shape.channels;
+  R* const of_expansion = (R*)norm_gradients;
+  R* const of_depthwise = of_expansion + (block->expands ? 4 * hidden : 0);
+  block_backward(*block, (const T*)g, (const T*)x, Kept<T>(*block, outputs, norms),
+                 (const T*)residual, (T*)scratch,
+                 BlockGradients<T>{NormGradient<R>(of_expansion, hidden),
+                                   NormGradient<R>(of_depthwise, hidden),
+                                   NormGradient<R>(of_depthwise + 4 * hidden, block->out_channels),
+                                   (R*)expansion, (R*)depthwise, (R*)projection, (T*)gx});
 }
 }

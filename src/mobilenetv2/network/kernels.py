@@ -8,6 +8,7 @@ There are two: :mod:`.cpp_kernels` for a CPU, :mod:`.gpu` for an NVIDIA GPU.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,27 @@ class MapShape(NamedTuple):
     def out_rows(self) -> int:
         """Pixels that the convolution puts out, of all images."""
         return self.images * self.out_height * self.out_width
+
+
+class Part(NamedTuple):
+    """A convolution and the batch norm behind it, with their parameters: modules take long to ask.
+
+    ``weight`` and ``bias`` are the norm's.
+    """
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+    kernel: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+class Block(NamedTuple):
+    """An inverted residual: two or three parts, and the shape of its depthwise convolution."""
+
+    parts: Sequence[Part]
+    shape: MapShape
+    has_shortcut: bool
 
 
 class Kernels(ABC):
@@ -110,6 +132,54 @@ class Kernels(ABC):
         x_norm: Tensor | None, weight: Tensor, shape: MapShape,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         """Gradients of ``x`` (masked, if ``x_norm`` is given), weight, and ``x_norm``."""
+
+    def block(self, block: Block, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """An inverted residual of ``x``, and what :meth:`block_backward` needs to be kept."""
+        *expansion, depthwise, projection = block.parts
+        kept: list[Tensor] = []
+        before, norm = x, None
+        for part in expansion:
+            before, norm = self.pointwise(x, None, part.kernel, part.norm)
+            kept += [before, norm]
+        y2, norm2 = self.depthwise(before, norm, depthwise.kernel, block.shape, depthwise.norm)
+        y3, norm3 = self.pointwise(y2, norm2, projection.kernel, projection.norm)
+        out = self.apply(y3, norm3, False, x if block.has_shortcut else None)
+        return out, (*kept, y2, norm2, y3, norm3)
+
+    def block_backward(
+        self, g: Tensor, x: Tensor, kept: Sequence[Tensor], kernels: Sequence[Tensor],
+        shape: MapShape, shortcut: Tensor | None, wants_x: bool, wants: Sequence[bool],
+    ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+        """Gradients of ``x``, and of the parts' kernels, weights and biases in order.
+
+        ``shortcut``, the gradient ``g`` again where there is one, is added to that of ``x`` if the
+        block expands. ``wants`` has a place for each kernel.
+        """
+        *expansion, y2, norm2, y3, norm3 = kept
+        g3 = self.backward(g, y3, norm3, False)
+        gz2, g_kernel3, g2 = self.pointwise_backward(
+            g, y3, norm3, g3, False, y2, norm2, kernels[-1], None, True, wants[-1]
+        )
+        assert gz2 is not None
+        assert g2 is not None
+        gradients: list[Tensor | None] = []
+        gx: Tensor | None
+        if expansion:
+            y1, norm1 = expansion
+            gz1, g_kernel2, g1 = self.depthwise_backward(
+                gz2, y2, norm2, g2, y1, norm1, kernels[1], shape
+            )
+            assert g1 is not None
+            gx, g_kernel1, _ = self.pointwise_backward(
+                gz1, y1, norm1, g1, False, x, None, kernels[0], shortcut, wants_x, wants[0]
+            )
+            gradients += [g_kernel1, g1[2], g1[3]]
+        else:
+            gx, g_kernel2, _ = self.depthwise_backward(
+                gz2, y2, norm2, g2, x, None, kernels[0], shape
+            )
+        gradients += [g_kernel2, g2[2], g2[3], g_kernel3, g3[2], g3[3]]
+        return gx, gradients
 
     def stem(
         self, x: Tensor, weight: Tensor, shape: MapShape, module: nn.BatchNorm2d
