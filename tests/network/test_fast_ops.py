@@ -366,7 +366,19 @@ def test_any_memory_layout(fast):
     assert_same(step(block, features), step(stock, features), 1e-9)
 
 
-@pytest.mark.parametrize("frozen", ["features.0", "features.3.conv.0", "features.5", "features.18"])
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        "features.0",
+        "features.1.conv.0",
+        "features.1.conv.1",
+        "features.3.conv.0",
+        "features.3.conv.1",
+        "features.3.conv.2",
+        "features.5",
+        "features.18",
+    ],
+)
 def test_frozen_parts_get_no_gradient_and_the_others_the_same(fast, frozen):
     reference = small_network().double()
     for name, parameter in reference.named_parameters():
@@ -375,6 +387,20 @@ def test_frozen_parts_get_no_gradient_and_the_others_the_same(fast, frozen):
     install(network, fast)
     x = torch.randn(2, 1, 20, 20, dtype=torch.float64)
     assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+@pytest.mark.parametrize("block", ["shortcut", "no expansion, shortcut"])
+def test_a_graph_that_is_kept_goes_backwards_twice(fast, block):
+    build, channels = BLOCKS[block]
+    module = random_norms(build()).double()
+    install(module, fast)
+    x = torch.randn(2, channels, 5, 7, dtype=torch.float64, requires_grad=True)
+    out = module(x).square().sum()
+    out.backward(retain_graph=True)
+    once = [x.grad.clone(), *(p.grad.clone() for p in module.parameters())]
+    out.backward()
+    for first, both in zip(once, [x.grad, *(p.grad for p in module.parameters())], strict=True):
+        assert torch.equal(2 * first, both)
 
 
 def test_a_frozen_norm_keeps_its_statistics(fast):
