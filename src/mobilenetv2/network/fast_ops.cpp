@@ -1449,10 +1449,9 @@ class RowRing {
     store<lanes>(at<lanes>(row, width), zero);
     R* to = at<lanes>(row, 0);
     if (inside)
-      for (Index column = 0; column < width; ++column)
-        store<lanes>(to + column * lanes, pixel(column));
+      for (Index column = 0; column < width; ++column, to += lanes) store<lanes>(to, pixel());
     else
-      for (Index column = 0; column < width; ++column) store<lanes>(to + column * lanes, zero);
+      for (Index column = 0; column < width; ++column, to += lanes) store<lanes>(to, zero);
   }
 
  private:
@@ -1511,8 +1510,7 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
       const NextBand<T> next_y(y, shape, image, out_height, out_width, row, bands.rows);
       for_channels<T>(channels, [&](auto lanes, Index c) {
         using V = Vector<R, lanes>;
-        V w[kTaps], scale, shift;
-        unrolled<kTaps>([&](auto tap) { w[tap] = load<lanes>(&taps[tap * channels + c]); });
+        V scale, shift;
         if constexpr (normalise)
           scale = load<lanes>(norm.scale + c), shift = load<lanes>(norm.shift + c);
 
@@ -1522,11 +1520,11 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
         for (Index oy = row; oy < row_end; ++oy) {
           for (; next <= oy * stride + 1; ++next) {
             const T* from = x + shape.place(image, shape.height * width, next * width) + c;
-            const T* const ahead = next_x.template at<lanes>(c, next - row * stride);
-            ring.template fill<lanes>(next, 0 <= next && next < shape.height, [&](Index column) {
-              __builtin_prefetch(ahead + column * lanes, 0, 2);
-              __builtin_prefetch(from + (column + kPixelsAhead) * step);
-              const V value = load<lanes>(from + column * step);
+            const T* ahead = next_x.template at<lanes>(c, next - row * stride);
+            ring.template fill<lanes>(next, 0 <= next && next < shape.height, [&] {
+              __builtin_prefetch(ahead, 0, 2), __builtin_prefetch(from + kPixelsAhead * step);
+              const V value = load<lanes>(from);
+              from += step, ahead += lanes;
               if constexpr (normalise) return relu6(value * scale + shift);
               return value;
             });
@@ -1535,12 +1533,16 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
           for (int ky = 0; ky < 3; ++ky)
             rows[ky] = ring.template at<lanes>(oy * stride + ky - 1, -1);
           const T* const ahead = next_y.template at<lanes>(c, oy - row);
+          V w[kTaps];
+          unrolled<kTaps>([&](auto tap) { w[tap] = load<lanes>(&taps[tap * channels + c]); });
           for (Index ox = 0; ox < out_width; ++ox, to += step) {
             __builtin_prefetch(ahead + ox * lanes, 1, 2);
-            V sum = {};
+            V halves[2] = {};  // each a chain of additions, which takes its time
             unrolled<kTaps>([&](auto tap) {
-              sum += w[tap] * load<lanes>(rows[tap / 3] + (ox * stride + tap % 3) * lanes);
+              const R* const at = rows[tap / 3] + (ox * stride + tap % 3) * lanes;
+              halves[tap % 2] += w[tap] * load<lanes>(at);
             });
+            const V sum = halves[0] + halves[1];
             if (ox == 0 && oy == row) moments.pivot = sum;
             moments.add(sum);
             store<lanes>(to, sum);
@@ -1602,15 +1604,16 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
           for (; next <= (iy + 1) / stride; ++next) {
             const Index start =
                 shape.place(image, out_height * out_width, next * out_width) + c;
-            const T* const ahead_y = next_y.template at<lanes>(c, next - grid_row);
-            const T* const ahead_g = next_g.template at<lanes>(c, next - grid_row);
-            ring.template fill<lanes>(next, 0 <= next && next < out_height, [&](Index column) {
-              __builtin_prefetch(ahead_y + column * lanes, 0, 2);
-              __builtin_prefetch(ahead_g + column * lanes, 0, 2);
-              const Index i = start + column * step;
-              __builtin_prefetch(y + i + kPixelsAhead * step);
-              __builtin_prefetch(g + i + kPixelsAhead * step);
-              return at(load<lanes>(g + i), load<lanes>(y + i));
+            const T *from_y = y + start, *from_g = g + start;
+            const T* ahead_y = next_y.template at<lanes>(c, next - grid_row);
+            const T* ahead_g = next_g.template at<lanes>(c, next - grid_row);
+            ring.template fill<lanes>(next, 0 <= next && next < out_height, [&] {
+              __builtin_prefetch(ahead_y, 0, 2), __builtin_prefetch(ahead_g, 0, 2);
+              __builtin_prefetch(from_y + kPixelsAhead * step);
+              __builtin_prefetch(from_g + kPixelsAhead * step);
+              const V value = at(load<lanes>(from_g), load<lanes>(from_y));
+              from_y += step, from_g += step, ahead_y += lanes, ahead_g += lanes;
+              return value;
             });
           }
           const R* rows[3];
@@ -1625,12 +1628,13 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
             const V value = load<lanes>(from);
             V before = value, after = value;
             if constexpr (normalise) before = value * scale + shift, after = relu6(before);
-            V gradient = {};
+            V halves[2] = {};
             taps_on_grid<stride, row_parity, column_parity>([&](auto tap, int dy, int dx) {
               const V at_output = load<lanes>(rows[dy + 1] + (column + dx) * lanes);
-              gradient += w[tap] * at_output;
+              halves[tap % 2] += w[tap] * at_output;
               gw[tap] += after * at_output;
             });
+            V gradient = halves[0] + halves[1];
             if constexpr (normalise) {
               gradient = where_relu6_passes(before, gradient);
               sum += gradient;
