@@ -12,6 +12,7 @@ waits for nothing but memory.
 
 import argparse
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -123,9 +124,12 @@ def main() -> None:
     prepare_allocator()
     dtype = DTYPES[arguments.precision]
     sources = [SOURCE, *([arguments.other] if arguments.other else [])]
-    kinds = [
-        CppKernels(str(native.build(source, f"-DSTORED={STORED[dtype]}"))) for source in sources
-    ]
+    try:
+        kinds = [
+            CppKernels(str(native.build(source, f"-DSTORED={STORED[dtype]}"))) for source in sources
+        ]
+    except (native.BuildError, AttributeError) as error:
+        sys.exit(f"cpu_kernels.py: {error}")  # such as a function that another source does not have
     setting = SETTINGS[arguments.setting]
     copy = peaks([], "cpu")["copy"]
     print(headline())

@@ -26,16 +26,23 @@ def test_the_share_that_was_asked_for_is_dropped_and_the_rest_divided_by_the_oth
 
 
 def test_the_mean_is_kept_exactly_where_the_share_is_rounded():
-    p = 1.4 / 65_536  # becomes one value of 65,536
+    p = 1.6 / 65_536  # becomes two values of 65,536
     kept = FastDropout(p)(torch.ones(1000, dtype=torch.float64)).max()
-    assert kept == 65_536 / 65_535
+    assert kept == 65_536 / 65_534
+
+
+def test_a_single_value_of_65536_is_one():
+    kept = (FastDropout(65_535 / 65_536)(torch.ones(10_000_000)) > 0).sum()
+    assert 90 < kept < 215  # 153 are expected
+    dropped = (FastDropout(1 / 65_536)(torch.ones(10_000_000)) == 0).sum()
+    assert 90 < dropped < 215
 
 
 def test_neighbours_are_drawn_independently():
     kept = (FastDropout(0.5)(torch.ones(MANY - 3)) > 0).double()
     for distance in (1, 2, 3, 4, 5):
         both = (kept[distance:] * kept[:-distance]).mean()
-        assert abs(both - 0.25) < 5 * (0.1875 / MANY) ** 0.5, distance
+        assert abs(both - 0.25) < 5 * (0.3125 / MANY) ** 0.5, distance  # overlapping products
     for lane in range(4):  # of a word
         assert abs(kept[lane::4].mean() - 0.5) < 5 * (0.25 / (MANY / 4)) ** 0.5, lane
 
@@ -70,10 +77,27 @@ def test_it_is_stock_dropout_where_nothing_is_dropped_or_all():
     assert FastDropout(0.5, inplace=True)(changed) is changed
 
 
-def test_a_network_drops_with_it_and_a_shared_batch_with_its_own():
+@pytest.mark.parametrize("state", ["compiling", "tracing", "elsewhere"])
+def test_it_is_stock_dropout_where_it_is_looked_into(state, monkeypatch):
+    x = torch.ones(1000)
+    if state == "compiling":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    elif state == "tracing":
+        monkeypatch.setattr(torch._C, "_get_tracing_state", object)
+    else:
+        assert FastDropout(0.5)(x.to("meta")).device.type == "meta"
+        return
+    torch.manual_seed(3)
+    out = FastDropout(0.5)(x)
+    torch.manual_seed(3)
+    assert torch.equal(out, nn.Dropout(0.5)(x))
+
+
+@pytest.mark.parametrize("kind", ["cpp", "torch"])
+def test_a_network_drops_with_it_and_so_does_one_that_shares_a_batch(kind):
     network = MobileNetV2(num_classes=10, width=0.1)
-    chosen = choose(torch.device("cpu"), "cpp")
-    if chosen.kind != "cpp":
+    chosen = choose(torch.device("cpu"), kind)
+    if chosen.kind != kind:
         pytest.skip(chosen.reason)
     install(network, chosen)
     assert type(network.classifier[0]) is FastDropout
@@ -81,4 +105,4 @@ def test_a_network_drops_with_it_and_a_shared_batch_with_its_own():
     assert type(network.classifier[0]) is nn.Dropout
     install(network, chosen)
     shared_batch.install(network, sync_norms=False)
-    assert type(network.classifier[0]) is shared_batch.SharedDropout
+    assert type(network.classifier[0]) is shared_batch.SharedFastDropout

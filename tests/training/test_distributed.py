@@ -21,6 +21,7 @@ from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.distributed import ALONE, Processes, Share, joined
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.evaluation.evaluate import evaluate
+from mobilenetv2.network.fast_dropout import FastDropout
 from mobilenetv2.network.shared_batch import install, set_share
 from mobilenetv2.settings import to_yaml
 from mobilenetv2.training.checkpoints import Checkpoint
@@ -103,10 +104,11 @@ def assert_close(a: Path, b: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(quick: Quick, tmp_path: Path) -> None:
-    whole = quick("whole", **RICH)
+@pytest.mark.parametrize("fast_ops", ["off", "torch", "auto"])
+def test_two_processes_give_what_one_gives(quick: Quick, tmp_path: Path, fast_ops: str) -> None:
+    whole = quick("whole", **RICH, fast_ops=fast_ops)
     mobilenetv2.train(whole)
-    two = quick("two", **RICH)
+    two = quick("two", **RICH, fast_ops=fast_ops)
     done = torchrun(tmp_path, 2, "train", "--config", written(two, tmp_path))
     assert done.returncode == 0, done.stderr
     assert whole.out is not None
@@ -300,8 +302,11 @@ def test_the_norm_of_a_shared_batch_is_pytorchs(momentum: float | None) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_dropout_of_a_shared_batch_is_pytorchs(kind: torch.dtype) -> None:
-    network = nn.Sequential(nn.Dropout(0.3))
+@pytest.mark.parametrize("dropout", [nn.Dropout, FastDropout])
+def test_dropout_of_a_shared_batch_is_that_of_one_process(
+    kind: torch.dtype, dropout: type[nn.Dropout]
+) -> None:
+    network = nn.Sequential(dropout(0.3))
     x = torch.randn(12, 40, dtype=kind)
     torch.manual_seed(5)
     whole = network(x)

@@ -186,9 +186,12 @@ class CppKernels(Kernels):
         shape, parts = block.shape, block.parts
         hidden, out, out_rows = shape.channels, parts[-1].kernel.shape[0], shape.out_rows
         expands = len(parts) == 3
-        layers = [(part.kernel.data_ptr(), *_norm_fields(part.norm)) for part in parts]
+        layers = [
+            (kernel.data_ptr(), *_norm_fields(norm, weight, bias))
+            for _, norm, kernel, weight, bias in parts
+        ]
         outputs = x.new_empty(expands * x.shape[0] * hidden + out_rows * (hidden + out))
-        norms = _real_numbers(x, 5 * (expands * hidden + hidden + out))
+        norms = _uninitialised(x, 5 * (expands * hidden + hidden + out))
         z = x.new_empty(out_rows, out)
         self._block(
             _inverted_residual(shape, x, out, layers), x.data_ptr(), outputs.data_ptr(),
@@ -205,23 +208,26 @@ class CppKernels(Kernels):
         expands = len(kernels) == 3
         scratch = x.new_empty((out_rows + expands * rows) * hidden)
         gx = torch.empty_like(x) if wants_x or not expands else None
-        # All gradients of parameters in one piece, which takes less than one by one.
+        wants = [*wants[:-2], True, wants[-1]]  # the depthwise kernel's is always made
+        # All gradients of parameters are views of one allocation: one each would take longer.
         channels = [hidden] * (1 + expands) + [out]
         counts = [count for c in channels for count in (2 * c, c, c)]
-        counts += [kernel.numel() for kernel in kernels]
-        pieces = _real_numbers(x, sum(counts)).split(counts)
+        counts += [wanted * kernel.numel() for kernel, wanted in zip(kernels, wants, strict=True)]
+        pieces = _uninitialised(x, sum(counts)).split(counts)
         of_kernels = [
-            piece.view(kernel.shape) if wanted or kernel is kernels[-2] else None
+            piece.view(kernel.shape) if wanted else None
             for piece, kernel, wanted in zip(pieces[-len(kernels) :], kernels, wants, strict=True)
         ]
         layers = [(kernel.data_ptr(), *_NO_NORM) for kernel in kernels]
         g_expansion, g_depthwise, g_projection = [None, *of_kernels][-3:]
         self._block_backward(
             _inverted_residual(shape, x, out, layers), g.data_ptr(), x.data_ptr(),
-            outputs.data_ptr(), norms.data_ptr(), _pointer(shortcut), scratch.data_ptr(),
-            pieces[0].data_ptr(), _pointer(g_expansion), _pointer(g_depthwise),
-            _pointer(g_projection), _pointer(gx),
+            outputs.data_ptr(), norms.data_ptr(), _pointer(shortcut if expands else None),
+            scratch.data_ptr(), pieces[0].data_ptr(), _pointer(g_expansion),
+            _pointer(g_depthwise), _pointer(g_projection), _pointer(gx),
         )  # fmt: skip
+        if shortcut is not None and gx is not None and not expands:
+            gx += shortcut
         gradients: list[Tensor | None] = []
         for place, g_kernel in enumerate(of_kernels):
             gradients += [g_kernel, *pieces[3 * place + 1 : 3 * place + 3]]
@@ -252,17 +258,17 @@ def _flags(dtype: torch.dtype) -> tuple[str, ...]:
     return (f"-DSTORED={STORED[dtype]}",)
 
 
-def _real_numbers(like: Tensor, *shape: int) -> Tensor:
-    """Room for numbers that are computed in what ``like`` is."""
-    return torch.empty(shape, dtype=real_dtype(like.dtype))
+def _uninitialised(like: Tensor, *shape: int) -> Tensor:
+    """A tensor with nothing in it, of what values stored as ``like`` are computed in."""
+    return like.new_empty(shape, dtype=real_dtype(like.dtype))
 
 
 def _norm_of(y: Tensor) -> Tensor:
-    return _real_numbers(y, 5, y.shape[1])
+    return _uninitialised(y, 5, y.shape[1])
 
 
 def _gradient_of(y: Tensor) -> Tensor:
-    return _real_numbers(y, 4, y.shape[1])
+    return _uninitialised(y, 4, y.shape[1])
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -271,21 +277,21 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 def _norm_module(module: nn.BatchNorm2d) -> Any:
     """The module as C++ sees it."""
-    return ctypes.byref(_NormModule(*_norm_fields(module)))
+    return ctypes.byref(_NormModule(*_norm_fields(module, module.weight, module.bias)))
 
 
-def _norm_fields(module: nn.BatchNorm2d) -> tuple[Any, ...]:
+def _norm_fields(module: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
     """What C++ is told of a module; it counts the batch too, as ``nn.BatchNorm2d.forward`` does."""
     assert module.running_mean is not None
     assert module.running_var is not None
     return (
-        module.weight.data_ptr(), module.bias.data_ptr(), module.running_mean.data_ptr(),
+        weight.data_ptr(), bias.data_ptr(), module.running_mean.data_ptr(),
         module.running_var.data_ptr(), _pointer(module.num_batches_tracked), module.eps,
         module.momentum or 0.0, not module.training,
     )  # fmt: skip
 
 
-_NO_NORM = (None, None, None, None, None, 0.0, 0.0, 0)
+_NO_NORM = tuple(kind().value for _, kind in _NormModule._fields_)
 
 
 def _inverted_residual(

@@ -9,7 +9,7 @@ norms of another kind, tracing and compiling. Norms in eval mode within a networ
 fine-tuning, keep their statistics.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -34,14 +34,14 @@ class FastConvNormActivation(ConvNormActivation):
 
     def forward(self, input: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
-        part = _part(self)
-        dtype = _working_dtype(self, input, [part])
-        if dtype is None:
+        covered = _covered(self, input, self)
+        if covered is None:
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
+        dtype, (part,) = covered
         if shape := _stem_shape(part.conv, input):
             kernels_here = _kernels(input, dtype)
             if kernels_here.has_stem:
-                out = Stem.apply(kernels_here, part, shape, input, *part[2:])
+                out = Stem.apply(kernels_here, part, shape, input, *part.parameters)
                 return cast(Tensor, out)
         y: Tensor = part.conv(input)
         out = NormRelu6.apply(_kernels(y, y.dtype), part, y, part.weight, part.bias)
@@ -54,18 +54,20 @@ class FastInvertedResidual(InvertedResidual):
     def forward(self, x: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
         *layers, projection, norm = self.conv
-        parts = [*map(_part, cast(list[nn.Sequential], layers)), _part((projection, norm))]
+        covered = _covered(self, x, *cast(list[nn.Sequential], layers), (projection, norm))
+        if covered is None:
+            return super().forward(x)
+        dtype, parts = covered
         depthwise = parts[-2]
-        dtype = _working_dtype(self, x, parts)
         backwards = _goes_backwards(depthwise.conv, x)
-        if dtype is None or backwards is None:
+        if backwards is None:
             return super().forward(x)
         images, _, height, width = x.shape
         stride, hidden = depthwise.conv.stride[0], depthwise.kernel.shape[0]
         shape = MapShape(images, height, width, hidden, stride, backwards)
         out = InvertedResidualFunction.apply(
             _kernels(x, dtype), Block(parts, shape, self.has_shortcut), dtype, x,
-            *(parameter for part in parts for parameter in part[2:]),
+            *(parameter for part in parts for parameter in part.parameters),
         )  # fmt: skip
         return cast(Tensor, out)
 
@@ -79,25 +81,21 @@ class FastMobileNetV2(MobileNetV2):
         x = pictures
         for block in blocks:
             x = block(x)
-        part = _part(cast(nn.Sequential, head))
-        dtype = _working_dtype(head, x, [part])
-        if dtype is None:
+        covered = _covered(head, x, cast(nn.Sequential, head))
+        if covered is None:
             return cast(Tensor, head(x).mean((2, 3)))
-        out = PooledHead.apply(_kernels(x, dtype), part, dtype, x, *part[2:])
+        dtype, (part,) = covered
+        out = PooledHead.apply(_kernels(x, dtype), part, dtype, x, *part.parameters)
         return cast(Tensor, out)
 
 
-def _part(layer: Iterable[nn.Module]) -> Part:
-    conv, norm, *_ = layer
-    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)  # whatever it is
-    return Part(
-        cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm), cast(Tensor, conv.weight),
-        cast(Tensor, weight), cast(Tensor, bias),
-    )  # fmt: skip
+def _covered(
+    module: nn.Module, x: Tensor, *layers: Iterable[nn.Module]
+) -> tuple[torch.dtype, list[Part]] | None:
+    """What the kernels need of ``module``: the dtype that they work in, and its layers as parts.
 
-
-def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch.dtype | None:
-    """The dtype of activations that the kernels work in; None where the stock code has to run."""
+    None where the stock code has to run.
+    """
     if not module.training or x.device.type not in ("cpu", "cuda"):
         return None
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
@@ -109,23 +107,30 @@ def _working_dtype(module: nn.Module, x: Tensor, parts: Sequence[Part]) -> torch
         return None
     real = kernels.real_dtype(dtype)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    for conv, norm, kernel, weight, _ in parts:
+    parts = []
+    for conv, norm, *_ in layers:
+        if not isinstance(conv, nn.Conv2d) or type(norm) is not nn.BatchNorm2d:
+            return None
+        part = Part(conv, norm, conv.weight, norm.weight, norm.bias)
         stride = conv.stride[0]
         pixels = pixels if stride == 1 else _strided_pixels(x, stride)
         if not (
-            type(norm) is nn.BatchNorm2d
-            and norm.affine
+            norm.affine
             and norm.track_running_stats
-            and weight.dtype is real
-            and kernel.dtype is real
+            and part.weight.dtype is real
+            and part.kernel.dtype is real
             # Either order is the same for 1×1 and depthwise kernels, and is told to the stem's.
-            and (kernel.is_contiguous() or kernel.is_contiguous(memory_format=torch.channels_last))
+            and (
+                part.kernel.is_contiguous()
+                or part.kernel.is_contiguous(memory_format=torch.channels_last)
+            )
             # Of a single pixel there are no statistics; the stock code words the error.
             and (not norm.training or (norm.momentum is not None and pixels > 1))
             and ((count := norm.num_batches_tracked) is None or count.dtype is torch.int64)
         ):
             return None
-    return dtype
+        parts.append(part)
+    return dtype, parts
 
 
 def _kernels(x: Tensor, dtype: torch.dtype) -> Kernels:
@@ -292,7 +297,5 @@ class InvertedResidualFunction(torch.autograd.Function):
             g, x, saved[count:], saved[:count], shape, shortcut, wants_x, wants[::3]
         )
         if gx is not None:
-            if shortcut is not None and count < 3:
-                gx += shortcut
             gx = _maps(gx, shape.images, shape.height, shape.width)
         return None, None, None, gx, *gradients

@@ -942,8 +942,8 @@ class Tiles {
   Index above_ = 0, below_ = 0, pairs_ = 0;
 };
 
-// Between two instructions on tiles. Back to back they hinder each other where a second thread runs
-// on the same core; with these between them less, and alone they take no longer.
+// Between two instructions on tiles: back to back they take longer while another thread is busy on
+// the same core, as on a Xeon of 2023 that is shared with others.
 inline void apart() { asm volatile("nop\n nop\n nop\n nop\n nop\n nop"); }
 
 // Up to 2 × 2 tiles of a product, written to `sums`, whose rows are two tiles long.
@@ -1441,6 +1441,7 @@ class RowRing {
   R* at(Index row, Index column) {
     return (R*)storage_.data() + ((row & 3) * width_ + column + 1) * lanes;
   }
+  // pixel() is called for one column after the other, from the first on.
   template <int lanes, class Pixel>
   void fill(Index row, bool inside, const Pixel& pixel) {
     const Vector<R, lanes> zero = {};
@@ -1533,14 +1534,14 @@ void depthwise_forward(const T* x, Norm<Real<T>> norm, const Real<T>* weight, Sh
           for (int ky = 0; ky < 3; ++ky)
             rows[ky] = ring.template at<lanes>(oy * stride + ky - 1, -1);
           const T* const ahead = next_y.template at<lanes>(c, oy - row);
-          V w[kTaps];
+          V w[kTaps];  // loaded here, where GCC 12 keeps them in registers
           unrolled<kTaps>([&](auto tap) { w[tap] = load<lanes>(&taps[tap * channels + c]); });
           for (Index ox = 0; ox < out_width; ++ox, to += step) {
             __builtin_prefetch(ahead + ox * lanes, 1, 2);
-            V halves[2] = {};  // each a chain of additions, which takes its time
+            V halves[2] = {};  // one chain of nine additions would wait for itself
             unrolled<kTaps>([&](auto tap) {
               const R* const at = rows[tap / 3] + (ox * stride + tap % 3) * lanes;
-              halves[tap % 2] += w[tap] * load<lanes>(at);
+              halves[tap > 4] += w[tap] * load<lanes>(at);
             });
             const V sum = halves[0] + halves[1];
             if (ox == 0 && oy == row) moments.pivot = sum;
@@ -1631,7 +1632,7 @@ void depthwise_backward(const T* g, const T* y, Norm<Real<T>> y_norm,
             V halves[2] = {};
             taps_on_grid<stride, row_parity, column_parity>([&](auto tap, int dy, int dx) {
               const V at_output = load<lanes>(rows[dy + 1] + (column + dx) * lanes);
-              halves[tap % 2] += w[tap] * at_output;
+              halves[tap > 4] += w[tap] * at_output;
               gw[tap] += after * at_output;
             });
             V gradient = halves[0] + halves[1];
@@ -1696,12 +1697,13 @@ void with_constants(Index stride, bool normalise, const F& f) {
 
 // A convolution and the norm behind it.
 extern "C" struct Layer {
-  const void* weight;
+  const void* kernel;
   NormModule norm;
 };
 
 // An inverted residual: expansion (unless it has none), depthwise convolution, projection. `shape`
-// is that of the depthwise convolution. Backward does not look at the norms' modules.
+// is that of the depthwise convolution. Backward does not look at the norms' modules. Every field
+// has 8 bytes, as those have that Python writes.
 extern "C" struct InvertedResidual {
   Shape shape;
   Index in_channels, out_channels, expands;
@@ -1712,11 +1714,12 @@ extern "C" struct InvertedResidual {
   Pointwise expand() const { return {rows(), in_channels, shape.channels}; }
   Pointwise project() const { return {out_rows(), shape.channels, out_channels}; }
 };
+static_assert(sizeof(InvertedResidual) == 8 * (6 + 3 + 3 * 9));
 
 namespace {
 
 // What forward keeps for backward: the raw outputs of the convolutions, one behind the other, and
-// their norms likewise.
+// their norms likewise. Those of an expansion that is not there are not to be used.
 template <class T>
 struct Kept {
   T *expanded, *convolved, *projected;
@@ -1736,7 +1739,7 @@ template <class T>
 void block_forward(const InvertedResidual& block, const T* x, Kept<T> kept, const T* residual,
                    T* out) {
   using R = Real<T>;
-  const auto weight = [](const Layer& layer) { return (const R*)layer.weight; };
+  const auto weight = [](const Layer& layer) { return (const R*)layer.kernel; };
   if (block.expands)
     pointwise_forward(x, false, kept.expanded_norm, weight(block.expansion), block.expand(),
                       kept.expanded, block.expansion.norm, kept.expanded_norm);
@@ -1751,7 +1754,8 @@ void block_forward(const InvertedResidual& block, const T* x, Kept<T> kept, cons
              residual, out);
 }
 
-// What backward puts out: gx is null where it isn't wanted, and so are gradients of weights.
+// What backward puts out. Null where they are not wanted: the gradients of the weights of expansion
+// and projection, and gx where the block expands.
 template <class T>
 struct BlockGradients {
   NormGradient<Real<T>> expansion_norm, depthwise_norm, projection_norm;
@@ -1766,7 +1770,7 @@ template <class T>
 void block_backward(const InvertedResidual& block, const T* g, const T* x, Kept<T> kept,
                     const T* residual, T* scratch, BlockGradients<T> gradients) {
   using R = Real<T>;
-  const auto weight = [](const Layer& layer) { return (const R*)layer.weight; };
+  const auto weight = [](const Layer& layer) { return (const R*)layer.kernel; };
   T* const g_convolved = scratch;
   T* const g_expanded = scratch + block.out_rows() * block.shape.channels;
   norm_backward(Gradient<T>{g, 1}, kept.projected, block.out_rows(), block.out_channels,

@@ -1,10 +1,11 @@
-"""The same numbers, sooner: training operations for MobileNetV2.
+"""The same training, sooner: operations for MobileNetV2 that agree with PyTorch's but for rounding.
 
 PyTorch trains a depthwise network at a fraction of what a CPU can do: batch norm and ReLU6 are
 passes over memory of their own, forward and backward, and some gradients take slow paths. With the
 compiled operations (`fast_ops.cpp`, by way of :mod:`.fast_blocks`) a whole inverted residual is one
 operation, and so it is with Triton's on an NVIDIA GPU (:mod:`.gpu`); without a compiler
-:mod:`.fast_repairs` avoids the worst in PyTorch alone.
+:mod:`.fast_repairs` avoids the worst in PyTorch alone. On a CPU dropout draws its own random
+numbers (:mod:`.fast_dropout`).
 
 :func:`install` changes the class of a network's parts, and nothing else: parameters, buffers and
 their names stay as they are, and :func:`remove` changes it back. Where a fast operation replaces a
@@ -44,10 +45,12 @@ _FAST: dict[type[nn.Module], type[nn.Module]] = {
     InvertedResidual: FastInvertedResidual,
     MobileNetV2: FastMobileNetV2,
 }
+# Dropout draws the same with and without a compiler.
 _CLASSES: dict[Kind, dict[type[nn.Module], type[nn.Module]]] = {
     "cpp": _FAST | {nn.Dropout: FastDropout},
     "triton": _FAST,
     "torch": {
+        nn.Dropout: FastDropout,
         ConvNormActivation: RepairedConvNormActivation,
         MobileNetV2: RepairedMobileNetV2,
     },

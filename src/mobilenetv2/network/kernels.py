@@ -59,6 +59,11 @@ class Part(NamedTuple):
     weight: Tensor
     bias: Tensor
 
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The convolution's kernel, the norm's weight and bias."""
+        return self[2:]
+
 
 class Block(NamedTuple):
     """An inverted residual: two or three parts, and the shape of its depthwise convolution."""
@@ -152,8 +157,8 @@ class Kernels(ABC):
     ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
         """Gradients of ``x``, and of the parts' kernels, weights and biases in order.
 
-        ``shortcut``, the gradient ``g`` again where there is one, is added to that of ``x`` if the
-        block expands. ``wants`` has a place for each kernel.
+        ``kernels`` are those of the convolutions, of which ``wants`` says who learns; ``shortcut``
+        is ``g`` again where the block has one.
         """
         *expansion, y2, norm2, y3, norm3 = kept
         g3 = self.backward(g, y3, norm3, False)
@@ -178,6 +183,8 @@ class Kernels(ABC):
             gx, g_kernel2, _ = self.depthwise_backward(
                 gz2, y2, norm2, g2, x, None, kernels[0], shape
             )
+            if shortcut is not None:
+                gx += shortcut
         gradients += [g_kernel2, g2[2], g2[3], g_kernel3, g3[2], g3[3]]
         return gx, gradients
 

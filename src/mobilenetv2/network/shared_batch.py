@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mobilenetv2.distributed import Share
+from mobilenetv2.network.fast_dropout import FastDropout
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -54,7 +54,11 @@ class SharedDropout(nn.Dropout):
         if not self.training or share is None:
             return super().forward(input)
         whole = input.new_ones(share.total, *input.shape[1:])
-        return input * F.dropout(whole, self.p)[share.positions]
+        return input * super().forward(whole)[share.positions]
+
+
+class SharedFastDropout(SharedDropout, FastDropout):
+    """The same with other draws: those of one process that drops so."""
 
 
 def install(network: nn.Module, sync_norms: bool) -> None:
@@ -63,8 +67,10 @@ def install(network: nn.Module, sync_norms: bool) -> None:
     Parameters, buffers and their names stay as they are.
     """
     for module in network.modules():
-        if isinstance(module, nn.Dropout):
+        if type(module) is nn.Dropout:
             module.__class__ = SharedDropout
+        elif type(module) is FastDropout:
+            module.__class__ = SharedFastDropout
         elif type(module) is nn.BatchNorm2d and sync_norms:
             module.__class__ = SyncedBatchNorm2d
 
