@@ -79,18 +79,13 @@ def test_it_is_stock_dropout_where_nothing_is_dropped_or_all():
 
 @pytest.mark.parametrize("state", ["compiling", "tracing", "elsewhere"])
 def test_it_is_stock_dropout_where_it_is_looked_into(state, monkeypatch):
-    x = torch.ones(1000)
+    x = torch.ones(1000, device="meta" if state == "elsewhere" else "cpu")
     if state == "compiling":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     elif state == "tracing":
         monkeypatch.setattr(torch._C, "_get_tracing_state", object)
-    else:
-        assert FastDropout(0.5)(x.to("meta")).device.type == "meta"
-        return
-    torch.manual_seed(3)
-    out = FastDropout(0.5)(x)
-    torch.manual_seed(3)
-    assert torch.equal(out, nn.Dropout(0.5)(x))
+    monkeypatch.setattr(nn.Dropout, "forward", lambda *_: "stock")
+    assert FastDropout(0.5)(x) == "stock"
 
 
 @pytest.mark.parametrize("kind", ["cpp", "torch"])

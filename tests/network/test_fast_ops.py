@@ -375,6 +375,8 @@ def test_any_memory_layout(fast):
         "features.1.conv.0",
         "features.1.conv.1",
         "features.3.conv.0",
+        "features.3.conv.0.1",
+        "features.3.conv.3",
         "features.3.conv.1",
         "features.3.conv.2",
         "features.5",
@@ -457,8 +459,8 @@ def test_a_block_may_have_other_layers(fast):
     block.conv[2] = Wrapped(block.conv[2])
     install(block, fast)
     x = torch.randn(2, 8, 5, 5)
-    for module in (block, block.eval()):
-        assert module(x).isfinite().all()
+    for training in (True, False):
+        assert block.train(training)(x).isfinite().all()
 
 
 @pytest.mark.parametrize("block", ["shortcut", "no expansion, shortcut"])
