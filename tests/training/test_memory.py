@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import weakref
 
 import pytest
@@ -58,6 +59,32 @@ def test_what_is_said_to_be_needed_is_what_a_step_takes(monkeypatch):
     before = memory._peak()
     taken = memory._peak_of_step(begun(count), count) - before
     assert 0.75 * taken < said < 1.33 * taken
+
+
+def test_garbage_that_lies_about_does_not_hide_what_a_step_takes(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 1)
+    steps = []
+    peak_of_step = memory._peak_of_step
+
+    def collecting(run, count):
+        gc.collect()  # as may happen by itself
+        steps.append(peak_of_step(run, count))
+        return steps[-1]
+
+    monkeypatch.setattr(memory, "_peak_of_step", collecting)
+    run = begun(500)
+    gc.disable()
+    try:
+        for _ in range(8):
+            ring = [torch.ones(4_000_000)]
+            ring.append(ring)
+        del ring
+        with pytest.raises(ConfigError, match="GiB") as refusal:
+            check_memory(run)
+    finally:
+        gc.enable()
+    assert len(steps) == 2
+    assert float(str(refusal.value).split("take ")[1].split(" GiB")[0]) > 0.2
 
 
 def test_half_after_half_until_one_fits():

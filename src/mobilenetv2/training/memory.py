@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -137,7 +138,11 @@ def _peak_of_step(begun: Start, count: int) -> int:
 
 
 def _give_back() -> None:
-    """Return what is free to Linux, and forget the peak: both would hide what a step takes."""
+    """Return what is free to Linux, and forget the peak: both would hide what a step takes.
+
+    So would garbage that is collected, and its memory used again, in the middle of it.
+    """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
