@@ -301,7 +301,6 @@ def convolutions(setting: Setting) -> list[tuple[nn.Conv2d, torch.Tensor, torch.
 def work_per_picture(setting: Setting) -> tuple[int, int]:
     """Numbers that the convolutions put out, and multiply-adds, for one picture forward."""
     outputs = multiply_adds = 0
-
     for conv, _, output in convolutions(setting):
         outputs += output.numel()
         multiply_adds += output.numel() * conv.weight[0].numel()

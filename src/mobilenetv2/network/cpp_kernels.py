@@ -9,46 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mobilenetv2.network import cpp_structures as structures
 from mobilenetv2.network import native
 from mobilenetv2.network.kernels import STORED, Block, Kernels, MapShape, real_dtype
 
 SOURCE = Path(__file__).with_name("fast_ops.cpp")
-
-
-class _NormModule(ctypes.Structure):
-    _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("running_mean", ctypes.c_void_p),
-        ("running_var", ctypes.c_void_p),
-        ("batches", ctypes.c_void_p),
-        ("eps", ctypes.c_double),
-        ("momentum", ctypes.c_double),
-        ("frozen", ctypes.c_int64),
-    )
-
-
-class _MapShape(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int64) for name in MapShape._fields)
-
-
-_LAYER_FIELDS = (("kernel", ctypes.c_void_p), *_NormModule._fields_)
-
-
-class _InvertedResidual(ctypes.Structure):
-    _fields_ = (
-        *_MapShape._fields_,
-        *((name, ctypes.c_int64) for name in ("in_channels", "out_channels", "expands")),
-        *(
-            (f"{layer}_{name}", kind)
-            for layer in ("expansion", "depthwise", "projection")
-            for name, kind in _LAYER_FIELDS
-        ),
-    )
-
-
-class _PointwiseShape(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("rows", "in_channels", "out_channels"))
 
 
 class CppKernels(Kernels):
@@ -88,7 +53,7 @@ class CppKernels(Kernels):
         rows, channels = y.shape
         norm = _norm_of(y)
         self._statistics(
-            y.data_ptr(), rows, channels, _norm_module(module),
+            y.data_ptr(), rows, channels, structures.norm_module(module),
             norm.data_ptr(),
         )  # fmt: skip
         return norm
@@ -133,8 +98,8 @@ class CppKernels(Kernels):
         y_norm = _norm_of(y)
         self._pointwise(
             x.data_ptr(), _pointer(x_norm), weight.data_ptr(),
-            ctypes.byref(_PointwiseShape(*x.shape, weight.shape[0])), y.data_ptr(),
-            _norm_module(module), y_norm.data_ptr(),
+            structures.pointwise_shape(x, weight), y.data_ptr(),
+            structures.norm_module(module), y_norm.data_ptr(),
         )  # fmt: skip
         return y, y_norm
 
@@ -150,7 +115,7 @@ class CppKernels(Kernels):
             g.data_ptr(), len(y) // len(g), y.data_ptr(), y_norm.data_ptr(),
             y_gradient.data_ptr(), activated, x.data_ptr(), _pointer(x_norm),
             _pointer(x_gradient), weight.data_ptr(),
-            ctypes.byref(_PointwiseShape(*x.shape, weight.shape[0])), _pointer(residual),
+            structures.pointwise_shape(x, weight), _pointer(residual),
             _pointer(gx), _pointer(weight_gradient),
         )  # fmt: skip
         return gx, weight_gradient, x_gradient
@@ -162,9 +127,8 @@ class CppKernels(Kernels):
         y = x.new_empty(shape.out_rows, shape.channels)
         y_norm = _norm_of(y)
         self._depthwise(
-            x.data_ptr(), _pointer(norm),
-            weight.data_ptr(), ctypes.byref(_MapShape(*shape)), y.data_ptr(), _norm_module(module),
-            y_norm.data_ptr(),
+            x.data_ptr(), _pointer(norm), weight.data_ptr(), structures.map_shape(shape),
+            y.data_ptr(), structures.norm_module(module), y_norm.data_ptr(),
         )  # fmt: skip
         return y, y_norm
 
@@ -178,7 +142,7 @@ class CppKernels(Kernels):
             g.data_ptr(), y.data_ptr(), y_norm.data_ptr(),
             y_gradient.data_ptr(), x.data_ptr(), _pointer(x_norm),
             _pointer(x_gradient), weight.data_ptr(),
-            ctypes.byref(_MapShape(*shape)), gx.data_ptr(), weight_gradient.data_ptr(),
+            structures.map_shape(shape), gx.data_ptr(), weight_gradient.data_ptr(),
         )  # fmt: skip
         return gx, weight_gradient, x_gradient
 
@@ -186,15 +150,11 @@ class CppKernels(Kernels):
         shape, parts = block.shape, block.parts
         hidden, out, out_rows = shape.channels, parts[-1].kernel.shape[0], shape.out_rows
         expands = len(parts) == 3
-        layers = [
-            (kernel.data_ptr(), *_norm_fields(norm, weight, bias))
-            for _, norm, kernel, weight, bias in parts
-        ]
         outputs = x.new_empty(expands * x.shape[0] * hidden + out_rows * (hidden + out))
         norms = _uninitialised(x, 5 * (expands * hidden + hidden + out))
         z = x.new_empty(out_rows, out)
         self._block(
-            _inverted_residual(shape, x, out, layers), x.data_ptr(), outputs.data_ptr(),
+            structures.inverted_residual(shape, x, parts), x.data_ptr(), outputs.data_ptr(),
             norms.data_ptr(), x.data_ptr() if block.has_shortcut else None, z.data_ptr(),
         )  # fmt: skip
         return z, (outputs, norms)
@@ -218,13 +178,12 @@ class CppKernels(Kernels):
             piece.view(kernel.shape) if wanted else None
             for piece, kernel, wanted in zip(pieces[-len(kernels) :], kernels, wants, strict=True)
         ]
-        layers = [(kernel.data_ptr(), *_NO_NORM) for kernel in kernels]
         g_expansion, g_depthwise, g_projection = [None, *of_kernels][-3:]
         self._block_backward(
-            _inverted_residual(shape, x, out, layers), g.data_ptr(), x.data_ptr(),
-            outputs.data_ptr(), norms.data_ptr(), _pointer(shortcut if expands else None),
-            scratch.data_ptr(), pieces[0].data_ptr(), _pointer(g_expansion),
-            _pointer(g_depthwise), _pointer(g_projection), _pointer(gx),
+            structures.inverted_residual_for_backward(shape, x, kernels), g.data_ptr(),
+            x.data_ptr(), outputs.data_ptr(), norms.data_ptr(),
+            _pointer(shortcut if expands else None), scratch.data_ptr(), pieces[0].data_ptr(),
+            _pointer(g_expansion), _pointer(g_depthwise), _pointer(g_projection), _pointer(gx),
         )  # fmt: skip
         if shortcut is not None and gx is not None and not expands:
             gx += shortcut
@@ -273,33 +232,3 @@ def _gradient_of(y: Tensor) -> Tensor:
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def _norm_module(module: nn.BatchNorm2d) -> Any:
-    """The module as C++ sees it."""
-    return ctypes.byref(_NormModule(*_norm_fields(module, module.weight, module.bias)))
-
-
-def _norm_fields(module: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
-    """What C++ is told of a module; it counts the batch too, as ``nn.BatchNorm2d.forward`` does."""
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    return (
-        weight.data_ptr(), bias.data_ptr(), module.running_mean.data_ptr(),
-        module.running_var.data_ptr(), _pointer(module.num_batches_tracked), module.eps,
-        module.momentum or 0.0, not module.training,
-    )  # fmt: skip
-
-
-_NO_NORM = tuple(kind().value for _, kind in _NormModule._fields_)
-
-
-def _inverted_residual(
-    shape: MapShape, x: Tensor, out_channels: int, layers: Sequence[tuple[Any, ...]]
-) -> Any:
-    """A block as C++ sees it; of each layer the kernel and the norm's fields."""
-    missing = () if len(layers) == 3 else (None, *_NO_NORM)
-    fields = (field for layer in layers for field in layer)
-    return ctypes.byref(
-        _InvertedResidual(*shape, x.shape[1], out_channels, not missing, *missing, *fields)
-    )

@@ -1,4 +1,4 @@
-"""What a set of training kernels can do: the calls that :mod:`.fast_blocks` is made of.
+"""What a set of training kernels can do: the calls that :mod:`.fast_functions` is made of.
 
 Feature maps are matrices, pixels × channels, contiguous. A norm is a 5 × channels tensor (mean,
 inverse deviation, scale, shift, how many pixels), its gradient one of 4 × channels, whose last two
