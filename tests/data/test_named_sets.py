@@ -4,7 +4,13 @@ import gzip
 import hashlib
 import http.client
 import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -116,6 +122,90 @@ def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("torchvision.datasets.mnist.MNIST.download", offline)
     with pytest.raises(DataError, match=r"no network.*--data-dir"):
         load_data(DataConfig(data="mnist", data_dir=tmp_path / "empty"))
+
+
+@contextmanager
+def published_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """MNIST's files come from this folder, by way of a server; yields what was asked for.
+
+    torchvision asks for each file twice, to see first whether it has moved.
+    """
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path.strip("/"))
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    files = sorted(folder.iterdir())
+    digests = [(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in files]
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        mirror = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", [mirror])
+        monkeypatch.setattr("torchvision.datasets.MNIST.resources", digests)
+        yield asked
+        server.shutdown()
+
+
+def test_a_download_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off between two files; the next call begins anew, and a third asks for nothing."""
+    source = write_mnist(tmp_path / "source", zipped=True)
+    here = tmp_path / "here"
+    config = DataConfig(data="mnist", data_dir=here)
+    with published_here(source, monkeypatch) as asked:
+        with monkeypatch.context() as cut:
+            extract = "torchvision.datasets.utils.extract_archive"
+            cut.setattr(extract, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                read_named_set(config)
+        assert list(here.iterdir()) == []
+        assert len(read_named_set(config).train[1]) == 60
+        assert len(asked) == 10
+        assert [path.name for path in here.iterdir()] == ["MNIST"]
+        read_named_set(config)
+        assert len(asked) == 10
+
+
+@pytest.mark.parametrize("harm", ["missing", "half", "half zipped"])
+def test_half_a_download_of_torchvisions_own_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    source = write_mnist(tmp_path / "source", zipped=True)
+    raw = write_mnist(tmp_path / "here" / "MNIST" / "raw", zipped=harm == "half zipped")
+    name = "t10k-images-idx3-ubyte" + (".gz" if harm == "half zipped" else "")
+    contents = (raw / name).read_bytes()
+    (raw / name).unlink()
+    if harm != "missing":
+        (raw / name).write_bytes(contents[: len(contents) // 2])
+    config = DataConfig(data="mnist", data_dir=tmp_path / "here")
+    with published_here(source, monkeypatch) as asked:
+        assert len(read_named_set(config).test[1]) == 60
+    assert len(asked) == 8
+
+
+def test_half_a_set_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = write_mnist(tmp_path / "MNIST" / "raw")
+    (raw / "t10k-labels-idx1-ubyte").unlink()
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:1/"])
+    with pytest.raises(DataError, match=r"t10k-labels.* is missing.*download failed.*--data-dir"):
+        read_named_set(DataConfig(data="mnist", data_dir=tmp_path))
+    # Elsewhere the files are somebody's own, and are not replaced.
+    raw.rename(tmp_path / "mnist")
+    with pytest.raises(DataError, match=r"t10k-labels.* is missing; the set is incomplete$"):
+        read_named_set(DataConfig(data="mnist", data_dir=tmp_path))
+
+
+def test_one_fetches_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_mnist(tmp_path / "source", zipped=True)
+    config = DataConfig(data="mnist", data_dir=tmp_path / "here")
+    with published_here(source, monkeypatch) as asked, ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read_named_set, [config] * 4))
+    assert [len(one.train[1]) for one in found] == [60] * 4
+    assert len(asked) == 8
 
 
 PUBLISHED = {

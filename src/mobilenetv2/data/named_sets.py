@@ -9,9 +9,11 @@ import hashlib
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from mobilenetv2.cache import cache_folder
 from mobilenetv2.config import DataConfig
 from mobilenetv2.data.splits import stratified_split
 from mobilenetv2.errors import DataError
+from mobilenetv2.locks import one_at_a_time
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -91,14 +94,12 @@ def _idx_set(name: str, folder: Path) -> NamedSet:
         "kmnist": (datasets.KMNIST, KMNIST_CLASSES),
     }
     dataset_class, classes = published[name]
+    fetched = folder / dataset_class.__name__ / "raw"
     # Only the first two say whose files they are.
-    places = (folder / dataset_class.__name__ / "raw", folder / name, folder)
+    places = (fetched, folder / name, folder)
     place = next((place for place in places if _idx_file(place, "train-images-idx3-ubyte")), None)
-    if place is None:
-        _download(name, folder, lambda: dataset_class(str(folder), download=True))
-        place = places[0]
 
-    def read(part: str) -> tuple[Array, Array]:
+    def read(part: str, place: Path) -> tuple[Array, Array]:
         pictures = read_idx(_required(place, f"{part}-images-idx3-ubyte"), axes=3)
         labels = read_idx(_required(place, f"{part}-labels-idx1-ubyte"), axes=1).astype(np.int64)
         if len(pictures) != len(labels) or labels.max(initial=0) >= len(classes):
@@ -108,13 +109,25 @@ def _idx_set(name: str, folder: Path) -> NamedSet:
             )
         return pictures, labels
 
-    train = read("train")
+    def read_both(place: Path) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        return read("train", place), read("t10k", place)
+
+    try:
+        if place is None:
+            raise DataError(f"{name}: not found in {folder}")
+        train, test = read_both(place)
+    except DataError as error:
+        if place not in (None, fetched):
+            raise
+        # A download of torchvision's own that was interrupted leaves half a set in its layout.
+        _download(dataset_class, folder, str(error), lambda: read_both(fetched))
+        train, test = read_both(fetched)
     if place == folder and name != "mnist" and _is_mnist(train[1]):
         raise DataError(
             f"{folder}: these files are MNIST's, not those of {name}. Name mnist, or put the files "
             f"of {name} into {folder / name}"
         )
-    return NamedSet(classes, train, read("t10k"))
+    return NamedSet(classes, train, test)
 
 
 def _is_mnist(labels: Array) -> bool:
@@ -153,11 +166,15 @@ def _cifar(name: str, folder: Path) -> NamedSet:
     from torchvision import datasets
 
     dataset_class = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+
+    def read_train() -> Any:
+        return dataset_class(str(folder), train=True)
+
     try:
-        train = dataset_class(str(folder), train=True)
+        train = read_train()
     except (OSError, RuntimeError):  # not there, damaged or forbidden
-        _download(name, folder, lambda: dataset_class(str(folder), download=True))
-        train = dataset_class(str(folder), train=True)
+        _download(dataset_class, folder, f"{name}: not found in {folder}", read_train)
+        train = read_train()
     test = dataset_class(str(folder), train=False)
     return NamedSet(
         tuple(train.classes),
@@ -166,19 +183,42 @@ def _cifar(name: str, folder: Path) -> NamedSet:
     )
 
 
-def _download(name: str, folder: Path, fetch: Callable[[], object]) -> None:
-    """Fetch through torchvision, which shows progress and checks sums.
+def _download(
+    dataset_class: Callable[..., object], folder: Path, why: str, read: Callable[[], object]
+) -> None:
+    """Fetch through torchvision, which shows progress and checks sums, into ``folder``.
+
+    It writes to the files' own names; here they get these once all are whole, so that nobody reads
+    half a file, and one process fetches for all.
+
+    Args:
+        dataset_class: torchvision's.
+        folder: where the set lies then, in torchvision's layout.
+        why: what is wrong with what lies there.
+        read: reads the set; tried again where another process was fetching it.
 
     Raises:
         DataError: no network, a wrong checksum, or a folder that cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        fetch()
+        with one_at_a_time(folder / f".{dataset_class.__name__}.lock") as waited:
+            if waited:
+                with suppress(OSError, RuntimeError, DataError):
+                    read()
+                    return
+            with TemporaryDirectory(prefix=".download-", dir=folder) as fresh:
+                dataset_class(fresh, download=True)
+                for file in sorted(Path(fresh).rglob("*")):
+                    if file.is_file():
+                        target = folder / file.relative_to(fresh)
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        file.replace(target)
     except (OSError, RuntimeError, HTTPException) as error:
+        reason = " ".join(str(error).split())  # torchvision's has several lines
         raise DataError(
-            f"{name}: not found in {folder}, and the download failed ({error}). Put the files "
-            "there yourself, or name the folder that holds them with --data-dir"
+            f"{why}, and the download failed ({reason}). Put the files there yourself, or name the "
+            "folder that holds them with --data-dir"
         ) from error
 
 
