@@ -193,6 +193,15 @@ def test_small_grey_pictures_of_any_depth_are_grey(
     )
 
 
+def test_what_cannot_be_read_does_not_choose_the_recipe(tmp_path: Path) -> None:
+    """A handful of photos behind many broken files are photos; nothing readable is not grey."""
+    for number in range(300):
+        (tmp_path / f"{number:03}.jpg").write_bytes(b"\xff\xd8 broken")
+    assert not recipe_settings(str(tmp_path))["augment"].get("rotate"), "not that of grey letters"
+    Image.new("RGB", (640, 480)).save(tmp_path / "137.jpg")
+    assert configure(str(tmp_path)).transfer.weights == "auto"
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "missing.yaml", tmp_path, tmp_path / "binary.yaml"):

@@ -81,7 +81,7 @@ class CacheConfig(Section):
 
     memory_limit: Annotated[Annotated[float, Field(ge=0)] | None, unset("GIB")] = None
     """GiB of resized pictures of one set that may lie in memory; more wait in a file (default: a
-    quarter of the machine's memory)."""
+    quarter of what the machine or the container has, divided among its processes)."""
     cache_dir: Annotated[Path | None, unset("FOLDER")] = None
     """Where such files are kept for the next run (default: ~/.cache/mobilenetv2/pictures)."""
     cache_limit: Annotated[float, Field(gt=0)] = 50.0

@@ -146,6 +146,12 @@ def joined() -> Iterator[Processes]:
             dist.destroy_process_group()
 
 
+def processes_here() -> int:
+    """How many processes of the run ``torchrun`` has started on this machine."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(count)) if count.isdecimal() else 1
+
+
 def _backend() -> str:
     """What the processes talk through; takes this one's GPU, where there are some."""
     if not torch.cuda.is_available():

@@ -11,6 +11,7 @@ from PIL import Image
 from mobilenetv2.data.doctor import examine
 from mobilenetv2.data.folders import scan_folder
 from mobilenetv2.data.pictures import UnreadablePicture, decode, read_picture
+from mobilenetv2.training.recipes import recipe_settings
 
 pillow_heif = pytest.importorskip("pillow_heif", reason='pip install "mobilenetv2[heic]"')
 
@@ -39,6 +40,13 @@ def test_a_photo_comes_out_as_it_went_in(tmp_path, name):
     assert read.size == original.size
     assert difference(read, original) < 3
     assert "HEIF" not in Image.OPEN  # another program's Pillow is left as it was
+
+
+def test_a_folder_of_heic_is_trained_as_photos(tmp_path):
+    """Pillow alone cannot open them, and would say nothing of their size and colours."""
+    written(tmp_path, heic(photo(1)))
+    settings = recipe_settings(str(tmp_path))
+    assert settings["transfer"]["weights"] == "auto"
 
 
 def test_a_sideways_photo_is_turned_upright_once(tmp_path):

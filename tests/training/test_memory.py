@@ -11,7 +11,6 @@ from mobilenetv2.errors import ConfigError
 from mobilenetv2.training import memory
 from mobilenetv2.training.gradients import Gradients
 from mobilenetv2.training.memory import (
-    available,
     check_memory,
     largest_that_fits,
     too_little_memory,
@@ -32,7 +31,7 @@ def test_enough_memory_is_not_measured(monkeypatch):
 
 
 def test_a_batch_that_cannot_fit_is_refused_and_one_that_does_is_named(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: GIB // 4)
+    monkeypatch.setattr(memory, "free_memory", lambda: GIB // 4)
     state = torch.get_rng_state()
     run = begun(1000)
     before = {name: value.clone() for name, value in run.classifier.network.state_dict().items()}
@@ -50,7 +49,7 @@ def test_a_batch_that_cannot_fit_is_refused_and_one_that_does_is_named(monkeypat
 
 def test_what_is_said_to_be_needed_is_what_a_step_takes(monkeypatch):
     """The prediction for many pictures against a step that has them."""
-    monkeypatch.setattr(memory, "available", lambda: 1)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1)
     count = 500
     with pytest.raises(ConfigError, match="GiB") as refusal:
         check_memory(begun(count))
@@ -62,7 +61,7 @@ def test_what_is_said_to_be_needed_is_what_a_step_takes(monkeypatch):
 
 
 def test_garbage_that_lies_about_does_not_hide_what_a_step_takes(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 1)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1)
     steps = []
     peak_of_step = memory._peak_of_step
 
@@ -110,13 +109,6 @@ def test_where_nothing_fits_the_device_says_why():
     assert largest_that_fits(Batch(torch.zeros(4, 1, 2, 2), torch.zeros(4)), step) is None
     error = too_little_memory("CUDA out of memory", 4, torch.device("cuda", 0))
     assert "take fewer, or smaller pictures (CUDA out of memory)" in str(error)
-
-
-@pytest.mark.skipif(not memory.Path("/proc/meminfo").exists(), reason="this is not Linux")
-def test_what_is_available_is_known_on_linux():
-    free = available()
-    assert free is not None
-    assert 0 < free < 1 << 50
 
 
 def test_a_run_names_the_batch_that_fits_once_the_failed_step_is_forgotten(

@@ -25,9 +25,11 @@ from mobilenetv2.cache import cache_folder
 from mobilenetv2.config import CacheConfig, Preprocessing
 from mobilenetv2.data.examination import PictureReport
 from mobilenetv2.data.heic import heic_version
+from mobilenetv2.distributed import processes_here
 from mobilenetv2.errors import DataError
 from mobilenetv2.files import written_whole
 from mobilenetv2.locks import one_at_a_time
+from mobilenetv2.machine_memory import usable_memory
 
 GIB = 1 << 30
 SUFFIX = ".u8"
@@ -49,10 +51,8 @@ def memory_limit(config: CacheConfig) -> float:
     """Bytes of one set that may lie in memory."""
     if config.memory_limit is not None:
         return config.memory_limit * GIB
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 4
-    except (AttributeError, ValueError, OSError):  # not a POSIX system
-        return 2 * GIB
+    usable = usable_memory()
+    return 2 * GIB if usable is None else usable / 4 / processes_here()
 
 
 def cached(

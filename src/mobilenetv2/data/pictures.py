@@ -32,6 +32,7 @@ __all__ = [
     "UnreadablePicture",
     "decode",
     "open_file",
+    "read_frame",
     "read_picture",
     "to_array",
     "to_colour",
@@ -133,6 +134,19 @@ def to_array(image: Image.Image) -> NDArray[np.uint8]:
     if pixels.ndim == 2:
         return pixels[None].copy()
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def read_frame(path: Path) -> tuple[str, tuple[int, int]]:
+    """Pillow's mode and the size of a file, before turning it upright; nothing is decoded.
+
+    Raises:
+        UnreadablePicture: As of ``read_picture``, but of what lies behind the header.
+    """
+    with open_file(path) as file, as_unreadable(path, file):
+        with _without_warnings():
+            Image.init()
+            image = _opened(file, path)
+        return image.mode, image.size
 
 
 # The two steps of read_picture, for those who also want the header or the bytes of the file.

@@ -12,6 +12,7 @@ import torch
 from mobilenetv2.data.augment import Batch, train_size
 from mobilenetv2.data.picture_cache import GIB
 from mobilenetv2.errors import ConfigError
+from mobilenetv2.machine_memory import free_memory
 from mobilenetv2.network.cost import layer_costs
 from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.start import Start
@@ -37,7 +38,7 @@ def check_memory(begun: Start) -> None:
     Raises:
         ConfigError: it would take more than there is.
     """
-    free = available()
+    free = free_memory()
     if begun.device.device.type != "cpu" or begun.tuning.head_only or free is None:
         return
     count, rough = min(begun.config.batch_size, len(begun.data.train)), _rough_bytes(begun)
@@ -87,21 +88,6 @@ def too_little_memory(
     return ConfigError(
         f"--batch-size {batch_size}: {device} has too little memory for it; {advice} ({reason})"
     )
-
-
-def available() -> int | None:
-    """Bytes that may still be taken, by the machine and by the container; None if unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        return min(free, limit - used)
-    except (OSError, ValueError):  # no such group, or "max"
-        return free
 
 
 def _first(batch: Batch, count: int) -> Batch:

@@ -4,18 +4,18 @@ A recipe's header says what it is for, the command that uses it and what that re
 no name to go by, so a look at a few of their pictures chooses between three recipes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from mobilenetv2.config import TrainConfig, TransferConfig
 from mobilenetv2.data.colours import GREY_MODES
 from mobilenetv2.data.named_sets import NAMES
 from mobilenetv2.data.picture_tree import list_pictures
-from mobilenetv2.data.pictures import SMALL_SIDE
+from mobilenetv2.data.pictures import SMALL_SIDE, UnreadablePicture, read_frame
 from mobilenetv2.errors import DataError
 from mobilenetv2.settings import merge, nest, parse_settings, validate
 
@@ -92,14 +92,17 @@ def _kind_of_folder(folder: Path) -> str:
     except DataError:
         # What is wrong with it will be said where it is read; nothing is downloaded before that.
         return "small-colour"
-    small = grey = True
-    for file in files[:: max(1, len(files) // LOOK_AT)]:
-        try:
-            with Image.open(file) as picture:
-                small &= max(picture.size) <= SMALL_SIDE
-                grey &= picture.mode in GREY_MODES
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue
+    step = max(1, len(files) // LOOK_AT)
+    spread = (file for first in range(step) for file in files[first::step])
+    frames = list(islice(_frames(spread), LOOK_AT))
+    small = all(max(size) <= SMALL_SIDE for _, size in frames)
+    grey = bool(frames) and all(mode in GREY_MODES for mode, _ in frames)
     if not small:
         return "photos"
     return "small-grey" if grey else "small-colour"
+
+
+def _frames(files: Iterable[Path]) -> Iterator[tuple[str, tuple[int, int]]]:
+    for file in files:
+        with suppress(UnreadablePicture):
+            yield read_frame(file)
