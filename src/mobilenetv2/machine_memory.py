@@ -1,10 +1,11 @@
-"""The machine's memory, as much of it as this process may use: in a container often a part.
+"""The machine's memory: how much of it this process may use, in a container often a part, and has.
 
-Linux alone says so. What the kernel only remembers of files counts as free: it gives that back
-before anybody runs out.
+Linux alone says all of it. What the kernel only remembers of files counts as free: it gives that
+back before anybody runs out.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,39 @@ def free_memory() -> int | None:
     except (OSError, StopIteration, ValueError):
         return None
     return min([free, *(group_free for _, group_free in _groups())])
+
+
+def resident_memory() -> int | None:
+    """Bytes that this process holds; the peak, where only that is told; None if unknown."""
+    return _own("VmRSS")
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process held since :func:`forget_peak`; None if unknown."""
+    return _own("VmHWM")
+
+
+def forget_peak() -> None:
+    """Let the peak begin with what is there now; without Linux's leave it does not."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _own(name: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return _peak_elsewhere()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+
+
+def _peak_elsewhere() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
 
 
 def _groups() -> Iterator[tuple[int, int]]:

@@ -1,11 +1,13 @@
 """Measuring side by side: what is chosen and remembered, and that measurements measure."""
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,16 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import mobilenetv2
+from mobilenetv2 import machine_memory
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import BenchmarkConfig
-from mobilenetv2.errors import DataError, UserError
+from mobilenetv2.errors import DataError, UserError, WorkFailed
 from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import LIBRARIES
 from mobilenetv2.shipping import benchmark
 from mobilenetv2.shipping.benchmark import Visit, choose, measure
 from mobilenetv2.shipping.benchmark_report import Measurement, Report, Timing, figure, table
+from mobilenetv2.shipping.resident import Resident
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -158,7 +162,7 @@ class AtOnce:
         future: Future[Any] = Future()
         try:
             future.set_result(work(*arguments))
-        except UserError as error:
+        except Exception as error:
             future.set_exception(error)
         return future
 
@@ -169,6 +173,62 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "ProcessPoolExecutor", AtOnce)
     few = {name: benchmark.RUNTIMES[name] for name in ("torch", "torch-folded", "onnxruntime-int8")}
     monkeypatch.setattr(benchmark, "RUNTIMES", few)
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RuntimeError("\n  no working C++ compiler\nmore"),
+            "RuntimeError: no working C.. compiler",
+        ),
+        (BrokenProcessPool("terminated abruptly"), "the process that measured it ended early; .*"),
+        (MemoryError(), "MemoryError"),
+        (UserError("damaged since"), "damaged since"),
+    ],
+)
+def test_a_runtime_that_fails_leaves_the_others_their_figures(
+    digits_model: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    failing = "torch-compiled"
+
+    def visited(name: str, *arguments: Any) -> Visit:
+        if name == failing:
+            raise error
+        return measure(name, *arguments)
+
+    monkeypatch.setattr(benchmark, "measure", visited)
+    monkeypatch.setattr(benchmark, "_make_copies", lambda *_: None)
+    few = dict.fromkeys(("torch", "torch-folded", failing), benchmark.RUNTIMES["torch"])
+    monkeypatch.setattr(benchmark, "RUNTIMES", few)
+    config = BenchmarkConfig(model=digits_model, seconds=0.01, rounds=1)
+    classifier = mobilenetv2.load(digits_model)
+    report = benchmark.run(config, classifier, Console(quiet=True))
+    assert [one.runtime for one in report.measurements] == ["torch", "torch-folded"]
+    assert list(report.missing) == [failing]
+    assert re.fullmatch(words, report.missing[failing])
+    failing = "torch"
+    with pytest.raises(WorkFailed, match=f"^torch could not be measured: {words}"):
+        benchmark.run(config, classifier, Console(quiet=True))
+
+
+def test_memory_that_the_system_does_not_tell_is_left_out() -> None:
+    rows = tuple(
+        dataclasses.replace(measured(name, 2), memory=None) for name in ("torch", "onnxruntime")
+    )
+    report = Report("a machine", "a model", "digits", rows, {}, "onnxruntime", "a file")
+    assert len(figure(report).axes) == 2  # the batch sizes
+    written = Console(width=200, record=True, quiet=True)
+    written.print(table(report))
+    assert json.loads(report.to_json())["measurements"][0]["memory"] is None
+
+
+def test_without_unix_no_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has neither /proc nor the module that tells elsewhere."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(machine_memory, "Path", lambda name: Path("/nowhere") / name.strip("/"))
+    assert Resident().most() is None
 
 
 @pytest.mark.slow

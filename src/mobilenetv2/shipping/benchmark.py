@@ -9,6 +9,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import BenchmarkConfig
-from mobilenetv2.errors import ConfigError, DataError, UserError
+from mobilenetv2.errors import ConfigError, DataError, Mobilenetv2Error, WorkFailed
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import LIBRARIES, NO_BF16, Engine, in_hardware
@@ -34,6 +35,9 @@ from mobilenetv2.training.load import load
 PREDICTED = {"torch-folded": "torch"} | {name: name for name in LIBRARIES if name != "torch"}
 """What `predict` runs, by the name of its row; the others are measured for comparison."""
 
+STOCK = ("torch", "torch-folded")
+"""What the others are compared with, and what is left where none of them is better."""
+
 COMPARED = 512
 FEWEST = 3
 """Batches of a size, in each round."""
@@ -47,7 +51,7 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
 
     Raises:
         UserError: the data cannot be used.
-        WorkFailed: a copy or the note cannot be written.
+        WorkFailed: a copy or the note cannot be written, or not even PyTorch could be measured.
     """
     pictures, data = _pictures(config, classifier, console)
     is_real = data != NOISE
@@ -71,10 +75,11 @@ def run(config: BenchmarkConfig, classifier: Classifier, console: Console) -> Re
                 )  # fmt: skip
             try:
                 visits[name].append(measuring.result())
-            except UserError as error:
-                if name not in MAKERS:
-                    raise
-                missing[name] = str(error)  # a damaged copy
+            # A copy is damaged, there is no compiler, the system stopped the process, …
+            except Exception as error:
+                if name in STOCK:
+                    raise WorkFailed(f"{name} could not be measured: {_reason(error)}") from error
+                missing[name] = _reason(error)
     measurements = [
         _measurement(name, visits[name], config.batch_sizes, reference)
         for name in names
@@ -152,7 +157,7 @@ class Visit:
 
     milliseconds: tuple[tuple[float, ...], ...]
     start: float
-    memory: float
+    memory: float | None
     logits: Array | None
 
 
@@ -192,6 +197,16 @@ def _timed(work: Callable[[Tensor], Tensor], pictures: Tensor, seconds: float) -
     return tuple(taken)
 
 
+def _reason(error: Exception) -> str:
+    """Why a runtime was not measured; of other programs, the first line of what they say."""
+    if isinstance(error, Mobilenetv2Error):
+        return str(error)
+    if isinstance(error, BrokenProcessPool):
+        return "the process that measured it ended early; perhaps there was too little memory"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def _measurement(
     name: str, visits: Sequence[Visit], batch_sizes: Sequence[int], reference: Array
 ) -> Measurement:
@@ -210,7 +225,7 @@ def _measurement(
         name,
         tuple(timings),
         visits[0].start,
-        max(visit.memory for visit in visits),
+        max((visit.memory for visit in visits if visit.memory is not None), default=None),
         float((logits.argmax(1) == reference.argmax(1)).mean()),
         float(np.abs(logits - reference).max()),
     )

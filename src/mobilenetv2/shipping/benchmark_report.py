@@ -44,7 +44,7 @@ class Measurement:
         timings: one per batch size.
         start: seconds until it was ready, compiling included, the first time.
         memory: most resident megabytes while it started and worked, beyond Python, PyTorch and the
-            loaded classifier.
+            loaded classifier; None where the system does not tell.
         agreement: share of labels shared with PyTorch.
         difference: largest |Δlogit| against PyTorch.
     """
@@ -52,7 +52,7 @@ class Measurement:
     runtime: str
     timings: tuple[Timing, ...]
     start: float
-    memory: float
+    memory: float | None
     agreement: float
     difference: float
 
@@ -127,7 +127,7 @@ def table(report: Report) -> Table:
         for timing, usual in zip(one.timings, baseline.timings, strict=True):
             cells += [f"{ms:.2f}" for ms in (timing.median, timing.p90, timing.p99)]
             cells += [f"{timing.throughput:,.0f}", f"{usual.median / timing.median:.1f}"]
-        cells += [f"{one.start:.1f}", f"{one.memory:.0f}"]
+        cells += [f"{one.start:.1f}", "" if one.memory is None else f"{one.memory:.0f}"]
         cells += [f"{one.agreement:.1%}", f"{one.difference:.1g}"]
         shown.add_row(*cells)
     return shown
@@ -149,9 +149,11 @@ def figure(report: Report) -> "Figure":
         )
         for at, timing in enumerate(rows[0].timings)
     ]
-    columns.append(("memory", "MB beyond PyTorch and the classifier", [one.memory for one in rows]))
+    memory = [one.memory for one in rows if one.memory is not None]
+    if len(memory) == len(rows):
+        columns.append(("memory", "MB beyond PyTorch and the classifier", memory))
     drawn = Figure(figsize=(4 * len(columns), 1 + 0.45 * len(names)), layout="constrained")
-    plots = drawn.subplots(1, len(columns), sharey=True)
+    plots = drawn.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, (title, unit, values) in zip(plots, columns, strict=True):
         bars = axes.barh(names, values)
         for bar, look in zip(bars, looks, strict=True):

@@ -1,38 +1,23 @@
 """How much memory a piece of work takes, wherever it is taken: by Python, C++, or a mapped file."""
 
-import resource
-import sys
-from contextlib import suppress
-from pathlib import Path
-
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+from mobilenetv2.machine_memory import forget_peak, peak_memory, resident_memory
 
 
 class Resident:
     """The most memory that the process holds beyond what it held when this was made.
 
     Resident pages are counted, the one measure that knows what a library takes. Linux keeps their
-    peak, and lets it start anew, so that what was taken and given back before does not hide it.
+    peak, and lets it start anew, so that what was taken and given back before does not hide it;
+    elsewhere what lies below the peak so far is not seen.
     """
 
     def __init__(self) -> None:
-        # No Linux, or not allowed: what hides below the peak so far is not seen.
-        with suppress(OSError):
-            _CLEAR.write_text("5")  # the peak is what is there now
-        self._before = _megabytes("VmRSS")
+        forget_peak()
+        self._before = resident_memory()
 
-    def most(self) -> float:
-        """Megabytes."""
-        return max(0.0, _megabytes("VmHWM") - self._before)
-
-
-def _megabytes(name: str) -> float:
-    """One line of the process's status; the peak, where there is no such file."""
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (1e6 if sys.platform == "darwin" else 1e3)
-    kilobytes = next(line for line in lines if line.startswith(name)).split()[1]
-    return int(kilobytes) * 1024 / 1e6
+    def most(self) -> float | None:
+        """Megabytes; None where the system does not tell."""
+        peak = peak_memory()
+        if peak is None or self._before is None:
+            return None
+        return max(0, peak - self._before) / 1e6

@@ -5,14 +5,13 @@ import ctypes
 import gc
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from mobilenetv2.data.augment import Batch, train_size
 from mobilenetv2.data.picture_cache import GIB
 from mobilenetv2.errors import ConfigError
-from mobilenetv2.machine_memory import free_memory
+from mobilenetv2.machine_memory import forget_peak, free_memory, peak_memory
 from mobilenetv2.network.cost import layer_costs
 from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.start import Start
@@ -132,13 +131,10 @@ def _give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
+    forget_peak()
 
 
 def _peak() -> int:
-    """The most that the process had in memory since then, bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    peak = peak_memory()
+    assert peak is not None  # where it is not told, neither is what is free
+    return peak
