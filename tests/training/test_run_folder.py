@@ -12,6 +12,7 @@ import pytest
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.errors import ConfigError, Interrupted, ModelFileError, WorkFailed
 from mobilenetv2.settings import to_yaml
+from mobilenetv2.training import run_folder
 from mobilenetv2.training.run_folder import RUN_FILES, RunFolder, to_lines
 from mobilenetv2.training.run_lock import RunLock
 
@@ -81,6 +82,36 @@ def test_a_run_that_fails_before_it_begins_overwrites_nothing(tmp_path: Path) ->
     with pytest.raises(WorkFailed), RunFolder.create(TrainConfig(out=tmp_path, overwrite=True)):
         raise WorkFailed
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("fails", ["write_text", "replace"])
+def test_a_folder_that_cannot_be_taken_keeps_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """The disk is full when the new settings are written, or fails while files are set aside."""
+    RunFolder.create(TrainConfig(out=tmp_path)).close()
+    for name in ("last.pth.tar", "metrics.jsonl", "events.out.tfevents.1"):
+        (tmp_path / name).write_text("old")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    replace, replaced = Path.replace, []
+
+    def replace_two(path: Path, target: Path) -> Path:
+        if len(replaced) == 2:
+            replaced.append(path)
+            raise OSError(5, "Input/output error", str(path))
+        replaced.append(path)
+        return replace(path, target)
+
+    with monkeypatch.context() as failing:
+        if fails == "replace":
+            failing.setattr(Path, "replace", replace_two)
+        else:
+            failing.setattr(run_folder, "write_text", lambda *_: (_ for _ in ()).throw(WorkFailed))
+        with pytest.raises((WorkFailed, ConfigError)):
+            RunFolder.create(TrainConfig(out=tmp_path, overwrite=True))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ConfigError, match="already holds a run"):
+        RunFolder.create(TrainConfig(out=tmp_path))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -7,6 +7,7 @@ from typing import get_args
 from rich.console import Console
 
 from mobilenetv2.cli.arguments import made, parse
+from mobilenetv2.cli.voice import remark
 from mobilenetv2.command_config import InspectConfig
 from mobilenetv2.config import NetworkConfig, NetworkName, Section
 from mobilenetv2.errors import ConfigError
@@ -33,7 +34,7 @@ def inspect_command(arguments: list[str]) -> int:
     else:
         from mobilenetv2.training.load import load
 
-        classifier = load(path)
+        classifier = load(path, remark)
         _refuse(_of_networks(config) + _of_folders(config), f"{path} is a finished classifier")
         print_classifier(classifier)
     return 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilenetv2.cli.arguments import made, parse
 from mobilenetv2.cli.runtime import in_runtime
-from mobilenetv2.cli.voice import complain, teller
+from mobilenetv2.cli.voice import remark, teller
 from mobilenetv2.command_config import EvaluateConfig
 from mobilenetv2.config import DataConfig
 from mobilenetv2.errors import DataError
@@ -35,7 +35,7 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     from mobilenetv2.training.device import find_device
     from mobilenetv2.training.load import load, own_data
 
-    classifier = load(config.model)
+    classifier = load(config.model, remark)
     classifier.network.to(find_device(config.machine.device))
     wanted = classifier.preprocessing
     runtime = config.machine.runtime
@@ -86,14 +86,14 @@ def _tell_what_changed(own: "DataSet", model: Path) -> None:
         measured = ("val" if "val" in own.examination.splits else "train", "test")
         unreadable = [p for p in own.examination.pictures if p.split in measured and not p.usable]
         if unreadable:
-            complain(
+            remark(
                 f"{own.name}: {len(unreadable):,} of its pictures cannot be read, so no figure "
                 f"counts them; `mobilenetv2 inspect {own.name}` shows which"
             )
     labels = (own.val if own.test is None else own.test).labels
     then, now = own_counts(model), labels.bincount(minlength=len(own.classes)).tolist()
     if then is not None and then != now:
-        complain(
+        remark(
             f"{own.name}: no longer holds the pictures that {model} was measured on, so these "
             "figures are of others, perhaps of some that it was trained on"
         )

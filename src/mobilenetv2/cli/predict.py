@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mobilenetv2.cli.arguments import parse
 from mobilenetv2.cli.runtime import in_runtime
-from mobilenetv2.cli.voice import complain
+from mobilenetv2.cli.voice import complain, remark
 from mobilenetv2.command_config import PredictConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.terminal import track
@@ -36,7 +36,7 @@ def _predict_with(config: PredictConfig, processes: "Processes") -> int:
     from mobilenetv2.training.load import load
 
     paths = list_pictures(config.pictures)
-    classifier = load(config.model)
+    classifier = load(config.model, remark)
     classifier.network.to(find_device(config.machine.device))
     workers = workers_for(classifier, paths)
     classifier = in_runtime(classifier, config.machine.runtime, len(paths), config.quiet, workers)

@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 
 from mobilenetv2.cli.arguments import made, parse
-from mobilenetv2.cli.voice import teller
+from mobilenetv2.cli.voice import remark, teller
 from mobilenetv2.command_config import BenchmarkConfig, DemoConfig, ExportConfig
 
 
@@ -15,12 +15,12 @@ def export_command(arguments: list[str]) -> int:
     from mobilenetv2.shipping.export import FORMATS, export, target
     from mobilenetv2.shipping.held_out import held_out
     from mobilenetv2.shipping.web_export import export_page, page_folder
-    from mobilenetv2.training.load import load, unfinished
+    from mobilenetv2.training.load import load
 
-    classifier = load(config.model)
+    notes: list[str] = []
+    classifier = load(config.model, notes.append)
     is_page = config.format == "web"
     path = page_folder(config) if is_page else target(config, FORMATS[config.format])
-    notes = [unfinished(config.model)] if unfinished(config.model) else []
     tell = teller(config.quiet)
     pictures = held_out(classifier, config.model, config.verify, config.source.data_dir, tell)
     console = Console(quiet=config.quiet)
@@ -55,7 +55,7 @@ def benchmark_command(arguments: list[str]) -> int:
     from mobilenetv2.shipping.benchmark_report import figure, table
     from mobilenetv2.training.load import load
 
-    report = run(config, load(config.model), Console(stderr=True, quiet=config.quiet))
+    report = run(config, load(config.model, remark), Console(stderr=True, quiet=config.quiet))
     Console(width=None if sys.stdout.isatty() else 180).print(table(report))
     for name, why in report.missing.items():
         print(f"not measured: {name}: {why}")

@@ -19,6 +19,12 @@ def teller(quiet: bool) -> Callable[[str], None]:
     return partial(console.print, markup=False, highlight=False, emoji=False)
 
 
+def remark(message: str) -> None:
+    """Tell the user, once for all processes, what to know about the result, on stderr."""
+    if is_first():
+        complain(message)
+
+
 def complain(message: str) -> None:
     """Tell the user what is wrong, on stderr."""
     Console(stderr=True, soft_wrap=True).print(

@@ -57,7 +57,8 @@ def demo(config: DemoConfig, console: Console) -> None:
 def served(config: DemoConfig, console: Console) -> Iterator[ThreadingHTTPServer]:
     """A server that is bound to its port; its page goes when the block ends."""
     folder = config.model
-    classifier = None if made_here(folder) else load.load(folder)
+    tell = partial(console.print, style="dim", markup=False)
+    classifier = None if made_here(folder) else load.load(folder, tell)
     if classifier is None and config.page != PageConfig():
         raise ConfigError(
             f"--assets and --sure: {folder} is a finished page, with a runtime and a rule of its "

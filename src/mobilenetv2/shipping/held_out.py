@@ -123,8 +123,7 @@ def held_out(
         tell: takes a line for the user, where there is something to wait for.
 
     Raises:
-        ConfigError: no data was named, and the model lies in no run folder, or the pictures of its
-            run cannot be used.
+        ConfigError: no data was named, and that of the model's run is unknown or cannot be used.
         DataError: the data that was named cannot be used, or has classes that the classifier does
             not know.
     """
@@ -133,10 +132,7 @@ def held_out(
     try:
         return _read(classifier, own_data(model, data_dir), tell, is_own=True)
     except ModelFileError as error:
-        raise ConfigError(
-            f"{model}: lies in no run folder, so the pictures to prove the file on are "
-            "unknown; name a data set or a folder with --verify"
-        ) from error
+        raise ConfigError(f"--verify: name a data set or a folder. {error}") from error
     except DataError as error:
         raise ConfigError(
             f"{model}: the pictures of its run cannot be used here; name others with --verify: "

@@ -141,7 +141,7 @@ def training_pictures(model: Path, data_dir: Path | None, classifier: Classifier
     try:
         data = own_data(model, data_dir)
     except ModelFileError as error:
-        raise DataError(f"no run is known, as {model} lies in no run folder") from error
+        raise DataError(f"no run is known: {error}") from error
     wanted = classifier.preprocessing
     train = load_data(data, wanted).train.centre((wanted.height, wanted.width))
     return shuffled(train.pictures)[:MOST]

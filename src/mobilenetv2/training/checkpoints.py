@@ -116,8 +116,11 @@ class Checkpoint:
         return checkpoint
 
     @classmethod
-    def load_first_good(cls, *paths: Path) -> tuple["Checkpoint", tuple[str, ...]]:
+    def load_first_good(cls, *paths: Path) -> tuple["Checkpoint", Path, tuple[str, ...]]:
         """The first of several checkpoints that can be used, and what is wrong with those before.
+
+        Returns:
+            The checkpoint, its file, and lines for the user, if there is anything to say.
 
         Raises:
             ModelFileError: none can be used; the first one's reason.
@@ -130,7 +133,7 @@ class Checkpoint:
                 reasons.append(error)
             else:
                 notes = tuple(map(str, reasons))
-                return checkpoint, (*notes, f"going on from {path} instead") if notes else ()
+                return checkpoint, path, (*notes, f"going on from {path} instead") if notes else ()
         raise reasons[0]
 
     def build_classifier(self, origin: str) -> Classifier:

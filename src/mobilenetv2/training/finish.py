@@ -27,7 +27,7 @@ def deliver(folder: RunFolder, summary: dict[str, Any]) -> tuple[Classifier, tup
     Returns:
         The classifier, and what is wrong with a checkpoint that was not taken.
     """
-    found, notes = Checkpoint.load_first_good(folder.best, folder.last, folder.previous)
+    found, _, notes = Checkpoint.load_first_good(folder.best, folder.last, folder.previous)
     best = found.build_classifier(str(folder.path))
     size = best.preprocessing
     summary = summary | {

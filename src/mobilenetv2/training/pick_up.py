@@ -140,7 +140,8 @@ def _read(
     require_same_settings(config, own.model_dump(mode="json"), origin)
     if not folder.has_begun:
         return config, None, ()
-    return config, *Checkpoint.load_first_good(folder.last, folder.previous, folder.best)
+    found, _, notes = Checkpoint.load_first_good(folder.last, folder.previous, folder.best)
+    return config, found, notes
 
 
 def _named(config: TrainConfig) -> Path:

@@ -83,16 +83,17 @@ class RunFolder:
             folder = cls(path, RunLock(path), is_new=True)
             with folder._closed_if_it_fails():
                 folder._refuse_a_run(config.overwrite)
-                folder._make_room()
+                with folder._brought_back_if_it_fails():
+                    folder._make_room()
+                    # What is read from there later was not asked to overwrite anything.
+                    settings = config.model_copy(update={"overwrite": False})
+                    write_text(folder.config, to_yaml(settings))
         except OSError as error:
             where = error.filename or path
             raise ConfigError(
                 f"--out {path or 'runs'}: cannot be written ({error.strerror}: {where}); name "
                 "another folder"
             ) from error
-        with folder._closed_if_it_fails():
-            # What is read from there later was not asked to overwrite anything.
-            write_text(folder.config, to_yaml(config.model_copy(update={"overwrite": False})))
         return folder
 
     @property
@@ -245,6 +246,14 @@ class RunFolder:
             yield
         except BaseException:
             self.close()
+            raise
+
+    @contextmanager
+    def _brought_back_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.replaced.bring_back()
             raise
 
     @contextmanager
