@@ -279,16 +279,25 @@ def test_convention_of_a_file_can_be_said(tmp_path: Path, cache: Path) -> None:
 
 
 def test_metadata_of_a_saved_classifier_are_heard(tmp_path: Path, cache: Path) -> None:
-    description = {
-        "network": {"width": 0.6, "padding": "keras", "norm_eps": 0.002},
+    description: dict[str, dict[str, Any]] = {
+        "network": {
+            "width": 0.6, "strides": [2, 1, 1, 2, 1, 1, 1, 1], "padding": "keras",
+            "norm_eps": 0.002,
+        },
         "preprocessing": {"mean": [0.1], "std": [0.3]},
-    }
+    }  # fmt: skip
     state = keras_network(0.6, in_channels=1).state_dict()
     file = tmp_path / "model.safetensors"
     save_file(state, file, {"mobilenetv2": json.dumps(description)})
     info = find_weights(file, cache, in_channels=1).info
     assert (info.width, info.padding, info.norm_eps) == (0.6, "keras", 0.002)
     assert (info.mean, info.std, info.in_channels) == ((0.1,), (0.3,), 1)
+    assert info.strides == (2, 1, 1, 2, 1, 1, 1, 1)
+    for strides in ([2, 1], [2, 1, 1, 2, 1, 1, 1, 3], "none", 7):
+        description["network"]["strides"] = strides
+        save_file(state, file, {"mobilenetv2": json.dumps(description)})
+        with pytest.raises(ModelFileError, match="its metadata are wrong"):
+            find_weights(file, cache, in_channels=1)
 
 
 # The head, the report

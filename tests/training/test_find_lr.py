@@ -1,6 +1,8 @@
 """The range test: what it suggests follows from the losses, and it says when nothing does."""
 
 import contextlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import AugmentConfig, MachineConfig, TrainConfig
 from mobilenetv2.data.batches import Batches, LabelledPictures
-from mobilenetv2.errors import WorkFailed
+from mobilenetv2.errors import ConfigError, WorkFailed
 from mobilenetv2.training.device import choose_device
 from mobilenetv2.training.find_lr import HIGHEST, LOWEST, STEPS, Climb, find_lr, suggest
+from mobilenetv2.training.train import run_range_test
 
 CPU = choose_device(MachineConfig(device="cpu", precision="fp32", fast_ops="off"))
 LRS = list(np.geomspace(LOWEST, HIGHEST, STEPS))
@@ -68,6 +71,32 @@ def test_luck_suggests_nothing(steps: int, deviation: float) -> None:
             suggest(noisy(steps, deviation, 0.0, seed))
             lucky += 1
     assert lucky <= 5
+
+
+def test_a_batch_that_cannot_fit_is_refused_as_in_training(
+    quick_settings: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(_: object) -> None:
+        raise ConfigError("--batch-size 4096: 7 fits")
+
+    monkeypatch.setattr("mobilenetv2.training.train.check_memory", too_much)
+    with pytest.raises(ConfigError, match="7 fits"):
+        run_range_test(quick_settings(tmp_path / "run"))
+
+
+def test_what_is_not_deterministic_is_refused_if_asked(
+    quick_settings: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def test(*_: object) -> None:
+        asked.append(torch.are_deterministic_algorithms_enabled())
+
+    monkeypatch.setattr("mobilenetv2.training.train.find_lr_of", test)
+    for deterministic in (True, False):
+        run_range_test(quick_settings(tmp_path / "run", deterministic=deterministic))
+    assert asked == [True, False]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_large_fall_that_may_be_luck_ends_no_search(

@@ -80,7 +80,9 @@ def test_settings_of_another_program_beside_a_model(
     folder.mkdir()
     model = Path(shutil.copy(unfinished / "best.pth.tar", folder))
     (folder / "config.yaml").write_text(text)
-    with pytest.raises(ModelFileError, match=r"its data is unknown; name the data too.*config.yaml"):
+    with pytest.raises(
+        ModelFileError, match=r"its data is unknown; name the data too.*config.yaml"
+    ):
         own_data(model, None)
     with pytest.raises(DataError, match="no run is known: "):
         training_pictures(model, None, mobilenetv2.load(model))

@@ -223,6 +223,43 @@ def test_a_grey_classifier_or_its_checkpoint_starts_a_grey_run(
         start(quick("third", weights=str(config.out / suffix), colour="rgb", tune="all"))
 
 
+def test_ones_own_classifier_brings_the_strides_that_it_was_trained_with(
+    quick: Callable[..., TrainConfig],
+) -> None:
+    """Its weights are of use only in such a network, unless others were asked for."""
+    own = (2, 1, 2, 2, 2, 1, 1, 1)
+    config = quick(epochs=1, strides=own)
+    mobilenetv2.train(config)
+    weights = str(config.out)
+    begun = start(quick("second", weights=f"{weights}/model.safetensors", tune="all"))
+    assert begun.config.network.strides == own
+    assert begun.classifier.config.strides == own
+    other = start(quick("third", weights=f"{weights}/model.safetensors", tune="all",
+                        strides=PAPER_STRIDES))  # fmt: skip
+    assert other.classifier.config.strides == PAPER_STRIDES
+
+
+def test_who_waits_for_a_download_is_told_once(
+    photos: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trunk = tmp_path / "trunk.pth"
+    torch.save(MobileNetV2(num_classes=1000, width=0.05).state_dict(), trunk)
+
+    def find(name: str, cache: Path, **options: Any) -> Weights:
+        for done in (1_000_000, 2_000_000, 14_000_000):
+            options["progress"](done, 14_000_000)
+        return find_weights(trunk, cache, **options)
+
+    monkeypatch.setattr(module, "find_weights", find)
+    told: list[str] = []
+    start(photos(weights="imagenet"), tell=told.append)
+    assert [line for line in told if "downloading" in line] == [
+        "--weights imagenet: downloading them, once (14 MB)"
+    ]
+    told.clear()
+    start(photos(weights=str(trunk)), tell=told.append)
+
+
 def test_padding_that_was_asked_for_says_who_trained_a_file(
     photos: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:

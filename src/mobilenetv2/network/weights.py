@@ -23,6 +23,7 @@ class WeightsInfo:
         width: multiplier of the channels.
         in_channels: of the pictures.
         num_classes: of the classifier; None where the weights have none.
+        strides: of the stem and the seven stages; None where unknown.
         padding: option of :class:`MobileNetV2`.
         norm_eps: option of :class:`MobileNetV2`.
         mean: to be subtracted from pixels in [0, 1], one per channel.
@@ -37,6 +38,7 @@ class WeightsInfo:
     width: float = 1.0
     in_channels: int = 3
     num_classes: int | None = None
+    strides: tuple[int, ...] | None = None
     padding: Padding = "symmetric"
     norm_eps: float = 1e-5
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)

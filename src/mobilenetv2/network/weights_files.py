@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mobilenetv2.errors import ModelFileError
 from mobilenetv2.network.keras_weights import LARGEST_FILE, read_keras
-from mobilenetv2.network.mobilenetv2 import MobileNetV2, Padding
+from mobilenetv2.network.mobilenetv2 import PAPER_STRIDES, MobileNetV2, Padding
 from mobilenetv2.network.weights import Convention, WeightsInfo, averaged
 
 WIDTHS = (0.1, 0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
@@ -142,11 +142,15 @@ def _info_of_classifier(info: WeightsInfo, description: Mapping[str, Any]) -> We
     mean = tuple(float(value) for value in preprocessing["mean"])
     std = tuple(float(value) for value in preprocessing["std"])
     width = float(network["width"])
+    strides = tuple(int(stride) for stride in network["strides"])
+    if len(strides) != len(PAPER_STRIDES) or not {1, 2}.issuperset(strides):
+        raise ValueError(f"strides {strides}")
     if not (0 < width < 100 and mean and len(mean) == len(std) and all(s > 0 for s in std)):
         raise ValueError(f"width {width}, mean {mean}, std {std}")
     return replace(
         info,
         width=width,
+        strides=strides,
         padding=_padding(network["padding"]),
         norm_eps=float(network["norm_eps"]),
         mean=mean,

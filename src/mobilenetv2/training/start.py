@@ -14,6 +14,7 @@ from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.errors import ConfigError, UserError
 from mobilenetv2.network import fast_ops
 from mobilenetv2.network.build import complete
+from mobilenetv2.network.downloads import Progress
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.network.pretrained import find_weights, load_weights
 from mobilenetv2.network.weights import Convention, Weights, WeightsInfo, for_channels
@@ -56,7 +57,7 @@ def start(config: TrainConfig, processes: Processes = ALONE, tell: Tell = lambda
     """
     find_device(config.machine.device)  # what cannot be had is told before anything is loaded
     _check_tune(config)
-    config, weights, notes = _find_weights(config, processes)
+    config, weights, notes = _find_weights(config, processes, tell)
     data = load_data(config.data, tell=tell)
     if weights is None:
         return _assemble(config, data, notes, tell)
@@ -66,7 +67,12 @@ def start(config: TrainConfig, processes: Processes = ALONE, tell: Tell = lambda
     info = weights.info
     prepared = data.preprocessing.model_copy(update={"mean": info.mean, "std": info.std})
     data = replace(data, preprocessing=prepared)
-    options = {"width": info.width, "padding": info.padding, "norm_eps": info.norm_eps}
+    options = {
+        "width": info.width,
+        "strides": config.network.strides or info.strides,
+        "padding": info.padding,
+        "norm_eps": info.norm_eps,
+    }
     network = config.network.model_copy(update=options)
     begun = _assemble(config.model_copy(update={"network": network}), data, notes, tell)
     assert isinstance(begun.classifier.network, MobileNetV2)
@@ -143,7 +149,7 @@ def _check_maps(config: TrainConfig, size: Preprocessing, tuning: Tuning) -> Non
 
 
 def _find_weights(
-    config: TrainConfig, processes: Processes
+    config: TrainConfig, processes: Processes, tell: Tell
 ) -> tuple[TrainConfig, Weights | None, tuple[str, ...]]:
     """The weights that were asked for; for "auto", what stands for it, and notes on why.
 
@@ -153,10 +159,10 @@ def _find_weights(
     if wanted == "none":
         return config, None, ()
     if wanted != "auto":
-        return config, _weights(config, wanted), ()
+        return config, _weights(config, wanted, tell), ()
     weights, error = None, None
     try:
-        weights = _weights(config, AUTO)
+        weights = _weights(config, AUTO, tell)
     except UserError as reason:
         error = reason
     if not processes.from_first(weights is not None):
@@ -173,7 +179,7 @@ def _find_weights(
     return config.with_weights(AUTO), weights, ()
 
 
-def _weights(config: TrainConfig, wanted: str) -> Weights:
+def _weights(config: TrainConfig, wanted: str, tell: Tell) -> Weights:
     if config.network.network != "mobilenetv2":
         raise ConfigError(f"--weights {wanted}: there are none for {config.network.network}")
     size = config.data.image_size or 224
@@ -186,12 +192,26 @@ def _weights(config: TrainConfig, wanted: str) -> Weights:
             image_size=(size, size) if isinstance(size, int) else size,
             in_channels=None,
             convention=convention,
+            progress=_once(tell, f"--weights {wanted}: downloading them, once"),
         )
 
     weights = find(None)
     # A bare file does not say who trained it, but the user did.
     says_keras = weights.info.guessed and config.network.padding == "keras"
     return find("keras") if says_keras else weights
+
+
+def _once(tell: Tell, what: str) -> Progress:
+    """Tells when a download begins, and how long it may take."""
+    begun = False
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal begun
+        if not begun:
+            tell(f"{what} ({total / 1e6:.0f} MB)" if total else what)
+        begun = True
+
+    return progress
 
 
 def _check_options(asked: NetworkConfig, needed: WeightsInfo) -> None:

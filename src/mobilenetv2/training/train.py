@@ -14,6 +14,7 @@ from mobilenetv2.training.device import strictly
 from mobilenetv2.training.find_lr import RangeTest, find_lr_of
 from mobilenetv2.training.head import fit_first_head
 from mobilenetv2.training.loop import Training, say
+from mobilenetv2.training.memory import check_memory
 from mobilenetv2.training.pick_up import (
     as_decided,
     claim_new,
@@ -115,9 +116,11 @@ def run_range_test(config: TrainConfig, console: Console | None = None) -> Range
                 f"{begun.tuning.reason}: a head is solved without a learning rate; find one for "
                 "--tune all, or for a number of blocks"
             )
+        check_memory(begun)
         if begun.tuning.pretrained:  # the test starts from what training starts from
             fit_first_head(begun, portions.for_first_head(begun.data))
-        return find_lr_of(begun)
+        with strictly(config.machine.deterministic):
+            return find_lr_of(begun)
 
 
 def _teller(console: Console | None, processes: Processes = ALONE) -> Tell:
