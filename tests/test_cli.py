@@ -1,6 +1,7 @@
 """The command line: help, precedence, and clear words for what cannot be done."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +20,9 @@ from PIL import Image
 import mobilenetv2
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.cli import COMMANDS, main
+from mobilenetv2.cli.runtime import in_runtime
 from mobilenetv2.cli.voice import complain
+from mobilenetv2.runtimes.engine import Engine
 from mobilenetv2.terminal import print_evaluation
 
 Run = Callable[..., tuple[int, str, str]]
@@ -254,6 +257,60 @@ def test_evaluate_other_data(run_cli: Run, run_folder: Path, picture_folder: Any
     code, _, error = run_cli("evaluate", run_folder, picture_folder(name="others"))
     assert code == 2
     assert "does not know the class 'dark'" in error
+
+
+def test_a_folder_of_one_class_can_be_measured_and_not_trained_on(
+    run_cli: Run, run_folder: Path, picture_folder: Any
+) -> None:
+    folder = picture_folder(classes=("7",), mode="L", size=(8, 8))
+    code, out, _ = run_cli("evaluate", run_folder, folder, "--quiet")
+    assert code == 0
+    assert "12 pictures" in out
+    for command in ("train", "inspect"):
+        code, _, error = run_cli(command, folder)
+        assert code == 2
+        assert "one class only, '7'" in error
+
+
+def test_a_strangers_labels_do_not_command_the_terminal(
+    run_cli: Run, run_folder: Path, tmp_path: Path
+) -> None:
+    """They may come with a file from anywhere; those of a table stay as they are."""
+    classifier = mobilenetv2.load(run_folder)
+    evil = tuple(f"\x1b[2J{number}\r\n狗" for number in range(10))
+    training = {"by": "\x1b]0;owned\x07"}
+    stranger = dataclasses.replace(classifier, labels=evil, training=training)
+    stranger.save(tmp_path / "stranger.safetensors")
+    picture = write_digit(tmp_path / "a\x1b[31m.png")
+    broken = tmp_path / "\x1b[5m.png"
+    broken.write_bytes(b"x")
+    code, out, error = run_cli("predict", tmp_path / "stranger.safetensors", picture, broken)
+    assert code == 1
+    assert r"a\x1b[31m.png" in out
+    assert r"\r\n狗" in out
+    assert len(out.splitlines()) == 1
+    assert r"\x1b[5m.png" in error
+    shown = run_cli("inspect", tmp_path / "stranger.safetensors")[1]
+    assert r"by: \x1b]0;owned\x07" in shown
+    assert "\x1b" not in out + error + shown
+    table = tmp_path / "out.jsonl"
+    run_cli("predict", tmp_path / "stranger.safetensors", picture, "--jsonl", table)
+    assert json.loads(table.read_text())["predictions"][0]["label"] in evil
+
+
+def test_of_many_processes_one_says_what_runs_a_classifier(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classifier = mobilenetv2.load(run_folder)
+    engine = Engine.__new__(Engine)  # the library itself may be missing
+    engine.runtime = "onnxruntime"
+    classifier = dataclasses.replace(classifier, engine=engine)
+    monkeypatch.setattr("mobilenetv2.runtimes.memory.fastest", lambda *_: classifier)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, says in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        in_runtime(classifier, "auto", 100, quiet=False)
+        assert ("run by onnxruntime" in capsys.readouterr().err) == says
 
 
 def test_who_watches_is_told_what_there_is_to_wait_for(

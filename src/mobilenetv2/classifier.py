@@ -104,6 +104,12 @@ class Classifier:
         mean, scale = _constants(tuple(size.mean), tuple(size.std), pictures.device)
         return (pictures.float() - mean) * scale
 
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """What :meth:`normalize` takes off 0…255, and what it multiplies by then: 1×C×1×1 each."""
+        size = self.preprocessing
+        mean, scale = _constants(tuple(size.mean), tuple(size.std), torch.device("cpu"))
+        return mean[None].clone(), scale[None].clone()
+
     def logits(self, pictures: Tensor) -> Tensor:
         """Prepared pictures uint8 N×C×H×W to logits N×K, float32; no gradients, eval mode.
 

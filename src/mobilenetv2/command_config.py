@@ -59,7 +59,8 @@ class PredictConfig(OutputConfig):
     top: Annotated[int, Field(ge=1)] = 3
     """How many labels to print for each picture; never more than there are."""
     csv: Annotated[Path | None, unset("FILE")] = None
-    """Write a table: path, error, labels, probabilities. A rerun goes on where it stopped."""
+    """Write a table: path, error, labels, probabilities. A rerun goes on where it stopped. What
+    cannot be read is in it, and no failure; on the terminal it makes the exit code 1."""
     jsonl: Annotated[Path | None, unset("FILE")] = None
     """The same as one JSON object per line."""
     machine: RuntimeConfig = RuntimeConfig()
@@ -81,12 +82,27 @@ class PageConfig(Section):
     """For a page: below this probability of its best guess it says that it is not sure."""
 
 
+ExportFormat = Literal["onnx", "openvino", "torch", "litert", "executorch", "web"]
+ExportPrecision = Literal["fp32", "fp16", "bf16", "int8"]
+
+PRECISIONS: dict[ExportFormat, tuple[ExportPrecision, ...]] = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "fp16", "int8"),
+    "torch": ("fp32", "fp16", "bf16"),
+    "litert": ("fp32",),
+    "executorch": ("fp32",),
+    "web": ("fp32", "fp16", "int8"),
+}
+"""What a file's weights can be. bf16 is for where arithmetic follows the file: ONNX Runtime gains
+nothing from it on a CPU, and OpenVINO chooses when it loads a file (INFERENCE_PRECISION_HINT)."""
+
+
 class ExportConfig(OutputConfig):
     """Write a classifier as a file that runs without this program, and prove that it does."""
 
     model: Positional[Path]
     """A run folder, a .safetensors file or a .pth.tar checkpoint."""
-    format: Literal["onnx", "openvino", "torch", "litert", "executorch", "web"] = "onnx"
+    format: ExportFormat = "onnx"
     """ONNX, OpenVINO's own, PyTorch's exported program, LiteRT (TensorFlow Lite), ExecuTorch, or
     web: a folder with a page that runs the ONNX file in a browser."""
     raw: FlagCreatePairsOff[bool] = False
@@ -118,8 +134,14 @@ class ExportConfig(OutputConfig):
     def _fits_together(self) -> "ExportConfig":
         if self.fp16 + self.bf16 + self.int8 > 1:
             raise ValueError("fp16, bf16 and int8: name one of them")
-        if self.format == "web" and (self.raw or self.picture_size or self.bf16):
-            raise ValueError("--format web holds the whole contract: no raw, picture_size or bf16")
+        if self.precision not in PRECISIONS[self.format]:
+            forms = [form for form, kinds in PRECISIONS.items() if self.precision in kinds]
+            raise ValueError(
+                f"{self.precision}: not for --format {self.format}; use --format "
+                f"{' or '.join(forms)}"
+            )
+        if self.format == "web" and (self.raw or self.picture_size):
+            raise ValueError("--format web holds the whole contract: no raw or picture_size")
         if self.picture_size and self.format not in ("litert", "executorch"):
             raise ValueError(f"picture_size: --format {self.format} takes pictures of any size")
         if self.picture_size and self.raw:
@@ -132,7 +154,7 @@ class ExportConfig(OutputConfig):
         return self
 
     @property
-    def precision(self) -> Literal["fp32", "fp16", "bf16", "int8"]:
+    def precision(self) -> ExportPrecision:
         """Of the weights."""
         return "fp16" if self.fp16 else "bf16" if self.bf16 else "int8" if self.int8 else "fp32"
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mobilenetv2.config import NetworkConfig
+from mobilenetv2.printable import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,8 +38,6 @@ def print_evaluation(name: str, summary: dict[str, Any], quiet: bool) -> None:
     )
     if quiet:
         return
-    from mobilenetv2.data.doctor_table import printable
-
     table = Table("class", "pictures", "precision", "recall", "F1", box=None, pad_edge=False)
     for row in summary["classes"]:
         counted = (row["predicted"], row["pictures"], row["predicted"] + row["pictures"])
@@ -53,14 +52,14 @@ def print_evaluation(name: str, summary: dict[str, Any], quiet: bool) -> None:
 def print_classifier(classifier: "Classifier") -> None:
     """What a saved classifier expects, knows and is made of."""
     wanted = classifier.preprocessing
-    labels = classifier.labels
+    labels = list(map(printable, classifier.labels))
     print(f"{len(labels)} classes: {', '.join(labels[:12])}{', …' if len(labels) > 12 else ''}")
     print(
         f"pictures: {wanted.colour}, shorter side to {wanted.resize}, centre {wanted.height}×"
         f"{wanted.width}, mean {wanted.mean}, std {wanted.std}"
     )
     for name, value in classifier.training.items():
-        print(f"{name}: {value}")
+        print(printable(f"{name}: {value}"))
     size = (wanted.channels, wanted.height, wanted.width)
     print_network(classifier.network, classifier.config, size)
 

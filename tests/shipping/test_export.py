@@ -16,6 +16,7 @@ import mobilenetv2
 from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.runtimes import installed
 from mobilenetv2.runtimes.sessions import openvino_core
 from mobilenetv2.shipping import onnx_contract
 from mobilenetv2.shipping.export import FORMATS, size_of, target
@@ -311,6 +312,11 @@ def test_nor_is_what_would_lie_beside_it(
         (("--verify", "digits", "--out", "missing/x.onnx"), "no folder"),
         (("--verify", "digits", "--out", "x.xml"), "ends in .onnx"),
         (("--verify", "digits", "--fp16", "--int8"), "name one of them"),
+        (("--bf16",), "bf16: not for --format onnx; use --format torch"),
+        (("--format", "openvino", "--bf16"), "bf16: not for --format openvino; use --format torch"),
+        (("--format", "torch", "--int8"), "int8: not for --format torch; use --format onnx or "),
+        (("--format", "litert", "--fp16"), "fp16: not for --format litert; use --format onnx or "),
+        (("--format", "executorch", "--int8"), "int8: not for --format executorch"),
     ],
 )
 def test_requests_that_cannot_be_met(
@@ -319,6 +325,17 @@ def test_requests_that_cannot_be_met(
     code, _, error = run_cli("export", digits_model, *arguments)
     assert code == 2
     assert words in error
+
+
+@pytest.mark.parametrize("arguments", [(), ("--int8",), ("--format", "web")])
+def test_what_is_not_installed_is_told_before_pictures_are_read(
+    arguments: tuple[str, ...], digits_model: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "installed", lambda library: library != "onnxruntime")
+    monkeypatch.setattr("mobilenetv2.shipping.held_out.held_out", lambda *_: pytest.fail("read"))
+    code, _, error = run_cli("export", digits_model, "--verify", "digits", *arguments)
+    assert code == 2
+    assert "pip install" in error
 
 
 def test_a_place_that_cannot_be_written(

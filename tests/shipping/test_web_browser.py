@@ -336,6 +336,22 @@ def test_a_sideways_photo_and_other_ways_in(
                 [event, holder, list(file.read_bytes())],
             )
             assert answer(tab) == (label, pytest.approx(probability, abs=1e-6))
+        # A large picture that was asked for first, and takes longest, does not win.
+        large = tmp_path / "large.png"
+        Image.new("RGB", (5000, 5000), "white").save(large)
+        tab.evaluate(
+            """async (files) => {
+                for (const [name, bytes] of files) {
+                    const moved = new DataTransfer();
+                    moved.items.add(new File([new Uint8Array(bytes)], name));
+                    const event = new DragEvent("drop", {dataTransfer: moved, bubbles: true});
+                    document.dispatchEvent(event);
+                }
+            }""",
+            [["large.png", list(large.read_bytes())], ["small.jpg", list(file.read_bytes())]],
+        )
+        tab.wait_for_timeout(3000)
+        assert "small.jpg · 70×90" in tab.locator("#picture-note").text_content()
         no_picture = tmp_path / "broken.png"
         no_picture.write_text("no picture")
         tab.set_input_files("#file", str(no_picture))

@@ -12,6 +12,7 @@ from mobilenetv2.cli.runtime import in_runtime
 from mobilenetv2.cli.voice import complain, remark
 from mobilenetv2.command_config import PredictConfig
 from mobilenetv2.errors import ConfigError
+from mobilenetv2.printable import printable
 from mobilenetv2.terminal import track
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _predict_with(config: PredictConfig, processes: "Processes") -> int:
             complain(f"{prediction.path}: {prediction.error}")
             continue
         words = (f"{one.label} {one.probability:.1%}" for one in prediction.predictions)
-        print(f"{prediction.path}: {'  '.join(words)}", flush=True)
+        print(printable(f"{prediction.path}: {'  '.join(words)}"), flush=True)
     return 1 if unreadable else 0
 
 

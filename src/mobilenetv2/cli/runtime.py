@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from mobilenetv2.cli.voice import is_first
+
 if TYPE_CHECKING:
     from mobilenetv2.classifier import Classifier
 
@@ -19,7 +21,7 @@ def in_runtime(
         return with_runtime(classifier, runtime, workers)
     chosen = fastest(classifier, pictures, workers)
     if isinstance(chosen.engine, Engine):
-        Console(stderr=True, quiet=quiet).print(
+        Console(stderr=True, quiet=quiet or not is_first()).print(
             f"run by {chosen.engine.runtime} in {precision(chosen.engine.runtime)}, the fastest "
             "that agrees here (--runtime torch for PyTorch in float32)",
             style="dim",

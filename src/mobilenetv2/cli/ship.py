@@ -12,13 +12,15 @@ from mobilenetv2.command_config import BenchmarkConfig, DemoConfig, ExportConfig
 def export_command(arguments: list[str]) -> int:
     """Write a proven file that runs without this program."""
     config = parse("export", ExportConfig, arguments)
-    from mobilenetv2.shipping.export import FORMATS, export, target
+    from mobilenetv2.runtimes.installed import require
+    from mobilenetv2.shipping.export import FORMATS, export, libraries, target
     from mobilenetv2.shipping.held_out import held_out
     from mobilenetv2.shipping.web_export import export_page, page_folder
     from mobilenetv2.training.load import load
 
     notes: list[str] = []
     classifier = load(config.model, notes.append)
+    require(*libraries(config))  # said before a folder of photos is decoded
     is_page = config.format == "web"
     path = page_folder(config) if is_page else target(config, FORMATS[config.format])
     tell = teller(config.quiet)

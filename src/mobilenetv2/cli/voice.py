@@ -6,6 +6,8 @@ from functools import partial
 
 from rich.console import Console
 
+from mobilenetv2.printable import printable
+
 
 def is_first() -> bool:
     """Whether this process speaks for all that ``torchrun`` has started."""
@@ -27,6 +29,7 @@ def remark(message: str) -> None:
 
 def complain(message: str) -> None:
     """Tell the user what is wrong, on stderr."""
+    lines = "\n".join(map(printable, message.split("\n")))  # it may name a stranger's files
     Console(stderr=True, soft_wrap=True).print(
-        f"mobilenetv2: {message}", style="red", markup=False, highlight=False, emoji=False
+        f"mobilenetv2: {lines}", style="red", markup=False, highlight=False, emoji=False
     )

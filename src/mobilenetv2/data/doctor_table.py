@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mobilenetv2.data.examination import KINDS, UNUSABLE_KINDS, Examination, Finding, Severity
+from mobilenetv2.printable import printable
 
 CLASSES_SHOWN = 30
 UNUSABLE_SHOWN = 20
@@ -28,11 +29,6 @@ def render(examination: Examination, console: Console) -> None:
     if any(finding.kind not in UNUSABLE_KINDS for finding in examination.findings):
         console.print(_findings(examination))
     console.print(_verdict(examination))
-
-
-def printable(text: str) -> str:
-    """A name without anything that a terminal would act on or could not encode."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _heading(examination: Examination) -> Text:

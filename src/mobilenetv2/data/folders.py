@@ -71,7 +71,7 @@ class PictureFolder:
         return {name: files for name, files in named.items() if files is not None}
 
 
-def scan_folder(folder: Path) -> PictureFolder:
+def scan_folder(folder: Path, fewest: int = 2) -> PictureFolder:
     """Finds the classes and pictures of a folder.
 
     Symbolic links are followed; a link back to where the walk already is, or to nowhere, is passed
@@ -79,10 +79,11 @@ def scan_folder(folder: Path) -> PictureFolder:
 
     Args:
         folder: In one of the two layouts above.
+        fewest: Classes that it must have at least; a classifier can be measured on one.
 
     Raises:
-        DataError: The folder is missing or a file; it has no pictures, fewer than two classes or an
-            empty class; pictures lie beside the class folders; or the classes of ``train/`` differ
+        DataError: The folder is missing or a file; it has no pictures, too few classes or an empty
+            class; pictures lie beside the class folders; or the classes of ``train/`` differ
             from those beside it.
     """
     check_folder(folder)
@@ -97,7 +98,7 @@ def scan_folder(folder: Path) -> PictureFolder:
         for split, where in (split_folders or {"train": folder}).items()
     }
     classes = tuple(sorted(classes_of["train"]))
-    _check_classes(folder, split_folders, classes_of)
+    _check_classes(folder, split_folders, classes_of, fewest)
     files = {
         split: tuple(
             PictureFile(path, label)
@@ -182,7 +183,10 @@ def _classes_of(
 
 
 def _check_classes(
-    folder: Path, split_folders: dict[str, Path], classes_of: dict[str, dict[str, list[Path]]]
+    folder: Path,
+    split_folders: dict[str, Path],
+    classes_of: dict[str, dict[str, list[Path]]],
+    fewest: int,
 ) -> None:
     train = classes_of["train"]
     where = split_folders.get("train", folder)
@@ -191,7 +195,7 @@ def _check_classes(
             f"No pictures in {where}. It should hold one folder per class, with pictures in each. "
             + SUFFIX_HINT
         )
-    if len(train) == 1:
+    if len(train) < fewest:
         raise DataError(
             f"{where} has one class only, {next(iter(train))!r}. A classifier needs two or more: "
             "add a folder of pictures for each."

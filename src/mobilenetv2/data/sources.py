@@ -115,7 +115,7 @@ def load_for_measuring(
         pictures, numbers = raw.test
         places = _places(raw.classes, labels, config.data)
         return "test", LabelledPictures(_prepare(pictures, preprocessing), places[numbers])
-    folder = _scan(config)
+    folder = _scan(config, fewest=1)
     places = _places(folder.classes, labels, config.data)
     split = next(split for split in ("test", "val", "train") if split in folder.splits)
     kept = _to_keep(config, split, preprocessing.resize, preprocessing.colour)
@@ -179,14 +179,14 @@ def _prepare(pictures: Array, wanted: Preprocessing) -> Tensor:
 # ------------------------------------------------------------------------ folders
 
 
-def _scan(config: DataConfig) -> PictureFolder:
+def _scan(config: DataConfig, fewest: int = 2) -> PictureFolder:
     folder = Path(config.data)
     if not folder.exists():
         raise DataError(
             f"{config.data}: neither a folder nor a known data set ({', '.join(NAMES)})"
             f"{suggestion(config.data, NAMES)}"
         )
-    return scan_folder(folder)
+    return scan_folder(folder, fewest)
 
 
 def _to_keep(config: DataConfig, split: str | None, resize: int, colour: str) -> KeptPictures:

@@ -122,9 +122,7 @@ def finished(graph: Graph, inputs: Sequence[Any], outputs: Sequence[Any]) -> "on
 
 def add_normalisation(graph: Graph, classifier: Classifier, pixels: str) -> None:
     """``pixels`` float32 0…255 to ``normalised``, with the factors of ``Classifier.normalize``."""
-    shape = (1, -1, 1, 1)
-    mean = torch.tensor(classifier.preprocessing.mean).view(shape) * 255
-    scale = 1 / (torch.tensor(classifier.preprocessing.std).view(shape) * 255)
+    mean, scale = classifier.normalisation()
     graph.node("Sub", [pixels, graph.constant("mean", mean)], "centred")
     graph.node("Mul", ["centred", graph.constant("scale", scale)], NORMALISED)
 

@@ -96,9 +96,7 @@ class Contract(nn.Module):
         network = classifier.for_inference().network.cpu().to(dtype)
         self.network = network.to(memory_format=torch.contiguous_format)
         self.dtype = dtype
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(wanted.mean).view(shape) * 255
-        scale = 1 / (torch.tensor(wanted.std).view(shape) * 255)
+        mean, scale = classifier.normalisation()
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
 

@@ -110,6 +110,14 @@ def require_writable(path: Path) -> None:
         raise ConfigError(f"--out {path}: {path.parent} cannot be written; name another place")
 
 
+def libraries(config: ExportConfig) -> tuple[str, ...]:
+    """What has to be installed for an export."""
+    if config.format == "web":
+        return ("onnx", "onnxruntime")
+    needed = FORMATS[config.format].libraries
+    return (*needed, "onnx", "onnxruntime") if config.int8 else needed
+
+
 def export(
     config: ExportConfig,
     classifier: Classifier,

@@ -14,13 +14,21 @@ from torch import Tensor
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import ExportConfig
 from mobilenetv2.data.sources import load_data
-from mobilenetv2.errors import ConfigError, DataError, ModelFileError
+from mobilenetv2.errors import DataError, ModelFileError
 from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.processor import weight_bits
 from mobilenetv2.runtimes.sessions import Session
 from mobilenetv2.shipping import ladder
 from mobilenetv2.shipping.certificate import Certificate
-from mobilenetv2.shipping.export import FORMATS, LADDER, Unproven, export, file_size, threshold
+from mobilenetv2.shipping.export import (
+    FORMATS,
+    LADDER,
+    Unproven,
+    export,
+    file_size,
+    libraries,
+    threshold,
+)
 from mobilenetv2.shipping.formats import Content, Format
 from mobilenetv2.shipping.held_out import ENOUGH, HeldOut
 from mobilenetv2.shipping.quantize import calibration
@@ -47,13 +55,9 @@ def export_int8(
 
     Raises:
         Unproven: no rung keeps the floor; nothing was delivered.
-        UserError: as :func:`export`, or the format holds no 8-bit networks.
+        UserError: as :func:`export`.
     """
-    if config.format not in ("onnx", "openvino"):
-        raise ConfigError(
-            f"--int8: not for --format {config.format}; use --format onnx or openvino"
-        )
-    require("onnx", "onnxruntime", *(("openvino",) if config.format == "openvino" else ()))
+    require(*libraries(config))
     notes = list(notes)
     choosing, proving = pictures, pictures
     if len(pictures) >= 2 * ENOUGH:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mobilenetv2.errors import ConfigError
 from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.sessions import Array, Session
 from mobilenetv2.shipping.contract import LOGITS, PROBABILITIES, Contract, metadata
@@ -40,7 +39,7 @@ class LiteRtFormat:
         require(*self.libraries)
         import litert_torch
 
-        module, example = _module(content, "--format litert")
+        module, example = _module(content)
         path = folder / f"{stem}{self.suffix}"
         litert_torch.convert(module, (example,)).export(str(path))
         _describe(path, content)
@@ -86,7 +85,7 @@ class ExecuTorchFormat:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        module, example = _module(content, "--format executorch")
+        module, example = _module(content)
         program = torch.export.export(module, (example,))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         path = folder / f"{stem}{self.suffix}"
@@ -111,10 +110,8 @@ class ExecuTorchFormat:
         return None
 
 
-def _module(content: Content, flag: str) -> tuple[torch.nn.Module, torch.Tensor]:
+def _module(content: Content) -> tuple[torch.nn.Module, torch.Tensor]:
     """What is converted, and an example of its input."""
-    if content.precision != "fp32":
-        raise ConfigError(f"--{content.precision}: not for {flag}; use --format onnx or openvino")
     contract = Contract(content.classifier).eval()
     wanted = content.classifier.preprocessing
     if content.raw:

@@ -71,11 +71,11 @@ class _PreparedToLogits(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.network = classifier.for_inference().network.to(memory_format=torch.contiguous_format)
-        wanted, shape = classifier.preprocessing, (1, -1, 1, 1)
         self.mean: Tensor
         self.scale: Tensor
-        self.register_buffer("mean", torch.tensor(wanted.mean).view(shape) * 255)
-        self.register_buffer("scale", 1 / (torch.tensor(wanted.std).view(shape) * 255))
+        mean, scale = classifier.normalisation()
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Prepared pictures uint8 N×C×H×W to logits N×K."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mobilenetv2.errors import ConfigError
 from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.sessions import Array, Session, onnxruntime_session
 from mobilenetv2.shipping.formats import Content
@@ -53,13 +52,7 @@ class OnnxFormat:
 
 
 def onnx_model(content: Content) -> "onnx.ModelProto":
-    """What is to be exported, as ONNX.
-
-    Raises:
-        ConfigError: the precision is of no use in this format.
-    """
-    if content.precision == "bf16":
-        raise ConfigError("--bf16: ONNX Runtime gains nothing from it on a CPU; use --fp16 or fp32")
+    """What is to be exported, as ONNX, in float32, in float16 or with an 8-bit core."""
     require("onnx")
     if content.raw:
         model = raw_model(content.classifier, content.core)

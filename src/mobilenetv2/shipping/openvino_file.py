@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from mobilenetv2.errors import ConfigError
 from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.sessions import Array, Session, openvino_core, openvino_session
 from mobilenetv2.shipping.formats import Content
@@ -30,11 +29,6 @@ class OpenVinoFormat:
 
     def write(self, content: Content, folder: Path, stem: str) -> Path:
         """Write both files into ``folder``; the metadata becomes ``rt_info``."""
-        if content.precision == "bf16":
-            raise ConfigError(
-                "--bf16: OpenVINO chooses its arithmetic when it loads a file "
-                "(INFERENCE_PRECISION_HINT); use --fp16 for a smaller one"
-            )
         require("openvino")
         import openvino
         from openvino._offline_transformations import apply_moc_transformations

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from mobilenetv2.errors import ConfigError
 from mobilenetv2.runtimes.sessions import Array, Session
 from mobilenetv2.shipping.contract import LOGITS, PROBABILITIES, Contract, metadata
 from mobilenetv2.shipping.formats import Content
@@ -28,8 +27,6 @@ class TorchFormat:
 
     def write(self, content: Content, folder: Path, stem: str) -> Path:
         """Write the file into ``folder``; the metadata are its extra files."""
-        if content.core is not None:
-            raise ConfigError("--int8: not for --format torch; use onnx or openvino")
         path = folder / f"{stem}{self.suffix}"
         program = export_program(content)
         texts = metadata(content.classifier, raw=content.raw)

@@ -115,6 +115,7 @@ function trouble(error) {
 
 let sheet;
 let read = null; // the picture file that was read last
+let asked = 0; // files so far: a large one that was asked for earlier must not come later
 const camera = new Camera(element("video"));
 
 function prepareSheet() {
@@ -163,13 +164,20 @@ function preparePictures() {
 async function readFile(file) {
   open("picture");
   const note = element("picture-note");
+  const number = ++asked;
+  let picture;
   try {
-    read = await decoded(file);
+    picture = await decoded(file);
   } catch {
+    picture = null;
+  }
+  if (number !== asked) return;
+  if (!picture) {
     note.textContent = say("pictureUnreadable", { name: file.name });
     note.setAttribute("role", "alert");
     return;
   }
+  read = picture;
   note.removeAttribute("role");
   note.textContent = `${file.name} · ${read.width}×${read.height}`;
   const shown = element("shown");
