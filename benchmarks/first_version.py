@@ -6,6 +6,10 @@ first version and then a whole run of ours with another seed, so that a noisy ma
 alike. The clock counts training (data and augmentation included), not evaluation.
 
     python benchmarks/first_version.py --data-dir ~/mnist --json first_version.json
+    python benchmarks/first_version.py --data-dir ~/mnist --good --epochs 3
+
+The first compares the times to 98.7 %, which the first version needs several epochs for. It never
+comes to 99.5 %: with ``--good`` ours goes that far, beside the first version's single epochs.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +45,16 @@ SPRINT = {
     "zoom": 0.0,
     "shear": 0.0,
 }
+# Few channels on larger maps learn more in the same time than many on small ones. Nearly all
+# pictures are trained on, so those left could not tell which epoch is best: the last is kept.
+GOOD = {
+    "epochs": 8,
+    "width": 0.25,
+    "strides": (1, 2, 1, 2, 2, 1, 1, 1),
+    "dropout": 0.0,
+    "val_fraction": 0.02,
+    "keep": "last",
+}
 EPOCHS = 5
 
 
@@ -48,26 +63,32 @@ def main() -> None:
     arguments = parse()
     print(headline())
     folder = Path(tempfile.mkdtemp())
-    plain, sprints = PlainFirstVersion(arguments.data_dir), []
+    recipe = GOOD if arguments.good else SPRINT
+    plain, ours = PlainFirstVersion(arguments.data_dir), []
     for seed in range(arguments.epochs):
         accuracy = plain.train_epoch()
-        print(f"first version, epoch {seed + 1}: {plain.seconds:7.1f} s  test {accuracy:.2%}")
-        sprint = train_ours(arguments.data_dir, seed, folder / str(seed))
-        sprints.append(sprint)
-        print(f"ours, seed {seed}:           {sprint[0]:7.1f} s  test {sprint[1]:.2%}")
+        print(f"first version, epoch {seed + 1}: {sum(plain.seconds):7.1f} s  test {accuracy:.2%}")
+        ours.append(train_ours(recipe, arguments.data_dir, seed, folder / str(seed)))
+        print(
+            f"ours, seed {seed}:           {ours[-1][0]:7.1f} s  test {ours[-1][1]:.2%}", flush=True
+        )
         if accuracy >= arguments.target:
             break
-    report(arguments, plain, sprints)
+    report(arguments, plain, ours)
 
 
 def parse() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, help="where MNIST lies")
-    parser.add_argument("--target", type=float, default=0.987, help="test accuracy to reach")
+    parser.add_argument("--good", action="store_true", help="ours to 99.5 %% beside single epochs")
+    parser.add_argument("--target", type=float, help="test accuracy to reach (0.987, or 0.995)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the first version, at most")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.target is None:
+        arguments.target = 0.995 if arguments.good else 0.987
+    return arguments
 
 
 class PlainFirstVersion:
@@ -85,7 +106,7 @@ class PlainFirstVersion:
         torch.manual_seed(0)
         self.network = mobilenetv2.FirstVersion()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=0.001)
-        self.seconds = 0.0
+        self.seconds: list[float] = []
         self.accuracies: list[float] = []
 
     def train_epoch(self) -> float:
@@ -97,7 +118,7 @@ class PlainFirstVersion:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        self.seconds += time.perf_counter() - started
+        self.seconds.append(time.perf_counter() - started)
         self.network.eval()  # and it never went back
         with torch.no_grad():
             hits = sum(
@@ -108,34 +129,44 @@ class PlainFirstVersion:
         return self.accuracies[-1]
 
 
-def train_ours(data_dir: Path | None, seed: int, out: Path) -> tuple[float, float]:
+def train_ours(
+    recipe: dict[str, Any], data_dir: Path | None, seed: int, out: Path
+) -> tuple[float, float]:
     """Seconds of training and test accuracy of a short run."""
-    config = mobilenetv2.configure("mnist", data_dir=data_dir, seed=seed, out=out, **SPRINT)
+    config = mobilenetv2.configure("mnist", data_dir=data_dir, seed=seed, out=out, **recipe)
     result = mobilenetv2.train(config)
     return result["training_seconds"], result["test_accuracy"]
 
 
 def report(
-    arguments: argparse.Namespace, plain: PlainFirstVersion, sprints: list[tuple[float, float]]
+    arguments: argparse.Namespace, plain: PlainFirstVersion, ours: list[tuple[float, float]]
 ) -> None:
     """Print the ratio of the times, and write the figures."""
-    reached = plain.accuracies[-1] >= arguments.target
-    ours = statistics.median(seconds for seconds, _ in sprints)
-    accuracy = statistics.mean(accuracy for _, accuracy in sprints)
+    seconds = statistics.median(seconds for seconds, _ in ours)
+    accuracy = statistics.mean(accuracy for _, accuracy in ours)
+    if arguments.good:
+        theirs = statistics.median(plain.seconds)
+        words = f"an epoch of the first version takes {theirs:.0f} s (the median)"
+    else:
+        theirs = sum(plain.seconds)
+        reached = plain.accuracies[-1] >= arguments.target
+        words = (
+            f"first version {'reached' if reached else 'did not reach'} {arguments.target:.2%} in "
+        )
+        words += f"{theirs:.0f} s"
     print(
-        f"first version {'reached' if reached else 'did not reach'} {arguments.target:.2%} in "
-        f"{plain.seconds:.0f} s; ours has {accuracy:.2%} (mean of {len(sprints)} seeds) after "
-        f"{ours:.1f} s: {'' if reached else 'more than '}{plain.seconds / ours:.1f} times sooner"
+        f"{words}; ours has {accuracy:.2%} (mean of {len(ours)} seeds) after {seconds:.1f} s: "
+        f"{theirs / seconds:.1f} times sooner"
     )
     if accuracy < arguments.target:
-        print("ours did not reach the target, so the ratio does not count")
+        print(f"ours did not reach {arguments.target:.2%}, so the ratio does not count")
     if arguments.json:
         figures = {
             "machine": describe(),
             "target": arguments.target,
             "first_version": {"seconds": plain.seconds, "accuracies": plain.accuracies},
-            "ours": [{"seconds": seconds, "accuracy": value} for seconds, value in sprints],
-            "ratio": plain.seconds / ours,
+            "ours": [{"seconds": taken, "accuracy": value} for taken, value in ours],
+            "ratio": theirs / seconds,
         }
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -295,6 +295,9 @@ class TrainConfig(OutputConfig):
     """Decay per step of an exponential moving average of the weights, which is then the model that
     is measured and kept; 0 for none. It starts lower, so that short runs forget random first
     weights; pretrained ones stay in the average."""
+    keep: Literal["best", "last"] = "best"
+    """The epoch that becomes the classifier: the best on the validation pictures, or the last, so
+    that nothing is chosen by them. With few of those the best is partly luck."""
     sync_norm: bool = True
     """Under torchrun: batch norms see the whole batch, as in one process; otherwise each process
     normalises its own part, which is faster and gives other weights."""

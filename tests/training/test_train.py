@@ -100,8 +100,11 @@ def test_train_accuracy_is_measured_like_validation_accuracy(quick: Quick) -> No
         assert last[f"{name}_loss"] == pytest.approx(measured.loss, rel=1e-6)
 
 
-def test_the_best_epoch_is_what_is_delivered(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The later one of equally good ones."""
+@pytest.mark.parametrize(("keep", "kept"), [("best", 4), ("last", 5)])
+def test_the_best_or_the_last_epoch_is_what_is_delivered(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch, keep: str, kept: int
+) -> None:
+    """Of equally good ones the later one; as it was asked for, the last one however bad."""
     hits = iter([0, 2, 1, 2, 1])
 
     def scripted(classifier: Any, pictures: Any, **_: Any) -> Evaluation:
@@ -109,13 +112,13 @@ def test_the_best_epoch_is_what_is_delivered(quick: Quick, monkeypatch: pytest.M
         is_val = len(pictures) == len(data.val)
         return replace(measured, hits=next(hits)) if is_val else measured
 
-    config = quick(epochs=5, ema=0.3)
+    config = quick(epochs=5, ema=0.3, keep=keep)
     data = load_data(config.data)
     monkeypatch.setattr(module, "evaluate", scripted)
     result = mobilenetv2.train(config)
-    assert result["best_epoch"] == 4
+    assert result["best_epoch"] == kept
     best, last = (Checkpoint.load(out_of(config) / f"{name}.pth.tar") for name in ("best", "last"))
-    assert (best.epoch, last.epoch) == (4, 5)
+    assert (best.epoch, last.epoch) == (kept, 5)
     assert best.averaged is not None
     delivered = mobilenetv2.load(out_of(config) / "model.safetensors")
     weights = delivered.network.state_dict()

@@ -23,7 +23,7 @@ def train_command(arguments: list[str]) -> int:
     low, high = result["accuracy_interval"]
     print(
         f"{set_name} accuracy {result[key]:.2%} (95 % interval {low:.2%} to {high:.2%}), "
-        f"best epoch {result['best_epoch']} of {result['epochs']}, "
+        f"{result['kept']} epoch {result['best_epoch']} of {result['epochs']}, "
         f"{result['seconds']:.1f} s: {result['run']}"
     )
     return 0

@@ -15,7 +15,7 @@ from mobilenetv2.training.run_folder import RunFolder
 
 
 def deliver(folder: RunFolder, summary: dict[str, Any]) -> tuple[Classifier, tuple[str, ...]]:
-    """Write ``model.safetensors`` from the best checkpoint, and read it back.
+    """Write ``model.safetensors`` from the kept checkpoint, and read it back.
 
     What is measured afterwards is the file that people get, not what the loop remembers. Where the
     best checkpoint was damaged meanwhile, the last one takes its place.

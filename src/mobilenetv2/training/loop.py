@@ -181,7 +181,7 @@ class Training(RunState):
         history = self.history
         # Of equally good epochs the later one counts: its learning rate was lower, and on a small
         # validation set an early tie is luck.
-        is_best = val.accuracy >= history.best_accuracy
+        is_best = self.config.keep == "last" or val.accuracy >= history.best_accuracy
         if is_best:
             history.best_epoch = self.epoch
             history.best_accuracy = val.accuracy
@@ -228,6 +228,7 @@ class Training(RunState):
             "epochs": self.config.epochs,
             "steps": self.history.steps,
             "lr": self.lr,
+            "kept": self.config.keep,
             "seed": self.config.seed,
             "device": str(self.device.device),
             "precision": self.device.precision,
