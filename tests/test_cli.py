@@ -22,6 +22,7 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.cli import COMMANDS, main
 from mobilenetv2.cli.runtime import in_runtime
 from mobilenetv2.cli.voice import complain
+from mobilenetv2.printable import printable
 from mobilenetv2.runtimes.engine import Engine
 from mobilenetv2.terminal import print_evaluation
 
@@ -296,6 +297,11 @@ def test_a_strangers_labels_do_not_command_the_terminal(
     table = tmp_path / "out.jsonl"
     run_cli("predict", tmp_path / "stranger.safetensors", picture, "--jsonl", table)
     assert json.loads(table.read_text())["predictions"][0]["label"] in evil
+
+
+@pytest.mark.parametrize("name", ["9.41.00\u202fAM", "猫\u3000狗", "می\u200cخواهم", "👩\u200d🔬"])
+def test_names_of_every_language_stay_as_they_are(name: str) -> None:
+    assert printable(name) == name
 
 
 def test_of_many_processes_one_says_what_runs_a_classifier(

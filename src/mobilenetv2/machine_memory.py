@@ -53,7 +53,8 @@ def _own(name: str) -> int | None:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return _peak_elsewhere()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+    found = (int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+    return next(found, None)
 
 
 def _peak_elsewhere() -> int | None:

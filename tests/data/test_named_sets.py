@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.client
+import os
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +207,56 @@ def test_one_fetches_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         found = list(pool.map(read_named_set, [config] * 4))
     assert [len(one.train[1]) for one in found] == [60] * 4
     assert len(asked) == 8
+
+
+def test_who_comes_when_another_has_just_finished_fetches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found half a set, and then did not have to wait for the lock."""
+
+    @contextmanager
+    def late(_: Path) -> Iterator[bool]:
+        write_mnist(tmp_path / "MNIST" / "raw")
+        yield False
+
+    monkeypatch.setattr(named_sets, "one_at_a_time", late)
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:1/"])
+    assert len(read_named_set(DataConfig(data="mnist", data_dir=tmp_path)).train[1]) == 60
+
+
+def test_what_a_killed_download_left_is_removed_a_day_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "here" / ".download-old", tmp_path / "here" / ".download-new"
+    for folder in (old, new):
+        write_mnist(folder)
+    os.utime(old, (0, 0))
+    with published_here(write_mnist(tmp_path / "source", zipped=True), monkeypatch):
+        read_named_set(DataConfig(data="mnist", data_dir=tmp_path / "here"))
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_an_archive_that_lies_there_is_not_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision checks and unpacks it where it finds it."""
+
+    class FakeCifar:
+        classes = ("plane", "car")
+        filename = "cifar.tar.gz"
+
+        def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
+            if download:
+                assert (Path(root) / self.filename).read_text() == "whole", "it would be fetched"
+                (Path(root) / "batches").write_text("unpacked")
+            if not (Path(root) / "batches").exists():
+                raise RuntimeError("not found")
+            self.data, self.targets = np.zeros((4, 32, 32, 3), np.uint8), [0, 1, 0, 1]
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeCifar)
+    (tmp_path / "cifar.tar.gz").write_text("whole")
+    assert len(read_named_set(DataConfig(data="cifar10", data_dir=tmp_path)).train[1]) == 4
 
 
 PUBLISHED = {

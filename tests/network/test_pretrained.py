@@ -27,7 +27,7 @@ from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from mobilenetv2.errors import ModelFileError, UserError
 from mobilenetv2.network import weights_files
 from mobilenetv2.network.downloads import fetch
-from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.network.mobilenetv2 import PAPER_STRIDES, MobileNetV2
 from mobilenetv2.network.pretrained import find_weights, load_weights
 from mobilenetv2.network.weights import Weights, WeightsInfo
 
@@ -293,6 +293,9 @@ def test_metadata_of_a_saved_classifier_are_heard(tmp_path: Path, cache: Path) -
     assert (info.width, info.padding, info.norm_eps) == (0.6, "keras", 0.002)
     assert (info.mean, info.std, info.in_channels) == ((0.1,), (0.3,), 1)
     assert info.strides == (2, 1, 1, 2, 1, 1, 1, 1)
+    description["network"]["strides"] = None
+    save_file(state, file, {"mobilenetv2": json.dumps(description)})
+    assert find_weights(file, cache, in_channels=1).info.strides == PAPER_STRIDES
     for strides in ([2, 1], [2, 1, 1, 2, 1, 1, 1, 3], "none", 7):
         description["network"]["strides"] = strides
         save_file(state, file, {"mobilenetv2": json.dumps(description)})

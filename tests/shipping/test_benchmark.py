@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -211,6 +212,26 @@ def test_a_runtime_that_fails_leaves_the_others_their_figures(
     failing = "torch"
     with pytest.raises(WorkFailed, match=f"^torch could not be measured: {words}"):
         benchmark.run(config, classifier, Console(quiet=True))
+
+
+def test_an_error_that_cannot_leave_its_process_comes_as_words(
+    digits_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch.compile's does, which keeps a frame."""
+
+    class CompileError(Exception):
+        def __init__(self, frame: object) -> None:
+            super().__init__("no compiler\nmore")
+            self.frame = frame
+
+    def failing(_: Classifier) -> Any:
+        raise CompileError(sys._getframe())
+
+    monkeypatch.setitem(benchmark.RUNTIMES, "torch-compiled", failing)
+    pictures = np.zeros((2, 1, 8, 8), np.uint8)
+    with pytest.raises(WorkFailed) as error:
+        measure("torch-compiled", digits_model, pictures, (1,), 0.01, True)
+    assert str(pickle.loads(pickle.dumps(error.value))) == "CompileError: no compiler"
 
 
 def test_memory_that_the_system_does_not_tell_is_left_out() -> None:

@@ -52,6 +52,10 @@ def test_what_has_learned_nothing_names_no_pictures(
     assert code == 0
     assert "light" in out
     assert "this run has not ended; last.pth.tar was taken, from step 7 of epoch 1" in error
+    checkpoint.step = 0
+    checkpoint.settings["transfer"]["weights"] = "imagenet"  # whose head was fitted by then
+    save_archive(checkpoint.to_archive(), last)
+    assert run_cli("predict", unfinished, picture)[0] == 0
     last.unlink()
     (unfinished / "previous.pth.tar").unlink()
     with pytest.raises(ModelFileError, match="has not saved a model yet"):

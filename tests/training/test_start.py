@@ -226,7 +226,7 @@ def test_a_grey_classifier_or_its_checkpoint_starts_a_grey_run(
 def test_ones_own_classifier_brings_the_strides_that_it_was_trained_with(
     quick: Callable[..., TrainConfig],
 ) -> None:
-    """Its weights are of use only in such a network, unless others were asked for."""
+    """Its weights are of use only in such a network, whatever a recipe or a flag says."""
     own = (2, 1, 2, 2, 2, 1, 1, 1)
     config = quick(epochs=1, strides=own)
     mobilenetv2.train(config)
@@ -234,9 +234,11 @@ def test_ones_own_classifier_brings_the_strides_that_it_was_trained_with(
     begun = start(quick("second", weights=f"{weights}/model.safetensors", tune="all"))
     assert begun.config.network.strides == own
     assert begun.classifier.config.strides == own
-    other = start(quick("third", weights=f"{weights}/model.safetensors", tune="all",
-                        strides=PAPER_STRIDES))  # fmt: skip
-    assert other.classifier.config.strides == PAPER_STRIDES
+    assert "was trained" not in " ".join(begun.notes)
+    other = {"weights": f"{weights}/model.safetensors", "tune": "all", "strides": PAPER_STRIDES}
+    begun = start(quick("third", **other))
+    assert begun.classifier.config.strides == own
+    assert "strides 2 1 2 2 2 1 1 1, with which model.safetensors was trained" in begun.notes
 
 
 def test_who_waits_for_a_download_is_told_once(
@@ -257,7 +259,9 @@ def test_who_waits_for_a_download_is_told_once(
         "--weights imagenet: downloading them, once (14 MB)"
     ]
     told.clear()
+    monkeypatch.undo()
     start(photos(weights=str(trunk)), tell=told.append)
+    assert not [line for line in told if "downloading" in line]
 
 
 def test_padding_that_was_asked_for_says_who_trained_a_file(

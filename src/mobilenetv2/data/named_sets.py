@@ -7,6 +7,8 @@ lie already: in torchvision's layout or, for MNIST and its likes, as bare idx fi
 import gzip
 import hashlib
 import math
+import shutil
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,6 +31,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 IDX_SETS = ("mnist", "fashion-mnist", "kmnist")
 CIFAR_SETS = ("cifar10", "cifar100")
 NAMES = ("digits", *IDX_SETS, *CIFAR_SETS)
+
+PART = ".download-"
+"""What the names of folders begin with into which sets are fetched."""
+LEFT_BEHIND = 24 * 3600
+"""Seconds after which a download cannot be going on any more."""
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_TEST_SEED = 0  # the test set is the same for every run, whatever its seeds
@@ -183,9 +190,7 @@ def _cifar(name: str, folder: Path) -> NamedSet:
     )
 
 
-def _download(
-    dataset_class: Callable[..., object], folder: Path, why: str, read: Callable[[], object]
-) -> None:
+def _download(dataset_class: Any, folder: Path, why: str, read: Callable[[], object]) -> None:
     """Fetch through torchvision, which shows progress and checks sums, into ``folder``.
 
     It writes to the files' own names; here they get these once all are whole, so that nobody reads
@@ -195,31 +200,54 @@ def _download(
         dataset_class: torchvision's.
         folder: where the set lies then, in torchvision's layout.
         why: what is wrong with what lies there.
-        read: reads the set; tried again where another process was fetching it.
+        read: reads the set; tried again, as another process may have fetched it meanwhile.
 
     Raises:
         DataError: no network, a wrong checksum, or a folder that cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(folder / f".{dataset_class.__name__}.lock") as waited:
-            if waited:
-                with suppress(OSError, RuntimeError, DataError):
-                    read()
-                    return
-            with TemporaryDirectory(prefix=".download-", dir=folder) as fresh:
-                dataset_class(fresh, download=True)
-                for file in sorted(Path(fresh).rglob("*")):
-                    if file.is_file():
-                        target = folder / file.relative_to(fresh)
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        file.replace(target)
+        with one_at_a_time(folder / f".{dataset_class.__name__}.lock"):
+            if not _reads(read):
+                _fetch(dataset_class, folder)
     except (OSError, RuntimeError, HTTPException) as error:
+        if _reads(read):  # where there are no locks, another process may have been sooner
+            return
         reason = " ".join(str(error).split())  # torchvision's has several lines
         raise DataError(
             f"{why}, and the download failed ({reason}). Put the files there yourself, or name the "
             "folder that holds them with --data-dir"
         ) from error
+
+
+def _reads(read: Callable[[], object]) -> bool:
+    """Whether another process has fetched the set meanwhile."""
+    with suppress(OSError, RuntimeError, DataError):
+        read()
+        return True
+    return False
+
+
+def _fetch(dataset_class: Any, folder: Path) -> None:
+    _sweep(folder)
+    with TemporaryDirectory(prefix=PART, dir=folder) as fresh:
+        archive = folder / getattr(dataset_class, "filename", "")
+        if archive.is_file():  # torchvision checks it, and fetches another if it is damaged
+            shutil.copy(archive, fresh)
+        dataset_class(fresh, download=True)
+        for file in sorted(Path(fresh).rglob("*")):
+            if file.is_file():
+                target = folder / file.relative_to(fresh)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what downloads left behind that were killed, a day ago or earlier."""
+    for part in folder.glob(f"{PART}*"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > LEFT_BEHIND:
+                shutil.rmtree(part)
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:

@@ -142,7 +142,7 @@ def _info_of_classifier(info: WeightsInfo, description: Mapping[str, Any]) -> We
     mean = tuple(float(value) for value in preprocessing["mean"])
     std = tuple(float(value) for value in preprocessing["std"])
     width = float(network["width"])
-    strides = tuple(int(stride) for stride in network["strides"])
+    strides = tuple(map(int, network["strides"] or PAPER_STRIDES))  # left out, the paper's
     if len(strides) != len(PAPER_STRIDES) or not {1, 2}.issuperset(strides):
         raise ValueError(f"strides {strides}")
     if not (0 < width < 100 and mean and len(mean) == len(std) and all(s > 0 for s in std)):

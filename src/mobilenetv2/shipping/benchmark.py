@@ -168,7 +168,23 @@ def measure(
     """One runtime, ``seconds`` at each batch size; its logits too if ``answers``.
 
     For a process of its own; ``pictures`` are prepared, uint8 N×C×H×W.
+
+    Raises:
+        Mobilenetv2Error: whatever went wrong, in words: errors of other libraries may hold what
+            does not come back from the process.
     """
+    try:
+        return _measured(name, model, pictures, batch_sizes, seconds, answers)
+    except Mobilenetv2Error:
+        raise
+    except Exception as error:
+        raise WorkFailed(_reason(error)) from None
+
+
+def _measured(
+    name: str, model: Path, pictures: Array, batch_sizes: Sequence[int], seconds: float,
+    answers: bool,
+) -> Visit:  # fmt: skip
     classifier = load(model)
     taken = Resident()
     begun = time.perf_counter()

@@ -115,7 +115,7 @@ def libraries(config: ExportConfig) -> tuple[str, ...]:
     if config.format == "web":
         return ("onnx", "onnxruntime")
     needed = FORMATS[config.format].libraries
-    return (*needed, "onnx", "onnxruntime") if config.int8 else needed
+    return tuple(dict.fromkeys((*needed, "onnx", "onnxruntime"))) if config.int8 else needed
 
 
 def export(

@@ -17,8 +17,8 @@ EXPORTED = {".onnx", ".xml", ".bin", ".pt2", ".tflite", ".pte", ".html"}
 def load(model: str | Path, tell: Callable[[str], object] = lambda _: None) -> Classifier:
     """The classifier in a run folder, a ``.safetensors`` file or a ``.pth.tar`` checkpoint.
 
-    A run that is not finished gives its best epoch so far, and before the first has ended what it
-    has saved since.
+    A run that is not finished gives the epoch that it would keep so far, and before the first has
+    ended what it has saved since.
 
     Args:
         model: what is named.
@@ -88,7 +88,8 @@ def _from_run(folder: RunFolder, tell: Callable[[str], object]) -> Classifier:
     if not there:
         raise ModelFileError(f"{folder.path}: this run has not saved a model yet")
     found, file, notes = Checkpoint.load_first_good(*there)
-    if not found.epoch and not found.step:
+    weights = found.settings.get("transfer", {}).get("weights", "none")
+    if not found.epoch and not found.step and weights == "none":  # others have a head already
         raise ModelFileError(
             f"{folder.path}: this run has learned nothing yet; wait for its first epoch to end"
         )

@@ -169,7 +169,7 @@ class Training(RunState):
         raise too_little_memory(reason, self.config.batch_size, batch.labels.device, fits)
 
     def _validate_epoch(self, reporter: Reporter) -> None:
-        """Measure, remember the best, tell, save; only a good epoch is ever saved."""
+        """Measure, remember the one to keep, tell, save; only a good epoch is ever saved."""
         self.parallel.agree(self.network, self.averaged)
         with self.stop.at_once():
             train, val = self._measure(self.train_sample), self._measure(self.data.val)

@@ -4,10 +4,10 @@
 ``config.yaml``       what was asked, every setting written out
 ``metrics.jsonl``     what happened: one JSON object per line, ``event`` is step, epoch or end
 ``result.json``       what came out
-``model.safetensors`` the classifier of the best epoch
+``model.safetensors`` the classifier of the epoch that is kept, by default the best
 ``last.pth.tar``      everything needed to go on
 ``previous.pth.tar``  the same, one save earlier: kept until the run is finished
-``best.pth.tar``      the same, after the epoch with the best validation
+``best.pth.tar``      the same, after the epoch that is kept so far
 ``*.png``             the pictures: curves, confusion, mistakes
 ===================== ==================================================================
 """

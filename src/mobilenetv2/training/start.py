@@ -69,10 +69,13 @@ def start(config: TrainConfig, processes: Processes = ALONE, tell: Tell = lambda
     data = replace(data, preprocessing=prepared)
     options = {
         "width": info.width,
-        "strides": config.network.strides or info.strides,
+        "strides": info.strides or config.network.strides,
         "padding": info.padding,
         "norm_eps": info.norm_eps,
     }
+    if info.strides not in (None, config.network.strides) and config.network.strides:
+        strides = " ".join(map(str, info.strides or ()))
+        notes += (f"strides {strides}, with which {info.origin} was trained",)
     network = config.network.model_copy(update=options)
     begun = _assemble(config.model_copy(update={"network": network}), data, notes, tell)
     assert isinstance(begun.classifier.network, MobileNetV2)

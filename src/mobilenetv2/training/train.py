@@ -117,9 +117,9 @@ def run_range_test(config: TrainConfig, console: Console | None = None) -> Range
                 "--tune all, or for a number of blocks"
             )
         check_memory(begun)
-        if begun.tuning.pretrained:  # the test starts from what training starts from
-            fit_first_head(begun, portions.for_first_head(begun.data))
         with strictly(config.machine.deterministic):
+            if begun.tuning.pretrained:  # the test starts from what training starts from
+                fit_first_head(begun, portions.for_first_head(begun.data))
             return find_lr_of(begun)
 
 

@@ -185,7 +185,7 @@ async function readFile(file) {
   shown.getContext("2d").putImageData(read, 0, 0);
   shown.hidden = false;
   element("dropping").hidden = true;
-  namePicture();
+  if (source === "picture") namePicture(); // another tab may have been opened meanwhile
 }
 
 function namePicture() {
