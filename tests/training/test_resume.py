@@ -353,8 +353,7 @@ def test_a_second_signal_leaves_at_once(
 def test_a_damaged_best_checkpoint_costs_no_run(unfinished: Path) -> None:
     best = unfinished / "best.pth.tar"
     best.write_bytes(best.read_bytes()[:-100])
-    with pytest.raises(ModelFileError, match=r"best\.pth\.tar"):
-        mobilenetv2.load(unfinished)
+    assert mobilenetv2.load(unfinished).labels == ("dark", "light"), "the last one takes its place"
     result = mobilenetv2.resume(unfinished)
     assert (result["epochs"], result["best_epoch"]) == (2, 2)
 
