@@ -15,7 +15,7 @@ from rich.console import Console
 
 import mobilenetv2
 from mobilenetv2.config import TrainConfig
-from mobilenetv2.errors import Interrupted, ModelFileError, WorkFailed
+from mobilenetv2.errors import Interrupted, WorkFailed
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training import loop as module
 from mobilenetv2.training.checkpoints import Checkpoint, save_archive
