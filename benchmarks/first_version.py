@@ -145,17 +145,18 @@ def report(
     seconds = statistics.median(seconds for seconds, _ in ours)
     accuracy = statistics.mean(accuracy for _, accuracy in ours)
     if arguments.good:
-        theirs, least = statistics.median(plain.seconds), ""
+        theirs = statistics.median(plain.seconds)
+        ratio = f"{seconds / theirs:.2f} of such an epoch"
         words = f"an epoch of the first version takes {theirs:.0f} s (the median)"
     else:
         theirs = sum(plain.seconds)
         reached = plain.accuracies[-1] >= arguments.target
-        least = "" if reached else "more than "
+        ratio = f"{'' if reached else 'more than '}{theirs / seconds:.1f} times sooner"
         told = "reached" if reached else "did not reach"
         words = f"first version {told} {arguments.target:.2%} in {theirs:.0f} s"
     print(
         f"{words}; ours has {accuracy:.2%} (mean of {len(ours)} seeds) after {seconds:.1f} s: "
-        f"{least}{theirs / seconds:.1f} times sooner"
+        f"{ratio}"
     )
     if accuracy < arguments.target:
         print(f"ours did not reach {arguments.target:.2%}, so the ratio does not count")
