@@ -19,7 +19,7 @@ import pytest
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from mobilenetv2.config import DataConfig
-from mobilenetv2.data import named_sets
+from mobilenetv2.data import named_sets, set_downloads
 from mobilenetv2.data.named_sets import read_idx, read_named_set
 from mobilenetv2.data.sources import load_data
 from mobilenetv2.errors import DataError
@@ -219,7 +219,7 @@ def test_who_comes_when_another_has_just_finished_fetches_nothing(
         write_mnist(tmp_path / "MNIST" / "raw")
         yield False
 
-    monkeypatch.setattr(named_sets, "one_at_a_time", late)
+    monkeypatch.setattr(set_downloads, "one_at_a_time", late)
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:1/"])
     assert len(read_named_set(DataConfig(data="mnist", data_dir=tmp_path)).train[1]) == 60
 

@@ -7,35 +7,25 @@ lie already: in torchvision's layout or, for MNIST and its likes, as bare idx fi
 import gzip
 import hashlib
 import math
-import shutil
-import time
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from mobilenetv2.cache import cache_folder
 from mobilenetv2.config import DataConfig
+from mobilenetv2.data.set_downloads import download_set
 from mobilenetv2.data.splits import stratified_split
 from mobilenetv2.errors import DataError
-from mobilenetv2.locks import one_at_a_time
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 IDX_SETS = ("mnist", "fashion-mnist", "kmnist")
 CIFAR_SETS = ("cifar10", "cifar100")
 NAMES = ("digits", *IDX_SETS, *CIFAR_SETS)
-
-PART = ".download-"
-"""What the names of folders begin with into which sets are fetched."""
-LEFT_BEHIND = 24 * 3600
-"""Seconds after which a download cannot be going on any more."""
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_TEST_SEED = 0  # the test set is the same for every run, whatever its seeds
@@ -127,7 +117,7 @@ def _idx_set(name: str, folder: Path) -> NamedSet:
         if place not in (None, fetched):
             raise
         # A download of torchvision's own that was interrupted leaves half a set in its layout.
-        _download(dataset_class, folder, str(error), lambda: read_both(fetched))
+        download_set(dataset_class, folder, str(error), lambda: read_both(fetched))
         train, test = read_both(fetched)
     if place == folder and name != "mnist" and _is_mnist(train[1]):
         raise DataError(
@@ -180,7 +170,7 @@ def _cifar(name: str, folder: Path) -> NamedSet:
     try:
         train = read_train()
     except (OSError, RuntimeError):  # not there, damaged or forbidden
-        _download(dataset_class, folder, f"{name}: not found in {folder}", read_train)
+        download_set(dataset_class, folder, f"{name}: not found in {folder}", read_train)
         train = read_train()
     test = dataset_class(str(folder), train=False)
     return NamedSet(
@@ -188,66 +178,6 @@ def _cifar(name: str, folder: Path) -> NamedSet:
         (train.data, np.array(train.targets, np.int64)),
         (test.data, np.array(test.targets, np.int64)),
     )
-
-
-def _download(dataset_class: Any, folder: Path, why: str, read: Callable[[], object]) -> None:
-    """Fetch through torchvision, which shows progress and checks sums, into ``folder``.
-
-    It writes to the files' own names; here they get these once all are whole, so that nobody reads
-    half a file, and one process fetches for all.
-
-    Args:
-        dataset_class: torchvision's.
-        folder: where the set lies then, in torchvision's layout.
-        why: what is wrong with what lies there.
-        read: reads the set; tried again, as another process may have fetched it meanwhile.
-
-    Raises:
-        DataError: no network, a wrong checksum, or a folder that cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(folder / f".{dataset_class.__name__}.lock"):
-            if not _reads(read):
-                _fetch(dataset_class, folder)
-    except (OSError, RuntimeError, HTTPException) as error:
-        if _reads(read):  # where there are no locks, another process may have been sooner
-            return
-        reason = " ".join(str(error).split())  # torchvision's has several lines
-        raise DataError(
-            f"{why}, and the download failed ({reason}). Put the files there yourself, or name the "
-            "folder that holds them with --data-dir"
-        ) from error
-
-
-def _reads(read: Callable[[], object]) -> bool:
-    """Whether another process has fetched the set meanwhile."""
-    with suppress(OSError, RuntimeError, DataError):
-        read()
-        return True
-    return False
-
-
-def _fetch(dataset_class: Any, folder: Path) -> None:
-    _sweep(folder)
-    with TemporaryDirectory(prefix=PART, dir=folder) as fresh:
-        archive = folder / getattr(dataset_class, "filename", "")
-        if archive.is_file():  # torchvision checks it, and fetches another if it is damaged
-            shutil.copy(archive, fresh)
-        dataset_class(fresh, download=True)
-        for file in sorted(Path(fresh).rglob("*")):
-            if file.is_file():
-                target = folder / file.relative_to(fresh)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(target)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what downloads left behind that were killed, a day ago or earlier."""
-    for part in folder.glob(f"{PART}*"):
-        with suppress(OSError):
-            if time.time() - part.stat().st_mtime > LEFT_BEHIND:
-                shutil.rmtree(part)
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:

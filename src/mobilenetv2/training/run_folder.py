@@ -83,11 +83,14 @@ class RunFolder:
             folder = cls(path, RunLock(path), is_new=True)
             with folder._closed_if_it_fails():
                 folder._refuse_a_run(config.overwrite)
-                with folder._brought_back_if_it_fails():
+                try:
                     folder._make_room()
                     # What is read from there later was not asked to overwrite anything.
                     settings = config.model_copy(update={"overwrite": False})
                     write_text(folder.config, to_yaml(settings))
+                except BaseException:
+                    folder.replaced.bring_back()
+                    raise
         except OSError as error:
             where = error.filename or path
             raise ConfigError(
@@ -246,14 +249,6 @@ class RunFolder:
             yield
         except BaseException:
             self.close()
-            raise
-
-    @contextmanager
-    def _brought_back_if_it_fails(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.replaced.bring_back()
             raise
 
     @contextmanager
