@@ -578,7 +578,7 @@ def test_without_a_compiler_pytorch_alone_does_it(monkeypatch, nothing_loaded):
 def test_only_what_is_wanted_is_compiled(monkeypatch, nothing_loaded):
     built = []
     monkeypatch.setattr(cpp_kernels.native, "build", lambda *wanted: built.append(wanted) or "")
-    monkeypatch.setattr(cpp_kernels, "CppKernels", lambda library: library)
+    monkeypatch.setattr(cpp_kernels, "CppKernels", lambda library, _: library)
     assert choose(CPU, "auto").kind == "cpp"
     assert choose(CPU, "auto", torch.bfloat16).kind == "cpp"
     assert choose(CPU, "auto", torch.bfloat16).kind == "cpp"
@@ -591,7 +591,7 @@ def test_who_must_wait_is_told(tmp_path, monkeypatch, nothing_loaded):
     source = tmp_path / "fast_ops.cpp"
     source.write_text("int nothing;")
     monkeypatch.setattr(cpp_kernels, "SOURCE", source)
-    monkeypatch.setattr(cpp_kernels, "CppKernels", lambda library: library)
+    monkeypatch.setattr(cpp_kernels, "CppKernels", lambda library, _: library)
     told = []
     for _ in range(2):
         assert choose(CPU, "auto", torch.float32, told.append).kind == "cpp"

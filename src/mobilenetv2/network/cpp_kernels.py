@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mobilenetv2.network import cpp_structures as structures
 from mobilenetv2.network import native
-from mobilenetv2.network.kernels import STORED, Block, Kernels, MapShape, real_dtype
+from mobilenetv2.network.kernels import STORED, Chain, Kernels, MapShape, real_dtype
 
 SOURCE = Path(__file__).with_name("fast_ops.cpp")
 
@@ -19,7 +19,11 @@ SOURCE = Path(__file__).with_name("fast_ops.cpp")
 class CppKernels(Kernels):
     """A compiled library, loaded; see `struct Norm` and `struct NormGradient` there."""
 
-    def __init__(self, library: str) -> None:
+    has_stem = True
+    has_chains = True
+
+    def __init__(self, library: str, dtype: torch.dtype) -> None:
+        self._dtype, self._real = dtype, real_dtype(dtype)
         loaded = ctypes.CDLL(library)
         pointer, integer, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 
@@ -46,8 +50,13 @@ class CppKernels(Kernels):
         )
         self._depthwise = function("depthwise_forward", *(pointer,) * 7)
         self._depthwise_backward = function("depthwise_backward", *(pointer,) * 11)
-        self._block = function("block_forward", *(pointer,) * 6)
-        self._block_backward = function("block_backward", *(pointer,) * 12)
+        self._stem = function(
+            "stem_forward", pointer, pointer, pointer, count, pointer, pointer, pointer
+        )
+        self._stem_backward = function("stem_backward", *(pointer,) * 6, count, pointer)
+        self._chain_counts = function("chain_counts", pointer, pointer)
+        self._chain = function("chain_forward", *(pointer,) * 5)
+        self._chain_backward = function("chain_backward", *(pointer,) * 8)
 
     def statistics(self, y: Tensor, module: nn.BatchNorm2d) -> Tensor:
         rows, channels = y.shape
@@ -146,51 +155,83 @@ class CppKernels(Kernels):
         )  # fmt: skip
         return gx, weight_gradient, x_gradient
 
-    def block(self, block: Block, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        shape, parts = block.shape, block.parts
-        hidden, out, out_rows = shape.channels, parts[-1].kernel.shape[0], shape.out_rows
-        expands = len(parts) == 3
-        outputs = x.new_empty(expands * x.shape[0] * hidden + out_rows * (hidden + out))
-        norms = _uninitialised(x, 5 * (expands * hidden + hidden + out))
-        z = x.new_empty(out_rows, out)
-        self._block(
-            structures.inverted_residual(shape, x, parts), x.data_ptr(), outputs.data_ptr(),
-            norms.data_ptr(), x.data_ptr() if block.has_shortcut else None, z.data_ptr(),
+    def stem(
+        self, x: Tensor, weight: Tensor, shape: MapShape, module: nn.BatchNorm2d
+    ) -> tuple[Tensor, Tensor]:
+        out = weight.shape[0]
+        x, taps = x.to(self._real), _by_tap(weight)
+        y = x.new_empty(shape.out_rows, out, dtype=self._dtype)
+        norm = _norm_of(y)
+        self._stem(
+            x.data_ptr(), taps.data_ptr(), structures.map_shape(shape), out, y.data_ptr(),
+            structures.norm_module(module), norm.data_ptr(),
         )  # fmt: skip
-        return z, (outputs, norms)
+        return y, norm
 
-    def block_backward(
-        self, g: Tensor, x: Tensor, kept: Sequence[Tensor], kernels: Sequence[Tensor],
-        shape: MapShape, shortcut: Tensor | None, wants_x: bool, wants: Sequence[bool],
-    ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
-        outputs, norms = kept
-        hidden, out, rows, out_rows = shape.channels, g.shape[1], x.shape[0], shape.out_rows
-        expands = len(kernels) == 3
-        scratch = x.new_empty((out_rows + expands * rows) * hidden)
-        gx = torch.empty_like(x) if wants_x or not expands else None
-        wants = [*wants[:-2], True, wants[-1]]  # the depthwise kernel's is always made
-        # All gradients of parameters are views of one allocation: one each would take longer.
-        channels = [hidden] * (1 + expands) + [out]
-        counts = [count for c in channels for count in (2 * c, c, c)]
-        counts += [wanted * kernel.numel() for kernel, wanted in zip(kernels, wants, strict=True)]
-        pieces = _uninitialised(x, sum(counts)).split(counts)
-        of_kernels = [
-            piece.view(kernel.shape) if wanted else None
-            for piece, kernel, wanted in zip(pieces[-len(kernels) :], kernels, wants, strict=True)
-        ]
-        g_expansion, g_depthwise, g_projection = [None, *of_kernels][-3:]
-        self._block_backward(
-            structures.inverted_residual_for_backward(shape, x, kernels), g.data_ptr(),
-            x.data_ptr(), outputs.data_ptr(), norms.data_ptr(),
-            _pointer(shortcut if expands else None), scratch.data_ptr(), pieces[0].data_ptr(),
-            _pointer(g_expansion), _pointer(g_depthwise), _pointer(g_projection), _pointer(gx),
+    def stem_backward(
+        self, g: Tensor, y: Tensor, norm: Tensor, gradient: Tensor, x: Tensor, weight: Tensor,
+        shape: MapShape,
+    ) -> Tensor:  # fmt: skip
+        x = x.to(self._real)
+        by_tap = weight.new_empty(3, 3, shape.channels, weight.shape[0])
+        self._stem_backward(
+            g.data_ptr(), y.data_ptr(), norm.data_ptr(), gradient.data_ptr(), x.data_ptr(),
+            structures.map_shape(shape), weight.shape[0], by_tap.data_ptr(),
         )  # fmt: skip
-        if shortcut is not None and gx is not None and not expands:
-            gx += shortcut
+        return by_tap.permute(3, 2, 0, 1)
+
+    def chain(self, chain: Chain, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if chain.stem:
+            x = x.to(self._real)
+        kernels = [part.kernel for part in chain.parts]
+        if chain.stem:
+            kernels[0] = _by_tap(kernels[0])
+        structure = structures.chain(chain, kernels, with_norms=True)
+        outputs, norms, _, _ = self._counts_of(structure)
+        rows = chain.images if chain.head else chain.images * chain.height * chain.width
+        kept = x.new_empty(outputs, dtype=self._dtype), x.new_empty(norms, dtype=self._real)
+        out = x.new_empty(rows, kernels[-1].shape[0], dtype=self._dtype)
+        self._chain(structure, x.data_ptr(), kept[0].data_ptr(), kept[1].data_ptr(), out.data_ptr())
+        return out, kept
+
+    def chain_backward(
+        self, chain: Chain, g: Tensor, x: Tensor, kept: Sequence[Tensor], kernels: Sequence[Tensor],
+        wants_x: bool, wants: Sequence[bool],
+    ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+        if chain.stem:
+            x = x.to(self._real)
+        structure = structures.chain(chain, kernels, with_norms=False)
+        _, _, numbers, workspace = self._counts_of(structure)
+        flat = _uninitialised(g, numbers)
+        gx = torch.empty_like(x) if wants_x else None
+        scratch = g.new_empty(workspace)
+        self._chain_backward(
+            structure, g.data_ptr(), x.data_ptr(), kept[0].data_ptr(), kept[1].data_ptr(),
+            scratch.data_ptr(), flat.data_ptr(), _pointer(gx),
+        )  # fmt: skip
+        # One allocation and views of it: an allocation for each gradient would take longer.
+        counts = [
+            count
+            for kernel in kernels
+            for count in (kernel.numel(), 2 * len(kernel), len(kernel), len(kernel))
+        ]
+        pieces = flat.split(counts)
         gradients: list[Tensor | None] = []
-        for place, g_kernel in enumerate(of_kernels):
-            gradients += [g_kernel, *pieces[3 * place + 1 : 3 * place + 3]]
+        for place, (kernel, is_wanted) in enumerate(zip(kernels, wants, strict=True)):
+            of_kernel, _, of_weight, of_bias = pieces[4 * place : 4 * place + 4]
+            if chain.stem and place == 0:
+                out, channels, _, _ = kernel.shape
+                of_kernel = of_kernel.view(3, 3, channels, out).permute(3, 2, 0, 1)
+            else:
+                of_kernel = of_kernel.view(kernel.shape)
+            gradients += [of_kernel if is_wanted else None, of_weight, of_bias]
         return gx, gradients
+
+    def _counts_of(self, chain: Any) -> Iterable[int]:
+        """See ``chain_counts`` there."""
+        counts = (ctypes.c_int64 * 4)()
+        self._chain_counts(chain, counts)
+        return counts
 
 
 @functools.cache
@@ -202,7 +243,7 @@ def load(dtype: torch.dtype) -> CppKernels:
         OSError: the library cannot be loaded.
         AttributeError: the library lacks a function.
     """
-    return CppKernels(str(native.build(SOURCE, *_flags(dtype))))
+    return CppKernels(str(native.build(SOURCE, *_flags(dtype))), dtype)
 
 
 def must_compile(dtype: torch.dtype) -> bool:
@@ -228,6 +269,11 @@ def _norm_of(y: Tensor) -> Tensor:
 
 def _gradient_of(y: Tensor) -> Tensor:
     return _uninitialised(y, 4, y.shape[1])
+
+
+def _by_tap(weight: Tensor) -> Tensor:
+    """A stem's kernel as 3×3 × channels × outputs."""
+    return weight.detach().permute(2, 3, 1, 0).contiguous()
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mobilenetv2.network.kernels import MapShape, Part
+from mobilenetv2.network.kernels import Block, Chain, MapShape, Part
 
 
 class _NormModule(ctypes.Structure):
@@ -29,18 +29,43 @@ class _MapShape(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in MapShape._fields)
 
 
-_LAYER_FIELDS = (("kernel", ctypes.c_void_p), *_NormModule._fields_)
+def _layer_fields(prefix: str) -> tuple[tuple[str, type[Any]], ...]:
+    """Flat, which Python fills sooner than structures within each other."""
+    fields = (("kernel", ctypes.c_void_p), ("learns", ctypes.c_int64), *_NormModule._fields_)
+    return tuple((f"{prefix}_{name}", kind) for name, kind in fields)
+
+
+def _counts(*names: str) -> tuple[tuple[str, type[Any]], ...]:
+    return tuple((name, ctypes.c_int64) for name in names)
+
+
+class _Stem(ctypes.Structure):
+    _fields_ = (*_MapShape._fields_, *_counts("out_channels"), *_layer_fields("layer"))
 
 
 class _InvertedResidual(ctypes.Structure):
     _fields_ = (
         *_MapShape._fields_,
-        *((name, ctypes.c_int64) for name in ("in_channels", "out_channels", "expands")),
-        *(
-            (f"{layer}_{name}", kind)
-            for layer in ("expansion", "depthwise", "projection")
-            for name, kind in _LAYER_FIELDS
-        ),
+        *_counts("in_channels", "out_channels", "expands", "has_shortcut"),
+        *_layer_fields("expansion"),
+        *_layer_fields("depthwise"),
+        *_layer_fields("projection"),
+    )
+
+
+class _Head(ctypes.Structure):
+    _fields_ = (
+        *_counts("images", "rows", "in_channels", "out_channels"),
+        *_layer_fields("layer"),
+    )
+
+
+class _Chain(ctypes.Structure):
+    _fields_ = (
+        ("stem", ctypes.POINTER(_Stem)),
+        ("blocks", ctypes.POINTER(_InvertedResidual)),
+        ("count", ctypes.c_int64),
+        ("head", ctypes.POINTER(_Head)),
     )
 
 
@@ -63,32 +88,39 @@ def norm_module(module: nn.BatchNorm2d) -> Any:
     return ctypes.byref(_NormModule(*_norm_fields(module, module.weight, module.bias)))
 
 
-def inverted_residual(shape: MapShape, x: Tensor, parts: Sequence[Part]) -> Any:
-    """A block for the forward pass; ``shape`` is that of its depthwise convolution."""
-    layers = [
-        (kernel.data_ptr(), *_norm_fields(norm, weight, bias))
-        for _, norm, kernel, weight, bias in parts
-    ]
-    return _inverted_residual(shape, x, parts[-1].kernel, layers)
+def chain(chain: Chain, kernels: Sequence[Tensor], with_norms: bool) -> Any:
+    """Parts that run in one call, with these kernels; backward does without the norms' modules."""
+    left = iter(kernels)
 
+    def layer(part: Part) -> tuple[Any, ...]:
+        norm = _norm_fields(part.norm, part.weight, part.bias) if with_norms else _NO_NORM
+        return (next(left).data_ptr(), part.kernel.requires_grad, *norm)
 
-def inverted_residual_for_backward(shape: MapShape, x: Tensor, kernels: Sequence[Tensor]) -> Any:
-    """The same for the backward pass, which asks for the kernels alone."""
-    layers = [(kernel.data_ptr(), *_NO_NORM) for kernel in kernels]
-    return _inverted_residual(shape, x, kernels[-1], layers)
+    def block_fields(block: Block) -> tuple[Any, ...]:
+        expands = len(block.parts) == 3
+        layers = [layer(part) for part in block.parts]
+        return (
+            *block.shape, block.parts[0].kernel.shape[1] if expands else block.shape.channels,
+            block.parts[-1].kernel.shape[0], expands, block.has_shortcut,
+            *(() if expands else (None, False, *_NO_NORM)),
+            *(field for fields in layers for field in fields),
+        )  # fmt: skip
+
+    made = _Chain()
+    if chain.stem:
+        part, shape = chain.stem
+        made.stem = ctypes.pointer(_Stem(*shape, part.kernel.shape[0], *layer(part)))
+    made.count = len(chain.blocks)
+    made.blocks = (_InvertedResidual * made.count)(*map(block_fields, chain.blocks))
+    if chain.head:
+        out_channels, in_channels = chain.head.kernel.shape[:2]
+        rows = chain.images * chain.height * chain.width
+        head = _Head(chain.images, rows, in_channels, out_channels, *layer(chain.head))
+        made.head = ctypes.pointer(head)
+    return ctypes.byref(made)
 
 
 _NO_NORM = tuple(kind().value for _, kind in _NormModule._fields_)
-
-
-def _inverted_residual(
-    shape: MapShape, x: Tensor, projection: Tensor, layers: Sequence[tuple[Any, ...]]
-) -> Any:
-    missing = () if len(layers) == 3 else (None, *_NO_NORM)
-    fields = (field for layer in layers for field in layer)
-    return ctypes.byref(
-        _InvertedResidual(*shape, x.shape[1], projection.shape[0], not missing, *missing, *fields)
-    )
 
 
 def _norm_fields(module: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:

@@ -9,26 +9,30 @@ norms of another kind, tracing and compiling. Norms in eval mode within a networ
 fine-tuning, keep their statistics.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from mobilenetv2.network import cpp_kernels, kernels
+from mobilenetv2.network import cpp_kernels
+from mobilenetv2.network.coverage import (
+    Size,
+    block_of,
+    part_of,
+    size_behind,
+    stem_shape,
+    working_dtype,
+)
 from mobilenetv2.network.fast_functions import (
+    ChainFunction,
     InvertedResidualFunction,
     NormRelu6,
     PooledHead,
     Stem,
 )
-from mobilenetv2.network.kernels import Block, Kernels, MapShape, Part
-from mobilenetv2.network.mobilenetv2 import (
-    ConvNormActivation,
-    InvertedResidual,
-    KerasPaddedConv2d,
-    MobileNetV2,
-)
+from mobilenetv2.network.kernels import Block, Chain, Kernels, MapShape, Part
+from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
 
 
 class FastConvNormActivation(ConvNormActivation):
@@ -39,15 +43,14 @@ class FastConvNormActivation(ConvNormActivation):
 
     def forward(self, input: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
-        covered = _covered(self, input, self)
-        if covered is None:
+        dtype = working_dtype(input)
+        part = dtype and _part(self, dtype, Size(*input.shape))
+        if not (dtype and part):
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
-        dtype, (part,) = covered
-        if shape := _stem_shape(part.conv, input):
-            kernels_here = _kernels(input, dtype)
-            if kernels_here.has_stem:
-                out = Stem.apply(kernels_here, part, shape, input, *part.parameters)
-                return cast(Tensor, out)
+        kernels = _kernels(input, dtype)
+        may_be_stem = kernels.has_stem and not input.requires_grad
+        if may_be_stem and (shape := stem_shape(part.conv, Size(*input.shape))):
+            return cast(Tensor, Stem.apply(kernels, part, shape, input, *part.parameters))
         y: Tensor = part.conv(input)
         out = NormRelu6.apply(_kernels(y, y.dtype), part, y, part.weight, part.bias)
         return cast(Tensor, out)
@@ -58,84 +61,132 @@ class FastInvertedResidual(InvertedResidual):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
-        *layers, projection, norm = self.conv
-        covered = _covered(self, x, *cast(list[nn.Sequential], layers), (projection, norm))
-        if covered is None:
+        dtype = working_dtype(x)
+        block = dtype and _block(self, dtype, Size(*x.shape))
+        if not (dtype and block):
             return super().forward(x)
-        dtype, parts = covered
-        depthwise = parts[-2]
-        backwards = _goes_backwards(depthwise.conv, x)
-        if backwards is None:
-            return super().forward(x)
-        images, _, height, width = x.shape
-        stride, hidden = depthwise.conv.stride[0], depthwise.kernel.shape[0]
-        shape = MapShape(images, height, width, hidden, stride, backwards)
-        out = InvertedResidualFunction.apply(
-            _kernels(x, dtype), Block(parts, shape, self.has_shortcut), dtype, x,
-            *(parameter for part in parts for parameter in part.parameters),
-        )  # fmt: skip
+        kernels = _kernels(x, dtype)
+        if kernels.has_chains:
+            return _Waiting(kernels, dtype, x, [block]).run()
+        out = InvertedResidualFunction.apply(kernels, block, dtype, x, *_parameters(block.parts))
         return cast(Tensor, out)
 
 
 class FastMobileNetV2(MobileNetV2):
-    """The head's activations are averaged as they are computed, and never stored."""
+    """All parts as one operation, where the kernels can.
+
+    The head's activations are averaged as they are computed, and never stored.
+    """
 
     def pooled_features(self, pictures: Tensor) -> Tensor:
         """Normalised pictures N×C×H×W in, features N×F out, averaged over the last map."""
-        *blocks, head = self.features
-        x = pictures
+        dtype = working_dtype(pictures)
+        if dtype is None:
+            return super().pooled_features(pictures)
+        kernels = _kernels(pictures, dtype)
+        *modules, head = cast(Iterable[nn.Sequential], self.features)
+        waiting = _Waiting(kernels, dtype, pictures)
+        for module in modules:
+            if not (kernels.has_chains and waiting.takes(module)):
+                waiting = _Waiting(kernels, dtype, module(waiting.run()))
+        part = None if _is_watched(head) else _part(head, dtype, waiting.size)
+        if part is None:
+            return cast(Tensor, head(waiting.run()).mean((2, 3)))
+        if kernels.has_chains:
+            return waiting.run(part)
+        x = waiting.run()
+        return cast(Tensor, PooledHead.apply(kernels, part, dtype, x, *part.parameters))
+
+
+class _Waiting:
+    """Parts that wait to run in one call on ``x``.
+
+    Attributes:
+        size: of what they put out.
+    """
+
+    def __init__(
+        self, kernels: Kernels, dtype: torch.dtype, x: Tensor, blocks: Sequence[Block] = ()
+    ) -> None:
+        self._kernels, self._dtype, self._x = kernels, dtype, x
+        self._stem: tuple[nn.Module, Part, MapShape] | None = None
+        self._blocks: list[Block] = []
+        self.size = Size(*x.shape)
         for block in blocks:
-            x = block(x)
-        covered = _covered(head, x, cast(nn.Sequential, head))
-        if covered is None:
-            return cast(Tensor, head(x).mean((2, 3)))
-        dtype, (part,) = covered
-        out = PooledHead.apply(_kernels(x, dtype), part, dtype, x, *part.parameters)
+            self._append(block)
+
+    def takes(self, module: nn.Module) -> bool:
+        """Whether ``module`` can run in the same call, behind them; if so it waits too."""
+        if _is_watched(module):
+            return False
+        if isinstance(module, FastInvertedResidual):
+            return self._takes_block(module)
+        return isinstance(module, FastConvNormActivation) and self._takes_stem(module)
+
+    def run(self, head: Part | None = None) -> Tensor:
+        """What comes out of all that waited, and of the ``head`` if there is one."""
+        if not self._blocks and not head:
+            return cast(Tensor, self._stem[0](self._x)) if self._stem else self._x
+        images, _, height, width = self.size
+        stem = self._stem[1:] if self._stem else None
+        chain = Chain(stem, self._blocks, head, images, height, width)
+        out = ChainFunction.apply(
+            self._kernels, chain, self._dtype, self._x, *_parameters(chain.parts)
+        )
         return cast(Tensor, out)
 
+    def _takes_block(self, module: FastInvertedResidual) -> bool:
+        block = _block(module, self._dtype, self.size)
+        # Nothing has to go backwards through frozen parts in front.
+        if not block or (self._is_empty and not self._learns(block.parts)):
+            return False
+        self._append(block)
+        return True
 
-def _covered(
-    module: nn.Module, x: Tensor, *layers: Iterable[nn.Module]
-) -> tuple[torch.dtype, list[Part]] | None:
-    """What the kernels need of ``module``: the dtype that they work in, and its layers as parts.
+    def _takes_stem(self, module: FastConvNormActivation) -> bool:
+        part = _part(module, self._dtype, self.size)
+        if not part or not self._is_empty or self._x.requires_grad or not self._learns([part]):
+            return False
+        shape = stem_shape(part.conv, self.size)
+        if shape is None:
+            return False
+        self._stem = module, part, shape
+        self.size = size_behind(shape, part.conv)
+        return True
 
-    None where the stock code has to run.
-    """
-    if not module.training or x.device.type not in ("cpu", "cuda"):
-        return None
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return None
-    dtype = x.dtype
-    if dtype is torch.float32 and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-    if dtype not in kernels.STORED:
-        return None
-    real = kernels.real_dtype(dtype)
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    parts = []
-    for conv, norm, *_ in layers:
-        if not isinstance(conv, nn.Conv2d) or type(norm) is not nn.BatchNorm2d:
-            return None
-        part = Part(conv, norm, conv.weight, norm.weight, norm.bias)
-        stride = conv.stride[0]
-        pixels = pixels if stride == 1 else _strided_pixels(x, stride)
-        if not (
-            norm.affine
-            and norm.track_running_stats
-            and part.weight.dtype is real
-            and part.kernel.dtype is real
-            # Either order is the same for 1×1 and depthwise kernels, and is told to the stem's.
-            and (
-                part.kernel.is_contiguous()
-                or part.kernel.is_contiguous(memory_format=torch.channels_last)
-            )
-            # Of a single pixel there are no statistics; the stock code words the error.
-            and (not norm.training or (norm.momentum is not None and pixels > 1))
-            and ((count := norm.num_batches_tracked) is None or count.dtype is torch.int64)
-        ):
-            return None
-        parts.append(part)
-    return dtype, parts
+    def _append(self, block: Block) -> None:
+        self._blocks.append(block)
+        self.size = size_behind(block.shape, block.parts[-1].conv)
+
+    @property
+    def _is_empty(self) -> bool:
+        return not self._stem and not self._blocks
+
+    def _learns(self, parts: Iterable[Part]) -> bool:
+        return self._x.requires_grad or any(p.requires_grad for p in _parameters(parts))
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody wants to know of each call of ``module``."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _part(layer: nn.Sequential, dtype: torch.dtype, size: Size) -> Part | None:
+    conv, norm, *_ = layer
+    return part_of(conv, norm, dtype, size) if layer.training else None
+
+
+def _block(module: InvertedResidual, dtype: torch.dtype, size: Size) -> Block | None:
+    return block_of(module, dtype, size) if module.training else None
+
+
+def _parameters(parts: Iterable[Part]) -> list[Tensor]:
+    return [parameter for part in parts for parameter in part.parameters]
 
 
 def _kernels(x: Tensor, dtype: torch.dtype) -> Kernels:
@@ -145,28 +196,3 @@ def _kernels(x: Tensor, dtype: torch.dtype) -> Kernels:
     from mobilenetv2.network.gpu import launches  # where there is no GPU, Triton may be missing
 
     return launches.load(dtype, x.device)
-
-
-def _goes_backwards(conv: nn.Conv2d, x: Tensor) -> bool | None:
-    """Whether a convolution of stride 2 starts from the last pixel; None for any other padding."""
-    if type(conv) is nn.Conv2d:
-        return False
-    height, width = x.shape[-2:]
-    if type(conv) is not KerasPaddedConv2d or height % 2 != width % 2:
-        return None
-    return height % 2 == 0
-
-
-def _stem_shape(conv: nn.Conv2d, x: Tensor) -> MapShape | None:
-    """The shape of a first convolution, 3×3 of few channels; None where it is another one."""
-    backwards = _goes_backwards(conv, x)
-    if conv.kernel_size != (3, 3) or conv.groups > 1 or x.shape[1] > 3 or x.requires_grad:
-        return None
-    if backwards is None:
-        return None
-    images, channels, height, width = x.shape
-    return MapShape(images, height, width, channels, conv.stride[0], backwards)
-
-
-def _strided_pixels(x: Tensor, stride: int) -> int:
-    return x.shape[0] * ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mobilenetv2.network.kernels import Block, Kernels, MapShape, Part
+from mobilenetv2.network.kernels import Block, Chain, Kernels, MapShape, Part
 
 
 def _matrix(x: Tensor) -> Tensor:
@@ -140,4 +140,41 @@ class InvertedResidualFunction(torch.autograd.Function):
         )
         if gx is not None:
             gx = _maps(gx, shape.images, shape.height, shape.width)
+        return None, None, None, gx, *gradients
+
+
+class ChainFunction(torch.autograd.Function):
+    """Parts that follow each other, as one operation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, chain: Chain, dtype: torch.dtype, x: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Features or pictures N×C×H×W in, N×C'×H'×W' out or behind a head N×F.
+
+        The parameters are those of the parts in order.
+        """
+        ctx.kernels, ctx.chain, ctx.dtype, ctx.in_size = kernels, chain, dtype, x.shape[2:]
+        x = _matrix(x if chain.stem else x.to(dtype))
+        out, kept = kernels.chain(chain, x)
+        ctx.save_for_backward(x, *kept, *parameters[::3])
+        return out if chain.head else _maps(out, chain.images, chain.height, chain.width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the inputs of :meth:`forward`."""
+        chain = ctx.chain
+        wants_x, *wants = ctx.needs_input_grad[3:]
+        x, outputs, norms, *kernels = ctx.saved_tensors
+        if chain.head:
+            g = (g / (chain.height * chain.width)).to(ctx.dtype).contiguous()
+        else:
+            g = _matrix(g.to(ctx.dtype))
+        gx, gradients = ctx.kernels.chain_backward(
+            chain, g, x, (outputs, norms), kernels, wants_x, wants[::3]
+        )
+        if gx is not None:
+            gx = _maps(gx, chain.images, *ctx.in_size)
         return None, None, None, gx, *gradients

@@ -529,6 +529,18 @@ void norm_apply(const T* y, Index rows, Index channels, Norm<Real<T>> norm, bool
   });
 }
 
+// to += from, both rows × channels.
+template <class T>
+void add(const T* from, Index rows, Index channels, T* to) {
+  for_tiles(rows, kTileRows, [&](Index, Index row, Index row_end) {
+    const Index first = row * channels;
+    for_channels<T>((row_end - row) * channels, [&](auto lanes, Index i) {
+      const auto sum = load<lanes>(to + first + i) + load<lanes>(from + first + i);
+      store<lanes>(to + first + i, sum);
+    });
+  });
+}
+
 // pooled = the mean of relu6(y * scale + shift) over the pixels of each image; z is never stored.
 template <class T>
 void norm_pool(const T* y, Index images, Index pixels, Index channels, Norm<Real<T>> norm,
@@ -1691,22 +1703,155 @@ void with_constants(Index stride, bool normalise, const F& f) {
     normalise ? f(two, std::true_type()) : f(two, std::false_type());
 }
 
+// ---------------------------------------------------------------- the first 3×3 convolution
+
+// Pictures have so few channels that a kernel's numbers for a vector of outputs fit into registers.
+constexpr Index kMostPictureChannels = 3;
+
+// The three rows of a picture that a row of outputs sees, as numbers side by side, with zeros
+// around the picture. `backwards` leaves out the zeros above and left, as for an even side whose
+// outputs lie around every second pixel from the last one on.
+template <class R>
+class PictureRows {
+ public:
+  PictureRows(const R* pictures, const Shape& shape)
+      : pictures_(pictures),
+        shape_(shape),
+        stride_((shape.width + 2) * shape.channels),
+        values_(3 * stride_) {}
+
+  // `row` counts the rows of outputs of all pictures.
+  void read(Index row) {
+    const Index image = row / shape_.out_height(), before = shape_.backwards ? 0 : 1;
+    const Index count = shape_.width * shape_.channels;
+    const Index first = row % shape_.out_height() * shape_.stride - before;
+    for (Index ky = 0; ky < 3; ++ky) {
+      R* const to = values_.data() + ky * stride_ + before * shape_.channels;
+      const Index y = first + ky;
+      if (0 <= y && y < shape_.height)
+        std::copy_n(pictures_ + (image * shape_.height + y) * count, count, to);
+      else
+        std::fill_n(to, count, R{});
+    }
+  }
+  const R* at(Index ky, Index column) const {
+    return values_.data() + ky * stride_ + column * shape_.stride * shape_.channels;
+  }
+
+ private:
+  const R* pictures_;
+  const Shape& shape_;
+  Index stride_;
+  std::vector<R> values_;
+};
+
+// Calls body(tap, value) for the 9 · channels numbers that the output at `column` sees.
+template <int channels, class R, class Body>
+inline void for_seen(const PictureRows<R>& rows, Index column, const Body& body) {
+  const R* const at[3] = {rows.at(0, column), rows.at(1, column), rows.at(2, column)};
+  unrolled<9 * channels>([&](auto tap) { body(tap, at[tap / (3 * channels)][tap % (3 * channels)]); });
+}
+
+// y = the convolution of pictures, and the statistics of y. The weight lies as 3×3 × channels ×
+// outputs.
+template <class T, int channels>
+void stem_forward(const Real<T>* pictures, const Real<T>* weight, const Shape& shape, Index out,
+                  T* y, const NormModule& module, Norm<Real<T>> y_norm) {
+  using R = Real<T>;
+  const Index out_width = shape.out_width(), rows = shape.images * shape.out_height();
+  Sums sums(2 * out);
+  parallel(rows, [&](Index thread, Index begin, Index end) {
+    PictureRows<R> seen(pictures, shape);
+    for (Index row = begin; row < end; ++row) {
+      seen.read(row);
+      for_channels<T>(out, [&](auto lanes, Index c) {
+        using V = Vector<R, lanes>;
+        V w[9 * channels];
+        unrolled<9 * channels>([&](auto tap) { w[tap] = load<lanes>(weight + tap * out + c); });
+        T* to = y + row * out_width * out + c;
+        Moments<R, lanes> moments(V{});
+        for (Index column = 0; column < out_width; ++column, to += out) {
+          V halves[2] = {};
+          for_seen<channels>(seen, column,
+                             [&](auto tap, R value) { halves[tap % 2] += w[tap] * value; });
+          const V sum = halves[0] + halves[1];
+          if (column == 0) moments.pivot = sum;
+          moments.add(sum);
+          store<lanes>(to, sum);
+        }
+        double* const total = sums.of(thread) + c;
+        moments.add_to(total, total + out, out_width);
+      });
+    }
+  });
+  finish_statistics(sums.total(), rows * out_width, out, module, y_norm);
+}
+
+// The gradient of the weight, which lies as the weight does, from that of relu6(norm(y)); the
+// pictures get none.
+template <class T, int channels>
+void stem_backward(const T* g, const T* y, Norm<Real<T>> y_norm, NormGradient<Real<T>> y_gradient,
+                   const Real<T>* pictures, const Shape& shape, Index out,
+                   Real<T>* weight_gradient) {
+  using R = Real<T>;
+  const Index out_width = shape.out_width(), rows = shape.images * shape.out_height();
+  Sums sums(9 * channels * out);
+  parallel(rows, [&](Index thread, Index begin, Index end) {
+    PictureRows<R> seen(pictures, shape);
+    for (Index row = begin; row < end; ++row) {
+      seen.read(row);
+      for_channels<T>(out, [&](auto lanes, Index c) {
+        using V = Vector<R, lanes>;
+        const NormGradientAt<R, lanes> at(y_norm, y_gradient, c);
+        V gw[9 * channels] = {};
+        Index i = row * out_width * out + c;
+        for (Index column = 0; column < out_width; ++column, i += out) {
+          const V passed = at.masked(load<lanes>(g + i), load<lanes>(y + i));
+          for_seen<channels>(seen, column, [&](auto tap, R value) { gw[tap] += passed * value; });
+        }
+        unrolled<9 * channels>([&](auto tap) {
+          add_to<R, lanes>(sums.of(thread) + tap * out + c, gw[tap]);
+        });
+      });
+    }
+  });
+  std::copy_n(sums.total(), 9 * channels * out, weight_gradient);
+}
+
+// Calls f(channels) with the channels of pictures as a constant.
+template <class F>
+void with_picture_channels(Index channels, const F& f) {
+  unrolled<kMostPictureChannels>([&](auto i) {
+    if (i + 1 == channels) f(std::integral_constant<int, i + 1>());
+  });
+}
+
 }  // namespace
 
-// ------------------------------------------------------------------- inverted residuals
+// ------------------------------------------------------------------- the network's parts
 
-// A convolution and the norm behind it.
+// A convolution and the norm behind it; the kernel's gradient is made if the kernel `learns`. Every
+// field of these structures has 8 bytes, as those have that Python writes.
 extern "C" struct Layer {
   const void* kernel;
+  Index learns;
   NormModule norm;
 };
 
+// The first convolution, whose kernel lies as 3×3 × channels × outputs.
+extern "C" struct Stem {
+  Shape shape;
+  Index out_channels;
+  Layer layer;
+
+  Index out_rows() const { return shape.images * shape.out_height() * shape.out_width(); }
+};
+
 // An inverted residual: expansion (unless it has none), depthwise convolution, projection. `shape`
-// is that of the depthwise convolution. Backward does not look at the norms' modules. Every field
-// has 8 bytes, as those have that Python writes.
+// is that of the depthwise convolution.
 extern "C" struct InvertedResidual {
   Shape shape;
-  Index in_channels, out_channels, expands;
+  Index in_channels, out_channels, expands, has_shortcut;
   Layer expansion, depthwise, projection;
 
   Index rows() const { return shape.images * shape.height * shape.width; }
@@ -1714,83 +1859,249 @@ extern "C" struct InvertedResidual {
   Pointwise expand() const { return {rows(), in_channels, shape.channels}; }
   Pointwise project() const { return {out_rows(), shape.channels, out_channels}; }
 };
-static_assert(sizeof(InvertedResidual) == 8 * (6 + 3 + 3 * 9));
+
+// The last 1×1 convolution, whose activations are averaged over the pixels of each image.
+extern "C" struct Head {
+  Index images;
+  Pointwise shape;
+  Layer layer;
+
+  Index pixels() const { return shape.rows / images; }
+};
+
+// What runs in one call, part after part; stem and head are null where there is none.
+extern "C" struct Chain {
+  const Stem* stem;
+  const InvertedResidual* blocks;
+  Index count;
+  const Head* head;
+};
+
+static_assert(sizeof(Layer) == 8 * 10 && sizeof(Stem) == 8 * (6 + 1 + 10) &&
+              sizeof(InvertedResidual) == 8 * (6 + 4 + 3 * 10) && sizeof(Head) == 8 * (4 + 10));
 
 namespace {
 
-// What forward keeps for backward: the raw outputs of the convolutions, one behind the other, and
-// their norms likewise. Those of an expansion that is not there are not to be used.
-template <class T>
-struct Kept {
-  T *expanded, *convolved, *projected;
-  Norm<Real<T>> expanded_norm, convolved_norm, projected_norm;
+// Gives out an array piece by piece; or only counts how long it has to be, if it is null.
+template <class E>
+class Pieces {
+ public:
+  explicit Pieces(void* memory, Index multiple = 64 / sizeof(E))
+      : memory_((E*)memory), multiple_(multiple) {}
+  E* take(Index count) {
+    E* const piece = memory_ ? memory_ + taken_ : nullptr;
+    taken_ += round_up(count, multiple_);
+    return piece;
+  }
+  Index taken() const { return taken_; }
 
-  Kept(const InvertedResidual& block, void* outputs, void* norms)
-      : expanded((T*)outputs),
-        convolved(expanded + (block.expands ? block.rows() * block.shape.channels : 0)),
-        projected(convolved + block.out_rows() * block.shape.channels),
-        expanded_norm(norms, block.shape.channels),
-        convolved_norm(expanded_norm.mean + (block.expands ? 5 * block.shape.channels : 0),
-                       block.shape.channels),
-        projected_norm(convolved_norm.mean + 5 * block.shape.channels, block.out_channels) {}
+ private:
+  E* memory_;
+  Index multiple_, taken_ = 0;
+};
+
+// What forward keeps for backward, and the gradients that backward puts out: those in the order of
+// the layers, each with its kernel's before its norm's.
+template <class T>
+struct Memory {
+  using R = Real<T>;
+  Pieces<T> outputs;
+  Pieces<R> norms, gradients;
+  Memory(void* outputs, void* norms, void* gradients)
+      : outputs(outputs), norms(norms, 1), gradients(gradients, 1) {}
+};
+
+// A layer's: the raw output of its convolution, the norm, and their gradients.
+template <class T>
+struct LayerMemory {
+  using R = Real<T>;
+  T* y;
+  Norm<R> norm;
+  R* kernel_gradient;
+  NormGradient<R> gradient;
+
+  LayerMemory(Memory<T>& memory, Index rows, Index channels, Index kernel_count)
+      : y(memory.outputs.take(rows * channels)),
+        norm(memory.norms.take(5 * channels), channels),
+        kernel_gradient(memory.gradients.take(kernel_count)),
+        gradient(memory.gradients.take(4 * channels), channels) {}
+
+  R* wanted_gradient(const Layer& layer) const { return layer.learns ? kernel_gradient : nullptr; }
+};
+
+// The expansion's is not to be used where there is none.
+template <class T>
+struct BlockMemory {
+  LayerMemory<T> expansion, depthwise, projection;
+  T* out;
+
+  BlockMemory(Memory<T>& memory, const InvertedResidual& block)
+      : expansion(memory, block.expands * block.rows(), block.expands * block.shape.channels,
+                  block.in_channels * block.shape.channels * block.expands),
+        depthwise(memory, block.out_rows(), block.shape.channels, kTaps * block.shape.channels),
+        projection(memory, block.out_rows(), block.out_channels,
+                   block.shape.channels * block.out_channels),
+        out(memory.outputs.take(block.out_rows() * block.out_channels)) {}
 };
 
 template <class T>
-void block_forward(const InvertedResidual& block, const T* x, Kept<T> kept, const T* residual,
-                   T* out) {
-  using R = Real<T>;
-  const auto weight = [](const Layer& layer) { return (const R*)layer.kernel; };
-  if (block.expands)
-    pointwise_forward(x, false, kept.expanded_norm, weight(block.expansion), block.expand(),
-                      kept.expanded, block.expansion.norm, kept.expanded_norm);
-  with_constants(block.shape.stride, block.expands, [&](auto stride, auto normalise) {
-    depthwise_forward<T, stride, normalise>(normalise ? kept.expanded : x, kept.expanded_norm,
-                                            weight(block.depthwise), block.shape, kept.convolved,
-                                            block.depthwise.norm, kept.convolved_norm);
-  });
-  pointwise_forward(kept.convolved, true, kept.convolved_norm, weight(block.projection),
-                    block.project(), kept.projected, block.projection.norm, kept.projected_norm);
-  norm_apply(kept.projected, block.out_rows(), block.out_channels, kept.projected_norm, false,
-             residual, out);
+struct ChainMemory {
+  std::vector<LayerMemory<T>> stem, head;  // one or none of each
+  T* stem_out = nullptr;
+  std::vector<BlockMemory<T>> blocks;
+
+  ChainMemory(Memory<T>& memory, const Chain& chain) {
+    if (const Stem* s = chain.stem) {
+      stem.emplace_back(memory, s->out_rows(), s->out_channels,
+                        kTaps * s->shape.channels * s->out_channels);
+      stem_out = memory.outputs.take(s->out_rows() * s->out_channels);
+    }
+    blocks.reserve(chain.count);
+    for (Index i = 0; i < chain.count; ++i) blocks.emplace_back(memory, chain.blocks[i]);
+    if (const Head* h = chain.head)
+      head.emplace_back(memory, h->shape.rows, h->shape.out_channels,
+                        h->shape.in_channels * h->shape.out_channels);
+  }
+};
+
+// What backward works in: the gradients of a part's input and output, which change places from part
+// to part, and those of what the expansion and the depthwise convolution of a block put out.
+template <class T>
+struct Workspace {
+  T *maps[2], *expanded, *convolved;
+  Index count;
+
+  Workspace(void* memory, const Chain& chain) {
+    Index map = chain.head ? chain.head->shape.rows * chain.head->shape.in_channels : 0;
+    Index most_expanded = 0, most_convolved = 0;
+    for (Index i = 0; i < chain.count; ++i) {
+      const InvertedResidual& block = chain.blocks[i];
+      map = std::max(map, block.rows() * block.in_channels);
+      most_expanded = std::max(most_expanded, block.expands * block.rows() * block.shape.channels);
+      most_convolved = std::max(most_convolved, block.out_rows() * block.shape.channels);
+    }
+    Pieces<T> pieces(memory);
+    maps[0] = pieces.take(map), maps[1] = pieces.take(map);
+    expanded = pieces.take(most_expanded), convolved = pieces.take(most_convolved);
+    count = pieces.taken();
+  }
+};
+
+template <class T>
+const Real<T>* kernel(const Layer& layer) {
+  return (const Real<T>*)layer.kernel;
 }
 
-// What backward puts out. Null where they are not wanted: the gradients of the weights of expansion
-// and projection, and gx where the block expands.
 template <class T>
-struct BlockGradients {
-  NormGradient<Real<T>> expansion_norm, depthwise_norm, projection_norm;
-  Real<T> *expansion, *depthwise, *projection;
-  T* gx;
-};
+void block_forward(const InvertedResidual& block, const T* x, const BlockMemory<T>& memory,
+                   T* out) {
+  const auto& [expansion, depthwise, projection, _] = memory;
+  if (block.expands)
+    pointwise_forward(x, false, expansion.norm, kernel<T>(block.expansion), block.expand(),
+                      expansion.y, block.expansion.norm, expansion.norm);
+  with_constants(block.shape.stride, block.expands, [&](auto stride, auto normalise) {
+    depthwise_forward<T, stride, normalise>(normalise ? expansion.y : x, expansion.norm,
+                                            kernel<T>(block.depthwise), block.shape, depthwise.y,
+                                            block.depthwise.norm, depthwise.norm);
+  });
+  pointwise_forward(depthwise.y, true, depthwise.norm, kernel<T>(block.projection),
+                    block.project(), projection.y, block.projection.norm, projection.norm);
+  norm_apply(projection.y, block.out_rows(), block.out_channels, projection.norm, false,
+             block.has_shortcut ? x : nullptr, out);
+}
 
-// The gradient g of the output goes back to x, to which `residual` (may be null) is added where
-// the block expands. `scratch` has room for the gradients of what the expansion and the depthwise
-// convolution put out.
+// The gradient g of the output goes back to x. If the block expands, gx may be null.
 template <class T>
-void block_backward(const InvertedResidual& block, const T* g, const T* x, Kept<T> kept,
-                    const T* residual, T* scratch, BlockGradients<T> gradients) {
-  using R = Real<T>;
-  const auto weight = [](const Layer& layer) { return (const R*)layer.kernel; };
-  T* const g_convolved = scratch;
-  T* const g_expanded = scratch + block.out_rows() * block.shape.channels;
-  norm_backward(Gradient<T>{g, 1}, kept.projected, block.out_rows(), block.out_channels,
-                kept.projected_norm, false, gradients.projection_norm);
-  pointwise_backward(Gradient<T>{g, 1}, kept.projected, kept.projected_norm,
-                     gradients.projection_norm, false, kept.convolved, true, kept.convolved_norm,
-                     gradients.depthwise_norm, weight(block.projection), block.project(),
-                     (const T*)nullptr, g_convolved, gradients.projection);
+void block_backward(const InvertedResidual& block, const T* g, const T* x,
+                    const BlockMemory<T>& memory, const Workspace<T>& workspace, T* gx) {
+  const auto& [expansion, depthwise, projection, _] = memory;
+  const T* const residual = block.has_shortcut ? g : nullptr;
+  norm_backward(Gradient<T>{g, 1}, projection.y, block.out_rows(), block.out_channels,
+                projection.norm, false, projection.gradient);
+  pointwise_backward(Gradient<T>{g, 1}, projection.y, projection.norm, projection.gradient, false,
+                     depthwise.y, true, depthwise.norm, depthwise.gradient,
+                     kernel<T>(block.projection), block.project(), (const T*)nullptr,
+                     workspace.convolved, projection.wanted_gradient(block.projection));
   with_constants(block.shape.stride, block.expands, [&](auto stride, auto normalise) {
     depthwise_backward<T, stride, normalise>(
-        g_convolved, kept.convolved, kept.convolved_norm, gradients.depthwise_norm,
-        normalise ? kept.expanded : x, kept.expanded_norm, gradients.expansion_norm,
-        weight(block.depthwise), block.shape, normalise ? g_expanded : gradients.gx,
-        gradients.depthwise);
+        workspace.convolved, depthwise.y, depthwise.norm, depthwise.gradient,
+        normalise ? expansion.y : x, expansion.norm, expansion.gradient,
+        kernel<T>(block.depthwise), block.shape, normalise ? workspace.expanded : gx,
+        depthwise.kernel_gradient);
   });
   if (block.expands)
-    pointwise_backward(Gradient<T>{g_expanded, 1}, kept.expanded, kept.expanded_norm,
-                       gradients.expansion_norm, false, x, false, kept.expanded_norm,
-                       gradients.expansion_norm, weight(block.expansion), block.expand(), residual,
-                       gradients.gx, gradients.expansion);
+    pointwise_backward(Gradient<T>{workspace.expanded, 1}, expansion.y, expansion.norm,
+                       expansion.gradient, false, x, false, expansion.norm, expansion.gradient,
+                       kernel<T>(block.expansion), block.expand(), residual, gx,
+                       expansion.wanted_gradient(block.expansion));
+  else if (residual)
+    add(residual, block.rows(), block.in_channels, gx);
+}
+
+template <class T>
+void chain_forward(const Chain& chain, const void* input, const ChainMemory<T>& memory, T* out) {
+  const T* x = (const T*)input;
+  if (const Stem* s = chain.stem) {
+    const auto& stem = memory.stem[0];
+    with_picture_channels(s->shape.channels, [&](auto channels) {
+      stem_forward<T, channels>((const Real<T>*)input, kernel<T>(s->layer), s->shape,
+                                s->out_channels, stem.y, s->layer.norm, stem.norm);
+    });
+    norm_apply(stem.y, s->out_rows(), s->out_channels, stem.norm, true, (const T*)nullptr,
+               memory.stem_out);
+    x = memory.stem_out;
+  }
+  for (Index i = 0; i < chain.count; ++i) {
+    const bool is_last = i + 1 == chain.count && !chain.head;
+    T* const to = is_last ? out : memory.blocks[i].out;
+    block_forward(chain.blocks[i], x, memory.blocks[i], to);
+    x = to;
+  }
+  if (const Head* h = chain.head) {
+    const auto& head = memory.head[0];
+    pointwise_forward(x, false, head.norm, kernel<T>(h->layer), h->shape, head.y, h->layer.norm,
+                      head.norm);
+    norm_pool(head.y, h->images, h->pixels(), h->shape.out_channels, head.norm, out);
+  }
+}
+
+// g is the gradient of what came out; behind a head, of the sum over the pixels of each image. gx,
+// that of the input, may be null.
+template <class T>
+void chain_backward(const Chain& chain, const T* g, const void* input,
+                    const ChainMemory<T>& memory, const Workspace<T>& workspace, T* gx) {
+  const T* const first = chain.stem ? memory.stem_out : (const T*)input;
+  const auto input_of = [&](Index part) { return part > 0 ? memory.blocks[part - 1].out : first; };
+  const auto gradient_of_input = [&](Index part, bool must_be_made) {
+    const bool is_asked_for = part == 0 && !chain.stem && (gx || !must_be_made);
+    return is_asked_for ? gx : workspace.maps[part % 2];
+  };
+  if (const Head* h = chain.head) {
+    const auto& head = memory.head[0];
+    const Gradient<T> of_pooled{g, h->pixels()};
+    T* const to = gradient_of_input(chain.count, false);
+    norm_backward(of_pooled, head.y, h->shape.rows, h->shape.out_channels, head.norm, true,
+                  head.gradient);
+    pointwise_backward(of_pooled, head.y, head.norm, head.gradient, true, input_of(chain.count),
+                       false, head.norm, head.gradient, kernel<T>(h->layer), h->shape,
+                       (const T*)nullptr, to, head.wanted_gradient(h->layer));
+    g = to;
+  }
+  for (Index i = chain.count - 1; i >= 0; --i) {
+    const InvertedResidual& block = chain.blocks[i];
+    T* const to = gradient_of_input(i, !block.expands);
+    block_backward(block, g, input_of(i), memory.blocks[i], workspace, to);
+    g = to;
+  }
+  if (const Stem* s = chain.stem) {
+    const auto& stem = memory.stem[0];
+    norm_backward(Gradient<T>{g, 1}, stem.y, s->out_rows(), s->out_channels, stem.norm, true,
+                  stem.gradient);
+    if (s->layer.learns) with_picture_channels(s->shape.channels, [&](auto channels) {
+      stem_backward<T, channels>(g, stem.y, stem.norm, stem.gradient, (const Real<T>*)input,
+                                 s->shape, s->out_channels, stem.kernel_gradient);
+    });
+  }
 }
 
 }  // namespace
@@ -1878,25 +2189,43 @@ void depthwise_backward(const void* g, const void* y, void* y_norm, void* y_grad
   });
 }
 
-// `outputs` and `norms` receive what block_backward needs; `residual` is null without a shortcut.
-void block_forward(const InvertedResidual* block, const void* x, void* outputs, void* norms,
-                   const void* residual, void* out) {
-  block_forward(*block, (const T*)x, Kept<T>(*block, outputs, norms), (const T*)residual, (T*)out);
+// Pictures and weight are of Real<T>; the weight lies as 3×3 × channels × outputs.
+void stem_forward(const void* pictures, const void* weight, const Shape* shape, Index out, void* y,
+                  const NormModule* module, void* y_norm) {
+  with_picture_channels(shape->channels, [&](auto channels) {
+    stem_forward<T, channels>((const R*)pictures, (const R*)weight, *shape, out, (T*)y, *module,
+                              Norm<R>(y_norm, out));
+  });
 }
 
-// `norm_gradients` are those of the norms one behind the other. Null where they are not wanted: gx
-// (if the block expands), and the gradients of the weights of expansion and projection.
-void block_backward(const InvertedResidual* block, const void* g, const void* x, void* outputs,
-                    void* norms, const void* residual, void* scratch, void* norm_gradients,
-                    void* expansion, void* depthwise, void* projection, void* gx) {
-  const Index hidden = block->shape.channels;
-  R* const of_expansion = (R*)norm_gradients;
-  R* const of_depthwise = of_expansion + (block->expands ? 4 * hidden : 0);
-  block_backward(*block, (const T*)g, (const T*)x, Kept<T>(*block, outputs, norms),
-                 (const T*)residual, (T*)scratch,
-                 BlockGradients<T>{NormGradient<R>(of_expansion, hidden),
-                                   NormGradient<R>(of_depthwise, hidden),
-                                   NormGradient<R>(of_depthwise + 4 * hidden, block->out_channels),
-                                   (R*)expansion, (R*)depthwise, (R*)projection, (T*)gx});
+void stem_backward(const void* g, const void* y, void* y_norm, void* y_gradient,
+                   const void* pictures, const Shape* shape, Index out, void* weight_gradient) {
+  with_picture_channels(shape->channels, [&](auto channels) {
+    stem_backward<T, channels>((const T*)g, (const T*)y, Norm<R>(y_norm, out),
+                               NormGradient<R>(y_gradient, out), (const R*)pictures, *shape, out,
+                               (R*)weight_gradient);
+  });
+}
+
+// How many numbers a chain's arrays have: outputs, norms, gradients, and what backward works in.
+void chain_counts(const Chain* chain, Index* counts) {
+  Memory<T> memory(nullptr, nullptr, nullptr);
+  const ChainMemory<T> laid_out(memory, *chain);
+  counts[0] = memory.outputs.taken(), counts[1] = memory.norms.taken();
+  counts[2] = memory.gradients.taken(), counts[3] = Workspace<T>(nullptr, *chain).count;
+}
+
+// `outputs` and `norms` receive what chain_backward needs.
+void chain_forward(const Chain* chain, const void* x, void* outputs, void* norms, void* out) {
+  Memory<T> memory(outputs, norms, nullptr);
+  chain_forward(*chain, x, ChainMemory<T>(memory, *chain), (T*)out);
+}
+
+// `gx` is null where it is not wanted. It does not look at the norms' modules.
+void chain_backward(const Chain* chain, const void* g, const void* x, void* outputs, void* norms,
+                    void* workspace, void* gradients, void* gx) {
+  Memory<T> memory(outputs, norms, gradients);
+  chain_backward(*chain, (const T*)g, x, ChainMemory<T>(memory, *chain),
+                 Workspace<T>(workspace, *chain), (T*)gx);
 }
 }

@@ -73,6 +73,29 @@ class Block(NamedTuple):
     has_shortcut: bool
 
 
+class Chain(NamedTuple):
+    """Parts that follow each other and run in one call; each of the three may be missing.
+
+    ``head`` is the last 1×1 convolution, averaged over the ``height`` × ``width`` pixels of the
+    last map. ``images``, ``height`` and ``width`` are those of what the last block puts out.
+    """
+
+    stem: tuple[Part, MapShape] | None
+    blocks: Sequence[Block]
+    head: Part | None
+    images: int
+    height: int
+    width: int
+
+    @property
+    def parts(self) -> list[Part]:
+        """All convolutions with their norms, in order."""
+        parts = [self.stem[0]] if self.stem else []
+        for block in self.blocks:
+            parts += block.parts
+        return [*parts, self.head] if self.head else parts
+
+
 class Kernels(ABC):
     """Kernels for activations of one dtype, on one kind of device.
 
@@ -83,9 +106,12 @@ class Kernels(ABC):
     Attributes:
         has_stem: whether the first convolution has kernels of its own, :meth:`stem` and
             :meth:`stem_backward`.
+        has_chains: whether many parts can run in one call, :meth:`chain` and
+            :meth:`chain_backward`.
     """
 
     has_stem = False
+    has_chains = False
 
     @abstractmethod
     def statistics(self, y: Tensor, module: nn.BatchNorm2d) -> Tensor:
@@ -199,6 +225,25 @@ class Kernels(ABC):
         shape: MapShape,
     ) -> Tensor:  # fmt: skip
         """The gradient of the stem's weight; the pictures get none."""
+        raise NotImplementedError
+
+    def chain(self, chain: Chain, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """What comes out of all parts, and what :meth:`chain_backward` needs to be kept.
+
+        ``x`` is a map, or pictures of a real dtype where a stem is the first part; what comes out
+        is a map, or one row of features for each image behind a head.
+        """
+        raise NotImplementedError
+
+    def chain_backward(
+        self, chain: Chain, g: Tensor, x: Tensor, kept: Sequence[Tensor], kernels: Sequence[Tensor],
+        wants_x: bool, wants: Sequence[bool],
+    ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+        """Gradients of ``x``, and of the parts' kernels, weights and biases in order.
+
+        ``kernels`` are those of the convolutions, of which ``wants`` says who learns. Behind a
+        head ``g`` is the gradient of the sum over each image, not of the average.
+        """
         raise NotImplementedError
 
 
