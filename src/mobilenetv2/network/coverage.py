@@ -1,6 +1,6 @@
 """Which parts of a network the compiled kernels cover; the others run through the stock code."""
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,41 @@ def block_of(module: InvertedResidual, dtype: torch.dtype, size: Size) -> Block 
 def size_behind(shape: MapShape, conv: nn.Conv2d) -> Size:
     """Of what comes out where ``conv`` is the last convolution."""
     return Size(shape.images, conv.out_channels, shape.out_height, shape.out_width)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody wants to know of each call of ``module``."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def state_of(features: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Any]:
+    """All that the answers of this file depend on, and where the tensors of ``features`` are.
+
+    Comparing it takes a fraction of the time that finding those answers takes.
+    """
+    state = [x.shape, x.requires_grad, dtype]
+    state += [is_watched(part) for part in features.children()]
+    _add_state(features, state)
+    return state
+
+
+def _add_state(module: nn.Module, state: list[Any]) -> None:
+    held = vars(module)
+    state += (module, held["training"], held.get("eps"), held.get("momentum"))
+    for parameter in held["_parameters"].values():
+        if parameter is not None:
+            state += (parameter.data_ptr(), parameter.requires_grad)
+    for buffer in held["_buffers"].values():
+        if buffer is not None:
+            state.append(buffer.data_ptr())
+    for part in held["_modules"].values():
+        if part is not None:
+            _add_state(part, state)
 
 
 def _pixels(conv: nn.Conv2d, size: Size) -> int:

@@ -2,16 +2,18 @@
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from mobilenetv2.network import cpp_structures as structures
 from mobilenetv2.network import native
-from mobilenetv2.network.kernels import STORED, Chain, Kernels, MapShape, real_dtype
+from mobilenetv2.network.cpp_chain import ChainFunctions, CppChain, by_tap
+from mobilenetv2.network.kernels import STORED, Chain, ChainCall, Kernels, MapShape, real_dtype
 
 SOURCE = Path(__file__).with_name("fast_ops.cpp")
 
@@ -24,6 +26,7 @@ class CppKernels(Kernels):
 
     def __init__(self, library: str, dtype: torch.dtype) -> None:
         self._dtype, self._real = dtype, real_dtype(dtype)
+        self.last_calls = WeakKeyDictionary()
         loaded = ctypes.CDLL(library)
         pointer, integer, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 
@@ -54,9 +57,11 @@ class CppKernels(Kernels):
             "stem_forward", pointer, pointer, pointer, count, pointer, pointer, pointer
         )
         self._stem_backward = function("stem_backward", *(pointer,) * 6, count, pointer)
-        self._chain_counts = function("chain_counts", pointer, pointer)
-        self._chain = function("chain_forward", *(pointer,) * 5)
-        self._chain_backward = function("chain_backward", *(pointer,) * 8)
+        self._chain_functions = ChainFunctions(
+            function("chain_counts", pointer, pointer),
+            function("chain_forward", *(pointer,) * 5),
+            function("chain_backward", *(pointer,) * 8),
+        )
 
     def statistics(self, y: Tensor, module: nn.BatchNorm2d) -> Tensor:
         rows, channels = y.shape
@@ -159,7 +164,7 @@ class CppKernels(Kernels):
         self, x: Tensor, weight: Tensor, shape: MapShape, module: nn.BatchNorm2d
     ) -> tuple[Tensor, Tensor]:
         out = weight.shape[0]
-        x, taps = x.to(self._real), _by_tap(weight)
+        x, taps = x.to(self._real), by_tap(weight)
         y = x.new_empty(shape.out_rows, out, dtype=self._dtype)
         norm = _norm_of(y)
         self._stem(
@@ -173,65 +178,15 @@ class CppKernels(Kernels):
         shape: MapShape,
     ) -> Tensor:  # fmt: skip
         x = x.to(self._real)
-        by_tap = weight.new_empty(3, 3, shape.channels, weight.shape[0])
+        gradient_by_tap = weight.new_empty(3, 3, shape.channels, weight.shape[0])
         self._stem_backward(
             g.data_ptr(), y.data_ptr(), norm.data_ptr(), gradient.data_ptr(), x.data_ptr(),
-            structures.map_shape(shape), weight.shape[0], by_tap.data_ptr(),
+            structures.map_shape(shape), weight.shape[0], gradient_by_tap.data_ptr(),
         )  # fmt: skip
-        return by_tap.permute(3, 2, 0, 1)
+        return gradient_by_tap.permute(3, 2, 0, 1)
 
-    def chain(self, chain: Chain, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        if chain.stem:
-            x = x.to(self._real)
-        kernels = [part.kernel for part in chain.parts]
-        if chain.stem:
-            kernels[0] = _by_tap(kernels[0])
-        structure = structures.chain(chain, kernels, with_norms=True)
-        outputs, norms, _, _ = self._counts_of(structure)
-        rows = chain.images if chain.head else chain.images * chain.height * chain.width
-        kept = x.new_empty(outputs, dtype=self._dtype), x.new_empty(norms, dtype=self._real)
-        out = x.new_empty(rows, kernels[-1].shape[0], dtype=self._dtype)
-        self._chain(structure, x.data_ptr(), kept[0].data_ptr(), kept[1].data_ptr(), out.data_ptr())
-        return out, kept
-
-    def chain_backward(
-        self, chain: Chain, g: Tensor, x: Tensor, kept: Sequence[Tensor], kernels: Sequence[Tensor],
-        wants_x: bool, wants: Sequence[bool],
-    ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
-        if chain.stem:
-            x = x.to(self._real)
-        structure = structures.chain(chain, kernels, with_norms=False)
-        _, _, numbers, workspace = self._counts_of(structure)
-        flat = _uninitialised(g, numbers)
-        gx = torch.empty_like(x) if wants_x else None
-        scratch = g.new_empty(workspace)
-        self._chain_backward(
-            structure, g.data_ptr(), x.data_ptr(), kept[0].data_ptr(), kept[1].data_ptr(),
-            scratch.data_ptr(), flat.data_ptr(), _pointer(gx),
-        )  # fmt: skip
-        # One allocation and views of it: an allocation for each gradient would take longer.
-        counts = [
-            count
-            for kernel in kernels
-            for count in (kernel.numel(), 2 * len(kernel), len(kernel), len(kernel))
-        ]
-        pieces = flat.split(counts)
-        gradients: list[Tensor | None] = []
-        for place, (kernel, is_wanted) in enumerate(zip(kernels, wants, strict=True)):
-            of_kernel, _, of_weight, of_bias = pieces[4 * place : 4 * place + 4]
-            if chain.stem and place == 0:
-                out, channels, _, _ = kernel.shape
-                of_kernel = of_kernel.view(3, 3, channels, out).permute(3, 2, 0, 1)
-            else:
-                of_kernel = of_kernel.view(kernel.shape)
-            gradients += [of_kernel if is_wanted else None, of_weight, of_bias]
-        return gx, gradients
-
-    def _counts_of(self, chain: Any) -> Iterable[int]:
-        """See ``chain_counts`` there."""
-        counts = (ctypes.c_int64 * 4)()
-        self._chain_counts(chain, counts)
-        return counts
+    def chain(self, chain: Chain) -> ChainCall:
+        return CppChain(self._chain_functions, chain, self._dtype)
 
 
 @functools.cache
@@ -269,11 +224,6 @@ def _norm_of(y: Tensor) -> Tensor:
 
 def _gradient_of(y: Tensor) -> Tensor:
     return _uninitialised(y, 4, y.shape[1])
-
-
-def _by_tap(weight: Tensor) -> Tensor:
-    """A stem's kernel as 3×3 × channels × outputs."""
-    return weight.detach().permute(2, 3, 1, 0).contiguous()
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

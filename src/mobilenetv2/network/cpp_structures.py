@@ -88,39 +88,62 @@ def norm_module(module: nn.BatchNorm2d) -> Any:
     return ctypes.byref(_NormModule(*_norm_fields(module, module.weight, module.bias)))
 
 
-def chain(chain: Chain, kernels: Sequence[Tensor], with_norms: bool) -> Any:
-    """Parts that run in one call, with these kernels; backward does without the norms' modules."""
-    left = iter(kernels)
+class ChainStructure:
+    """Parts that run in one call.
 
-    def layer(part: Part) -> tuple[Any, ...]:
-        norm = _norm_fields(part.norm, part.weight, part.bias) if with_norms else _NO_NORM
-        return (next(left).data_ptr(), part.kernel.requires_grad, *norm)
+    The stem's kernel is to be set before each call, since C++ wants it in another order.
+    """
 
-    def block_fields(block: Block) -> tuple[Any, ...]:
-        expands = len(block.parts) == 3
-        layers = [layer(part) for part in block.parts]
-        return (
-            *block.shape, block.parts[0].kernel.shape[1] if expands else block.shape.channels,
-            block.parts[-1].kernel.shape[0], expands, block.has_shortcut,
-            *(() if expands else (None, False, *_NO_NORM)),
-            *(field for fields in layers for field in fields),
-        )  # fmt: skip
+    def __init__(self, chain: Chain) -> None:
+        self._chain = _Chain()
+        self._stem = self._head = None
+        if chain.stem:
+            part, shape = chain.stem
+            self._stem = _Stem(*shape, len(part.kernel), *_layer(part))
+            self._chain.stem = ctypes.pointer(self._stem)
+        self._blocks = (_InvertedResidual * len(chain.blocks))(*[_block(b) for b in chain.blocks])
+        self._chain.blocks, self._chain.count = self._blocks, len(chain.blocks)
+        if chain.head:
+            rows = chain.images * chain.height * chain.width
+            out_channels, in_channels = chain.head.kernel.shape[:2]
+            self._head = _Head(chain.images, rows, in_channels, out_channels, *_layer(chain.head))
+            self._chain.head = ctypes.pointer(self._head)
+        self.pointer = ctypes.byref(self._chain)
 
-    made = _Chain()
-    if chain.stem:
-        part, shape = chain.stem
-        made.stem = ctypes.pointer(_Stem(*shape, part.kernel.shape[0], *layer(part)))
-    made.count = len(chain.blocks)
-    made.blocks = (_InvertedResidual * made.count)(*map(block_fields, chain.blocks))
-    if chain.head:
-        out_channels, in_channels = chain.head.kernel.shape[:2]
-        rows = chain.images * chain.height * chain.width
-        head = _Head(chain.images, rows, in_channels, out_channels, *layer(chain.head))
-        made.head = ctypes.pointer(head)
-    return ctypes.byref(made)
+    def set_stem_kernel(self, taps: Tensor) -> None:
+        """As 3×3 × channels × outputs."""
+        assert self._stem is not None
+        self._stem.layer_kernel = taps.data_ptr()
+
+    def set_kernels(self, kernels: Sequence[Tensor]) -> None:
+        """Where the convolutions' kernels are; the stem's is passed over."""
+        left = iter(kernels)
+        if self._stem:
+            next(left)
+        for block in self._blocks:
+            if block.expands:
+                block.expansion_kernel = next(left).data_ptr()
+            block.depthwise_kernel = next(left).data_ptr()
+            block.projection_kernel = next(left).data_ptr()
+        if self._head:
+            self._head.layer_kernel = next(left).data_ptr()
 
 
-_NO_NORM = tuple(kind().value for _, kind in _NormModule._fields_)
+def _block(block: Block) -> tuple[Any, ...]:
+    layers = [_layer(part) for part in block.parts]
+    expands = len(layers) == 3
+    if not expands:
+        layers.insert(0, (None, False, *(kind().value for _, kind in _NormModule._fields_)))
+    out_channels, in_channels = len(block.parts[-1].kernel), block.parts[0].conv.in_channels
+    return (
+        *block.shape, in_channels, out_channels, expands, block.has_shortcut,
+        *(field for layer in layers for field in layer),
+    )  # fmt: skip
+
+
+def _layer(part: Part) -> tuple[Any, ...]:
+    norm = _norm_fields(part.norm, part.weight, part.bias)
+    return part.kernel.data_ptr(), part.kernel.requires_grad, *norm
 
 
 def _norm_fields(module: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:

@@ -19,8 +19,10 @@ from mobilenetv2.network import cpp_kernels
 from mobilenetv2.network.coverage import (
     Size,
     block_of,
+    is_watched,
     part_of,
     size_behind,
+    state_of,
     stem_shape,
     working_dtype,
 )
@@ -31,7 +33,7 @@ from mobilenetv2.network.fast_functions import (
     PooledHead,
     Stem,
 )
-from mobilenetv2.network.kernels import Block, Chain, Kernels, MapShape, Part
+from mobilenetv2.network.kernels import Block, Chain, ChainCall, Kernels, MapShape, Part
 from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
 
 
@@ -84,31 +86,49 @@ class FastMobileNetV2(MobileNetV2):
         if dtype is None:
             return super().pooled_features(pictures)
         kernels = _kernels(pictures, dtype)
+        if kernels.has_chains:
+            return self._in_chains(pictures, dtype, kernels)
+        *modules, head = cast(Iterable[nn.Sequential], self.features)
+        x = pictures
+        for module in modules:
+            x = module(x)
+        part = _part(head, dtype, Size(*x.shape))
+        if part is None:
+            return cast(Tensor, head(x).mean((2, 3)))
+        return cast(Tensor, PooledHead.apply(kernels, part, dtype, x, *part.parameters))
+
+    def _in_chains(self, pictures: Tensor, dtype: torch.dtype, kernels: Kernels) -> Tensor:
+        state = state_of(self.features, pictures, dtype)
+        last_state, call = kernels.last_calls.get(self, (None, None))
+        if call is not None and state == last_state:
+            return cast(Tensor, ChainFunction.apply(call, dtype, pictures, *call.parameters))
         *modules, head = cast(Iterable[nn.Sequential], self.features)
         waiting = _Waiting(kernels, dtype, pictures)
         for module in modules:
-            if not (kernels.has_chains and waiting.takes(module)):
+            if not waiting.takes(module):
                 waiting = _Waiting(kernels, dtype, module(waiting.run()))
-        part = None if _is_watched(head) else _part(head, dtype, waiting.size)
+        part = None if is_watched(head) else _part(head, dtype, waiting.size)
         if part is None:
             return cast(Tensor, head(waiting.run()).mean((2, 3)))
-        if kernels.has_chains:
-            return waiting.run(part)
-        x = waiting.run()
-        return cast(Tensor, PooledHead.apply(kernels, part, dtype, x, *part.parameters))
+        call = waiting.call(part)
+        if waiting.x is pictures:  # else other modules have to run first
+            kernels.last_calls[self] = state, call
+        return cast(Tensor, ChainFunction.apply(call, dtype, waiting.x, *call.parameters))
 
 
 class _Waiting:
-    """Parts that wait to run in one call on ``x``.
+    """Parts that wait to run in one call.
 
     Attributes:
-        size: of what they put out.
+        x: what the first of them gets.
+        size: of what the last of them puts out.
     """
 
     def __init__(
         self, kernels: Kernels, dtype: torch.dtype, x: Tensor, blocks: Sequence[Block] = ()
     ) -> None:
-        self._kernels, self._dtype, self._x = kernels, dtype, x
+        self._kernels, self._dtype = kernels, dtype
+        self.x = x
         self._stem: tuple[nn.Module, Part, MapShape] | None = None
         self._blocks: list[Block] = []
         self.size = Size(*x.shape)
@@ -117,23 +137,24 @@ class _Waiting:
 
     def takes(self, module: nn.Module) -> bool:
         """Whether ``module`` can run in the same call, behind them; if so it waits too."""
-        if _is_watched(module):
+        if is_watched(module):
             return False
         if isinstance(module, FastInvertedResidual):
             return self._takes_block(module)
         return isinstance(module, FastConvNormActivation) and self._takes_stem(module)
 
-    def run(self, head: Part | None = None) -> Tensor:
-        """What comes out of all that waited, and of the ``head`` if there is one."""
-        if not self._blocks and not head:
-            return cast(Tensor, self._stem[0](self._x)) if self._stem else self._x
+    def run(self) -> Tensor:
+        """What comes out of all that waited."""
+        if self._blocks:
+            call = self.call()
+            return cast(Tensor, ChainFunction.apply(call, self._dtype, self.x, *call.parameters))
+        return cast(Tensor, self._stem[0](self.x)) if self._stem else self.x
+
+    def call(self, head: Part | None = None) -> ChainCall:
+        """All that waited, and the ``head`` if there is one, as one call."""
         images, _, height, width = self.size
         stem = self._stem[1:] if self._stem else None
-        chain = Chain(stem, self._blocks, head, images, height, width)
-        out = ChainFunction.apply(
-            self._kernels, chain, self._dtype, self._x, *_parameters(chain.parts)
-        )
-        return cast(Tensor, out)
+        return self._kernels.chain(Chain(stem, self._blocks, head, images, height, width))
 
     def _takes_block(self, module: FastInvertedResidual) -> bool:
         block = _block(module, self._dtype, self.size)
@@ -145,7 +166,7 @@ class _Waiting:
 
     def _takes_stem(self, module: FastConvNormActivation) -> bool:
         part = _part(module, self._dtype, self.size)
-        if not part or not self._is_empty or self._x.requires_grad or not self._learns([part]):
+        if not part or not self._is_empty or self.x.requires_grad or not self._learns([part]):
             return False
         shape = stem_shape(part.conv, self.size)
         if shape is None:
@@ -163,17 +184,7 @@ class _Waiting:
         return not self._stem and not self._blocks
 
     def _learns(self, parts: Iterable[Part]) -> bool:
-        return self._x.requires_grad or any(p.requires_grad for p in _parameters(parts))
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody wants to know of each call of ``module``."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+        return self.x.requires_grad or any(p.requires_grad for p in _parameters(parts))
 
 
 def _part(layer: nn.Sequential, dtype: torch.dtype, size: Size) -> Part | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mobilenetv2.network.kernels import Block, Chain, Kernels, MapShape, Part
+from mobilenetv2.network.kernels import Block, ChainCall, Kernels, MapShape, Part
 
 
 def _matrix(x: Tensor) -> Tensor:
@@ -148,33 +148,32 @@ class ChainFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Kernels, chain: Chain, dtype: torch.dtype, x: Tensor,
-        *parameters: Tensor,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any, call: ChainCall, dtype: torch.dtype, x: Tensor, *parameters: Tensor
+    ) -> Tensor:
         """Features or pictures N×C×H×W in, N×C'×H'×W' out or behind a head N×F.
 
-        The parameters are those of the parts in order.
+        The parameters are those of the ``call``.
         """
-        ctx.kernels, ctx.chain, ctx.dtype, ctx.in_size = kernels, chain, dtype, x.shape[2:]
+        ctx.call, ctx.dtype, ctx.in_size = call, dtype, x.shape[2:]
+        chain = call.chain
         x = _matrix(x if chain.stem else x.to(dtype))
-        out, kept = kernels.chain(chain, x)
-        ctx.save_for_backward(x, *kept, *parameters[::3])
+        out, kept = call.forward(x)
+        ctx.save_for_backward(x, *parameters[::3], *kept)
         return out if chain.head else _maps(out, chain.images, chain.height, chain.width)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the inputs of :meth:`forward`."""
-        chain = ctx.chain
-        wants_x, *wants = ctx.needs_input_grad[3:]
-        x, outputs, norms, *kernels = ctx.saved_tensors
+        chain = ctx.call.chain
+        wants_x, *wants = ctx.needs_input_grad[2:]
+        count = len(wants) // 3
+        x, *saved = ctx.saved_tensors
         if chain.head:
             g = (g / (chain.height * chain.width)).to(ctx.dtype).contiguous()
         else:
             g = _matrix(g.to(ctx.dtype))
-        gx, gradients = ctx.kernels.chain_backward(
-            chain, g, x, (outputs, norms), kernels, wants_x, wants[::3]
-        )
+        gx, gradients = ctx.call.backward(g, x, saved[count:], saved[:count], wants_x, wants[::3])
         if gx is not None:
             gx = _maps(gx, chain.images, *ctx.in_size)
-        return None, None, None, gx, *gradients
+        return None, None, gx, *gradients

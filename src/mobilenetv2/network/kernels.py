@@ -8,8 +8,8 @@ There are two: :mod:`.cpp_kernels` for a CPU, :mod:`.gpu` for an NVIDIA GPU.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import MutableMapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,12 +106,13 @@ class Kernels(ABC):
     Attributes:
         has_stem: whether the first convolution has kernels of its own, :meth:`stem` and
             :meth:`stem_backward`.
-        has_chains: whether many parts can run in one call, :meth:`chain` and
-            :meth:`chain_backward`.
+        has_chains: whether many parts can run in one call, :meth:`chain`.
+        last_calls: of networks that ran as one chain, with the state that each was in.
     """
 
     has_stem = False
     has_chains = False
+    last_calls: MutableMapping[nn.Module, tuple[Any, "ChainCall"]]
 
     @abstractmethod
     def statistics(self, y: Tensor, module: nn.BatchNorm2d) -> Tensor:
@@ -227,24 +228,40 @@ class Kernels(ABC):
         """The gradient of the stem's weight; the pictures get none."""
         raise NotImplementedError
 
-    def chain(self, chain: Chain, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """What comes out of all parts, and what :meth:`chain_backward` needs to be kept.
+    def chain(self, chain: Chain) -> "ChainCall":
+        """Many parts, to be run in one call."""
+        raise NotImplementedError
+
+
+class ChainCall(ABC):
+    """A chain that is ready to be run, as often as wanted, while its tensors stay where they are.
+
+    Attributes:
+        chain: what is run.
+        parameters: kernels, weights and biases of its parts in order.
+    """
+
+    chain: Chain
+    parameters: Sequence[Tensor]
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """What comes out of all parts, and what :meth:`backward` needs to be kept.
 
         ``x`` is a map, or pictures of a real dtype where a stem is the first part; what comes out
         is a map, or one row of features for each image behind a head.
         """
-        raise NotImplementedError
 
-    def chain_backward(
-        self, chain: Chain, g: Tensor, x: Tensor, kept: Sequence[Tensor], kernels: Sequence[Tensor],
+    @abstractmethod
+    def backward(
+        self, g: Tensor, x: Tensor, kept: Sequence[Tensor], kernels: Sequence[Tensor],
         wants_x: bool, wants: Sequence[bool],
     ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
-        """Gradients of ``x``, and of the parts' kernels, weights and biases in order.
+        """Gradients of ``x``, and of the parameters.
 
         ``kernels`` are those of the convolutions, of which ``wants`` says who learns. Behind a
         head ``g`` is the gradient of the sum over each image, not of the average.
         """
-        raise NotImplementedError
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
