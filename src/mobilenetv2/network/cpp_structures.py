@@ -101,8 +101,9 @@ class ChainStructure:
             part, shape = chain.stem
             self._stem = _Stem(*shape, len(part.kernel), *_layer(part))
             self._chain.stem = ctypes.pointer(self._stem)
-        self._blocks = (_InvertedResidual * len(chain.blocks))(*[_block(b) for b in chain.blocks])
-        self._chain.blocks, self._chain.count = self._blocks, len(chain.blocks)
+        blocks = [_InvertedResidual(*_block(block)) for block in chain.blocks]
+        self._blocks = (_InvertedResidual * len(blocks))(*blocks)
+        self._chain.blocks, self._chain.count = self._blocks, len(blocks)
         if chain.head:
             rows = chain.images * chain.height * chain.width
             out_channels, in_channels = chain.head.kernel.shape[:2]
