@@ -13,13 +13,18 @@ from torch import Tensor, nn
 from mobilenetv2.network import cpp_structures as structures
 from mobilenetv2.network import native
 from mobilenetv2.network.cpp_chain import ChainFunctions, CppChain, by_tap
+from mobilenetv2.network.cpp_updates import CppUpdates
 from mobilenetv2.network.kernels import STORED, Chain, ChainCall, Kernels, MapShape, real_dtype
 
 SOURCE = Path(__file__).with_name("fast_ops.cpp")
 
 
 class CppKernels(Kernels):
-    """A compiled library, loaded; see `struct Norm` and `struct NormGradient` there."""
+    """A compiled library, loaded; see `struct Norm` and `struct NormGradient` there.
+
+    Attributes:
+        updates: what else it can do.
+    """
 
     has_stem = True
     has_chains = True
@@ -61,6 +66,13 @@ class CppKernels(Kernels):
             function("chain_counts", pointer, pointer),
             function("chain_forward", *(pointer,) * 5),
             function("chain_backward", *(pointer,) * 8),
+        )
+
+        real = ctypes.c_double
+        self.updates = CppUpdates(
+            function("sgd_step", count, *(pointer,) * 4, *(real,) * 3, integer),
+            function("move_averages", count, *(pointer,) * 3, real),
+            self._real,
         )
 
     def statistics(self, y: Tensor, module: nn.BatchNorm2d) -> Tensor:

@@ -2106,6 +2106,63 @@ void chain_backward(const Chain& chain, const T* g, const void* input,
 
 }  // namespace
 
+// ---------------------------------------------------------------- passes over all weights
+
+namespace {
+
+// Calls body(array, begin, end) for the pieces of `count` arrays that are divided between threads
+// as if they were one.
+template <class Body>
+void for_pieces(Index count, const Index* sizes, const Body& body) {
+  Index total = 0;
+  for (Index array = 0; array < count; ++array) total += sizes[array];
+  parallel(total, [&](Index, Index begin, Index end) {
+    for (Index array = 0; array < count && end > 0; ++array) {
+      if (begin < sizes[array]) body(array, begin, std::min(end, sizes[array]));
+      begin = std::max<Index>(begin - sizes[array], 0), end -= sizes[array];
+    }
+  });
+}
+
+// A step of gradient descent. `momenta` are not looked at if `momentum` is 0.
+template <class R>
+void sgd_step(Index count, const Index* sizes, R* const* weights, const R* const* gradients,
+              R* const* momenta, R lr, R momentum, R weight_decay, bool nesterov) {
+  for_pieces(count, sizes, [&](Index array, Index begin, Index end) {
+    R* const weight = weights[array] + begin;
+    const R* const gradient = gradients[array] + begin;
+    R* const remembered = momentum != 0 ? momenta[array] + begin : nullptr;
+    for_channels<R>(end - begin, [&](auto lanes, Index i) {
+      const auto before = load<lanes>(weight + i);
+      auto step = load<lanes>(gradient + i) + before * weight_decay;
+      if (remembered) {
+        const auto moved = load<lanes>(remembered + i) * momentum + step;
+        store<lanes>(remembered + i, moved);
+        step = nesterov ? step + moved * momentum : moved;
+      }
+      store<lanes>(weight + i, before - step * lr);
+    });
+  });
+}
+
+// averages += (values - averages) * share
+template <class R>
+void move_averages(Index count, const Index* sizes, R* const* averages, const R* const* values,
+                   R share) {
+  for_pieces(count, sizes, [&](Index array, Index begin, Index end) {
+    R* const average = averages[array] + begin;
+    const R* const value = values[array] + begin;
+    for_channels<R>(end - begin, [&](auto lanes, Index i) {
+      const auto old = load<lanes>(average + i), now = load<lanes>(value + i);
+      // From the nearer end: all of it is exactly the value.
+      const auto moved = share < R(0.5) ? old + (now - old) * share : now - (now - old) * (1 - share);
+      store<lanes>(average + i, moved);
+    });
+  });
+}
+
+}  // namespace
+
 // ------------------------------------------------------------------ what Python calls
 // A library is compiled for one type of stored activations (-DSTORED=double, float or bf16): all
 // three at once would let everybody wait for what few need. Arrays are contiguous.
@@ -2227,5 +2284,17 @@ void chain_backward(const Chain* chain, const void* g, const void* x, void* outp
   Memory<T> memory(outputs, norms, gradients);
   chain_backward(*chain, (const T*)g, x, ChainMemory<T>(memory, *chain),
                  Workspace<T>(workspace, *chain), (T*)gx);
+}
+
+void sgd_step(Index count, const Index* sizes, void* const* weights, void* const* gradients,
+              void* const* momenta, double lr, double momentum, double weight_decay,
+              int nesterov) {
+  sgd_step<R>(count, sizes, (R* const*)weights, (const R* const*)gradients, (R* const*)momenta, lr,
+              momentum, weight_decay, nesterov);
+}
+
+void move_averages(Index count, const Index* sizes, void* const* averages, void* const* values,
+                   double share) {
+  move_averages<R>(count, sizes, (R* const*)averages, (const R* const*)values, share);
 }
 }

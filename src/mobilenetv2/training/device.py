@@ -12,6 +12,7 @@ from torch import nn
 from mobilenetv2.config import MachineConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.network import fast_ops
+from mobilenetv2.network.cpp_updates import CppUpdates
 from mobilenetv2.network.fast_ops import FastOps
 
 
@@ -38,6 +39,16 @@ class Device:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+    @property
+    def stored(self) -> torch.dtype:
+        """What the forward pass keeps activations as."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @property
+    def updates(self) -> CppUpdates | None:
+        """Passes over all weights, where they are not PyTorch's."""
+        return fast_ops.updates_of(self.fast_ops, self.stored)
 
 
 def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _: None) -> Device:

@@ -136,7 +136,9 @@ def _climb(
 ) -> Climb:
     """Train ``trial`` in place, the learning rate climbing from the lowest to the highest."""
     set_train_mode(trial.network, tuning)
-    optimizer = build_optimizer(trial.network, config.optimizer, 1.0, tuning.layer_decay)
+    optimizer = build_optimizer(
+        trial.network, config.optimizer, 1.0, tuning.layer_decay, device.updates
+    )
     shares = [group["lr"] for group in optimizer.param_groups]  # of the peak, block by block
     climb = Climb([], [], [])
     average = 0.0

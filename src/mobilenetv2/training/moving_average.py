@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mobilenetv2.network.cpp_updates import CppUpdates
 from mobilenetv2.network.duplicate import duplicate
 
 
@@ -29,12 +30,20 @@ class MovingAverage:
             fine-tuned ones can be better than either (Wortsman et al. 2022, "Robust fine-tuning of
             zero-shot models"). Else the first step's weights are copied.
 
+        updates: compiled passes over all weights, if there are any.
+
     Attributes:
         network: the averaged one.
         updates: steps that went in.
     """
 
-    def __init__(self, network: nn.Module, decay: float, from_first_weights: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        decay: float,
+        from_first_weights: bool = False,
+        updates: CppUpdates | None = None,
+    ) -> None:
         self.network = duplicate(network).requires_grad_(False)
         self.updates = 0
         self._decay = decay
@@ -42,6 +51,9 @@ class MovingAverage:
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
         self._weights = [pair for pair in pairs if pair[0].is_floating_point()]
         self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._pass = None
+        if updates is not None and updates.cover([one for pair in self._weights for one in pair]):
+            self._pass = updates.average(*zip(*self._weights, strict=True))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -50,8 +62,12 @@ class MovingAverage:
         if not self._from_first_weights:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         is_copied = self.updates == 0 and not self._from_first_weights
-        averaged, current = zip(*self._weights, strict=True)
-        get_ema_multi_avg_fn(0.0 if is_copied else decay)(averaged, current, self.updates)
+        decay = 0.0 if is_copied else decay
+        if self._pass is not None:
+            self._pass.move(1 - decay)
+        else:
+            averaged, current = zip(*self._weights, strict=True)
+            get_ema_multi_avg_fn(decay)(averaged, current, self.updates)
         for old, new in self._counts:
             old.copy_(new)
         self.updates += 1

@@ -52,14 +52,20 @@ class RunState:
             self.optimizer = self.schedule = NoSteps(lr)
         else:
             self.optimizer = build_optimizer(
-                self.network, self.config.optimizer, lr, self.tuning.layer_decay
+                self.network,
+                self.config.optimizer,
+                lr,
+                self.tuning.layer_decay,
+                self.device.updates,
             )
             self.schedule = build_schedule(
                 self.optimizer, self.config.schedule, self.config.epochs, steps_per_epoch
             )
         self.average = None
         if self.config.ema:
-            self.average = MovingAverage(self.network, self.config.ema, self.tuning.pretrained)
+            self.average = MovingAverage(
+                self.network, self.config.ema, self.tuning.pretrained, self.device.updates
+            )
         self.epoch = 0
         self.step = 0
         self.history = History()
