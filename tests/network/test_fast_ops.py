@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mobilenetv2.network import cpp_kernels, kernels
+from mobilenetv2.network import cpp_kernels
 from mobilenetv2.network.fast_ops import FastOps, choose, install, prepare_allocator, remove
 from mobilenetv2.network.fast_repairs import StridedDepthwise
 from mobilenetv2.network.mobilenetv2 import (
@@ -406,41 +406,6 @@ def test_an_input_may_need_no_gradient(fast, block):
         x = torch.randn(images, channels, height, width, dtype=torch.float64)
         expected = step(reference, x, input_learns=False)
         assert_same(step(module, x, input_learns=False), expected, 1e-12)
-
-
-@pytest.mark.parametrize("wants_x", [True, False])
-@pytest.mark.parametrize("learns", [(True, True, True), (False, True, False), (False,) * 3])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_block_in_one_call_is_its_kernels_one_by_one(cpp, dtype, learns, wants_x):
-    kernels_here, real = cpp_kernels.load(dtype), kernels.real_dtype(dtype)
-    for expands, stride, has_shortcut in [(1, 1, 1), (1, 2, 0), (0, 1, 1), (0, 2, 0), (0, 1, 0)]:
-        sizes = [(40, 20, 1, 1)] * expands + [(20 + 20 * expands, 1, 3, 3)]
-        sizes.append((20, 20 + 20 * expands, 1, 1))
-        parts = []
-        for size in sizes:
-            norm = random_norms(nn.BatchNorm2d(size[0])).to(real)
-            kernel = torch.randn(size, dtype=real)
-            parts.append(kernels.Part(nn.Conv2d(1, 1, 1), norm, kernel, norm.weight, norm.bias))
-        shape = kernels.MapShape(2, 5, 7, sizes[-2][0], stride, False)
-        block = kernels.Block(parts, shape, bool(has_shortcut))
-        x = torch.randn(70, 20, dtype=real).to(dtype)
-        results = []
-        for kind in (kernels.Kernels, cpp_kernels.CppKernels):
-            for part in parts:
-                part.norm.reset_running_stats()
-            out, kept = kind.block(kernels_here, block, x)
-            g = torch.linspace(-1, 1, out.numel(), dtype=real).view(out.shape).to(dtype)
-            gx, gradients = kind.block_backward(
-                kernels_here, g, x, kept, [part.kernel for part in parts], shape,
-                g if has_shortcut else None, wants_x, learns[-len(parts) :],
-            )  # fmt: skip
-            buffers = [buffer.clone() for part in parts for buffer in part.norm.buffers()]
-            results.append([out, gx, *gradients, *buffers])
-        for one_by_one, at_once in zip(*results, strict=True):
-            if one_by_one is None or at_once is None:
-                assert one_by_one is at_once
-            else:
-                assert torch.equal(one_by_one, at_once)
 
 
 class Wrapped(nn.Module):

@@ -35,7 +35,7 @@ class CompiledSGD(torch.optim.SGD):
         for group in self.param_groups:
             learning = [(w, g) for w in group["params"] if (g := w.grad) is not None]
             weights.append([weight for weight, _ in learning])
-            gradients.append([gradient for _, gradient in learning])
+            gradients.append([_laid_like(weight, gradient) for weight, gradient in learning])
         if closure is not None or not self._can_pass(weights, gradients):
             return cast(float | None, super().step(closure))
         for group, one_pass, of_group in zip(
@@ -65,25 +65,23 @@ class CompiledSGD(torch.optim.SGD):
                 self._updates.sgd(of_group, self._momenta_of(of_group) if group["momentum"] else [])
                 for group, of_group in zip(self.param_groups, weights, strict=True)
             ]
-        return all(
-            self._updates.cover(of_group) and all(map(_lie_alike, of_group, weights_of_group))
-            for of_group, weights_of_group in zip(gradients, weights, strict=True)
-        )
+        return all(map(self._updates.cover, gradients))
 
     def _momenta_of(self, weights: list[Tensor]) -> list[Tensor]:
-        """What is remembered of each weight's gradients; it lies in memory as the weight does."""
+        """What is remembered of each weight's gradients."""
         momenta = []
         for weight in weights:
             state = self.state[weight]
             before = state.get("momentum_buffer")
-            if before is None or not _lie_alike(before, weight):
-                state["momentum_buffer"] = torch.zeros_like(weight)
-                if before is not None:
-                    state["momentum_buffer"].copy_(before)
+            if before is None:
+                before = torch.zeros_like(weight)
+            state["momentum_buffer"] = _laid_like(weight, before)
             momenta.append(state["momentum_buffer"])
         return momenta
 
 
-def _lie_alike(one: Tensor, other: Tensor) -> bool:
-    """Whether numbers of the same place lie at the same place in memory."""
-    return (one.is_contiguous() and other.is_contiguous()) or one.stride() == other.stride()
+def _laid_like(weight: Tensor, values: Tensor) -> Tensor:
+    """The values, in memory as the weight is."""
+    if (weight.is_contiguous() and values.is_contiguous()) or values.stride() == weight.stride():
+        return values
+    return torch.empty_like(weight).copy_(values)

@@ -1,0 +1,330 @@
+"""Many parts in one call: as one by one, as stock PyTorch, and whatever changes between steps."""
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from mobilenetv2.network import cpp_chain, cpp_kernels, kernels
+from mobilenetv2.network.cpp_kernels import CppKernels
+from mobilenetv2.network.fast_functions import ChainFunction
+from mobilenetv2.network.fast_ops import FastOps, choose, install
+from mobilenetv2.network.kernels import Block, Chain, Kernels, MapShape, Part
+from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cpp() -> FastOps:
+    chosen = choose(CPU, "cpp")
+    if chosen.kind != "cpp":
+        pytest.skip(chosen.reason)
+    return chosen
+
+
+@pytest.fixture
+def prepared(monkeypatch) -> list:
+    """Chains that were prepared so far."""
+    made = []
+    first = cpp_chain.CppChain.__init__
+
+    def prepare(self, functions, chain, dtype):
+        made.append(chain)
+        first(self, functions, chain, dtype)
+
+    monkeypatch.setattr(cpp_chain.CppChain, "__init__", prepare)
+    return made
+
+
+def network_of(channels: int = 1, strides=(2, 1, 1, 2, 1, 1, 1, 1), **options) -> MobileNetV2:
+    """Small; with width 0.35 its second block has a shortcut and no expansion."""
+    torch.manual_seed(0)
+    network = MobileNetV2(3, channels, 0.35, strides, **options)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 2)
+            nn.init.uniform_(part.bias, -1, 3)
+    network.classifier[0].p = 0.0
+    return network.train()
+
+
+def step(network: nn.Module, x: torch.Tensor, autocast: bool = False) -> dict:
+    """What a training step leaves behind; the gradients take the place of the last ones."""
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = network(x)
+    weight = torch.linspace(-9, 9, out.numel(), dtype=x.dtype).sin().view(out.shape)
+    (out.to(x.dtype) * weight).sum().backward()
+    results = {"out": out.detach()}
+    results |= {f"gradient of {name}": p.grad for name, p in network.named_parameters()}
+    return results | {name: buffer.clone() for name, buffer in network.named_buffers()}
+
+
+def assert_same(got: dict, expected: dict, tolerance: float = 0.0) -> None:
+    assert got.keys() == expected.keys()
+    for name, wanted in expected.items():
+        if wanted is None:
+            assert got[name] is None, name
+        elif tolerance:
+            error = (got[name].double() - wanted.double()).norm()
+            assert error <= tolerance * (wanted.double().norm() + 1), (name, error)
+        else:
+            assert torch.equal(got[name], wanted), name
+
+
+def pictures(images: int, channels: int, height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(height)
+    return torch.randn(images, channels, height, width, generator=generator).double()
+
+
+# ------------------------------------------------------------------------ the same numbers
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "keras"])
+@pytest.mark.parametrize(
+    ("channels", "size"), [(1, (20, 20)), (2, (9, 12)), (3, (17, 8)), (3, (33, 33)), (4, (16, 16))]
+)
+def test_the_network_on_pictures_equals_the_stock_one(cpp, padding, channels, size):
+    reference = network_of(channels, padding=padding).double()
+    network = copy.deepcopy(reference)
+    install(network, cpp)
+    x = pictures(3, channels, *size)
+    assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("padding", ["symmetric", "keras"])
+def test_a_chain_is_its_parts_one_by_one(cpp, monkeypatch, dtype, threads, padding):
+    torch.set_num_threads(threads)
+    network = network_of(3, padding=padding)
+    network = network.double() if dtype is torch.float64 else network
+    network.features[5].conv[0][0].weight.requires_grad = False
+    network.features[7].conv[1][1].eval()
+    install(network, cpp)
+    x = pictures(3, 3, 18, 22).to(torch.float64 if dtype is torch.float64 else torch.float32)
+    buffers = copy.deepcopy(network.state_dict())
+    at_once = step(network, x, dtype is torch.bfloat16)
+    monkeypatch.setattr(CppKernels, "has_chains", False)
+    monkeypatch.setattr(ChainFunction, "apply", None)  # nothing of it runs
+    network.load_state_dict(buffers)
+    assert_same(at_once, step(network, x, dtype is torch.bfloat16))
+
+
+@pytest.mark.parametrize("wants_x", [True, False])
+@pytest.mark.parametrize("learns", [(True, True, True), (False, True, False), (False,) * 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_chain_of_one_block_is_its_kernels_one_by_one(cpp, dtype, learns, wants_x):
+    kernels_here, real = cpp_kernels.load(dtype), kernels.real_dtype(dtype)
+    for expands, stride, has_shortcut in [(1, 1, 1), (1, 2, 0), (0, 1, 1), (0, 2, 0), (0, 1, 0)]:
+        block = InvertedResidual(20, 20, stride, 1 + expands).to(real)
+        layers = [*block.conv[:-2], block.conv[-2:]]
+        parts = []
+        for (conv, norm, *_), wants in zip(layers, learns[-len(layers) :], strict=True):
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            conv.weight.requires_grad = wants
+            parts.append(Part(conv, norm, conv.weight, norm.weight, norm.bias))
+        shape = MapShape(2, 5, 7, 20 + 20 * expands, stride, False)
+        one = Block(parts, shape, bool(has_shortcut))
+        weights = [part.kernel for part in parts]
+        x = torch.randn(70, 20, dtype=real).to(dtype)
+        with torch.no_grad():
+            out, kept = Kernels.block(kernels_here, one, x)
+            g = torch.linspace(-1, 1, out.numel(), dtype=real).view(out.shape).to(dtype)
+            gx, gradients = Kernels.block_backward(
+                kernels_here, g, x, kept, weights, shape, g if has_shortcut else None, wants_x,
+                learns[-len(parts) :],
+            )  # fmt: skip
+            expected = [out, *(buffer.clone() for part in parts for buffer in part.norm.buffers())]
+            for part in parts:
+                part.norm.reset_running_stats()
+            call = kernels_here.chain(
+                Chain(None, [one], None, 2, shape.out_height, shape.out_width)
+            )
+            got, kept = call.forward(x)
+            gx_at_once, at_once = call.backward(g, x, kept, weights, wants_x, learns[-len(parts) :])
+        results = [got, *(buffer for part in parts for buffer in part.norm.buffers())]
+        assert all(map(torch.equal, results, expected))
+        if wants_x:
+            assert torch.equal(gx_at_once, gx)
+        else:
+            assert gx_at_once is None
+        for one_by_one, together in zip(gradients, at_once, strict=True):
+            if one_by_one is not None and together is not None:
+                assert torch.equal(one_by_one, together)
+        for index, wants in enumerate(learns[-len(parts) :]):
+            assert (at_once[3 * index] is None) == (not wants)
+
+
+def test_gradcheck_of_the_first_convolution(cpp):
+    for channels, padding in ((1, "symmetric"), (2, "keras"), (3, "symmetric")):
+        stem = ConvNormActivation(channels, 17, 3, 2, padding=padding).double().train()
+        install(stem, cpp)
+        x = pictures(2, channels, 6, 4)
+
+        def output(weight, scale, stem=stem, x=x):
+            names = {"0.weight": weight, "1.weight": scale}
+            return torch.func.functional_call(stem, names, (x,))
+
+        inputs = [p.detach().clone().requires_grad_() for p in (stem[0].weight, stem[1].weight)]
+        assert torch.autograd.gradcheck(output, inputs)
+
+
+# ------------------------------------------------------------- what changes between steps
+
+
+def test_a_chain_is_prepared_once_for_each_size(cpp, prepared):
+    network = network_of()
+    install(network, cpp)
+    for _ in range(3):
+        step(network, pictures(3, 1, 12, 12).float())
+    assert len(prepared) == 1
+    step(network, pictures(2, 1, 12, 12).float())
+    step(network, pictures(2, 1, 12, 14).float())
+    assert len(prepared) == 3
+
+
+def move_weights(network: nn.Module) -> None:
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
+
+
+def freeze_a_kernel(network: MobileNetV2) -> None:
+    network.features[4].conv[2].weight.requires_grad = False
+
+
+def freeze_a_norm(network: MobileNetV2) -> None:
+    network.features[4].conv[3].eval()
+
+
+def freeze_the_front(network: MobileNetV2) -> None:
+    for part in network.features[:5]:
+        part.requires_grad_(False)
+
+
+def evaluate_the_front(network: MobileNetV2) -> None:
+    network.features[:5].eval()
+
+
+def another_momentum(network: MobileNetV2) -> None:
+    network.features[3].conv[0][1].momentum = 0.5
+
+
+def another_epsilon(network: MobileNetV2) -> None:
+    network.features[18][1].eps = 0.1
+
+
+def another_convolution(network: MobileNetV2) -> None:
+    torch.manual_seed(5)
+    network.features[6].conv[2] = nn.Conv2d(96, 16, 1, bias=False).double()
+
+
+def another_block(network: MobileNetV2) -> None:
+    network.features[6] = nn.Sequential(nn.Conv2d(16, 16, 1).double(), nn.Tanh())
+    torch.manual_seed(5)
+    for parameter in network.features[6].parameters():
+        nn.init.normal_(parameter)
+
+
+def another_parameter(network: MobileNetV2) -> None:
+    weight = network.features[6].conv[3].weight
+    network.features[6].conv[3].weight = nn.Parameter(weight.detach() * 2)
+
+
+CHANGES = [
+    move_weights, freeze_a_kernel, freeze_a_norm, freeze_the_front, evaluate_the_front,
+    another_momentum, another_epsilon, another_convolution, another_block, another_parameter,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_is_seen(cpp, change):
+    reference = network_of().double()
+    network = copy.deepcopy(reference)
+    install(network, cpp)
+    x = pictures(3, 1, 20, 20)
+    for one in (network, reference):
+        step(one, x)
+        change(one)
+    assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+def test_weights_may_move_between_forward_and_backward(cpp):
+    network = network_of().double()
+    install(network, cpp)
+    expected = step(copy.deepcopy(network), pictures(3, 1, 20, 20))
+    out = network(pictures(3, 1, 20, 20))
+    left = [parameter.data for parameter in network.features.parameters()]
+    move_weights(network.features)
+    for tensor in left:
+        tensor.fill_(torch.nan)  # who still looks there will be seen
+    (out * torch.linspace(-9, 9, 9).double().sin().view(3, 3)).sum().backward()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[f"gradient of {name}"])
+
+
+def test_two_batches_may_go_forward_before_one_goes_backward(cpp):
+    reference = network_of().double()
+    network = copy.deepcopy(reference)
+    install(network, cpp)
+    for one in (network, reference):
+        losses = [one(pictures(3, 1, side, side)).square().sum() for side in (20, 16, 20)]
+        (losses[0] + losses[1] * losses[2]).backward()
+    for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):
+        error = (ours.grad - theirs.grad).norm()
+        assert error < 1e-8 * theirs.grad.norm() + 1e-8
+
+
+def test_hooks_on_parts_of_the_network_fire(cpp):
+    reference = network_of().double()
+    network = copy.deepcopy(reference)
+    install(network, cpp)
+    x = pictures(3, 1, 20, 20)
+    step(network, x)
+    step(reference, x)
+    seen = []
+    for index in (0, 3, 18):
+        network.features[index].register_forward_hook(lambda *_, index=index: seen.append(index))
+    assert_same(step(network, x), step(reference, x), 1e-9)
+    assert seen == [0, 3, 18]
+
+
+def test_a_network_that_ran_can_be_copied_pickled_and_forgotten(cpp):
+    network = network_of().double()
+    install(network, cpp)
+    x = pictures(3, 1, 20, 20)
+    step(network, x)
+    copies = copy.deepcopy(network), pickle.loads(pickle.dumps(network))
+    expected = step(network, x)
+    for one in copies:
+        assert_same(step(one, x), expected)
+    gone = weakref.ref(network)
+    del network, one, copies
+    gc.collect()
+    assert gone() is None
+
+
+def test_weights_of_another_call(cpp):
+    """As who computes gradients of functions does it."""
+    network = network_of().double()
+    install(network, cpp)
+    x = pictures(3, 1, 20, 20)
+    first = network(x)
+    others = {f"features.{n}": 2 * p.detach() for n, p in network.features.named_parameters()}
+    reference = network_of().double()
+    expected = torch.func.functional_call(reference, others, (x,))
+    torch.testing.assert_close(torch.func.functional_call(network, others, (x,)), expected)
+    torch.testing.assert_close(network(x), first)
