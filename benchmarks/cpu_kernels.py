@@ -126,7 +126,8 @@ def main() -> None:
     sources = [SOURCE, *([arguments.other] if arguments.other else [])]
     try:
         kinds = [
-            CppKernels(str(native.build(source, f"-DSTORED={STORED[dtype]}"))) for source in sources
+            CppKernels(str(native.build(source, f"-DSTORED={STORED[dtype]}")), dtype)
+            for source in sources
         ]
     except (native.BuildError, AttributeError) as error:
         sys.exit(f"cpu_kernels.py: {error}")  # such as a function that another source does not have

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from mobilenetv2.network import cpp_chain, cpp_kernels, kernels
 from mobilenetv2.network.cpp_kernels import CppKernels
@@ -250,6 +251,40 @@ CHANGES = [
 ]  # fmt: skip
 
 
+def other_parameters(network: MobileNetV2) -> None:
+    """That lie where the first ones lay."""
+    for part in network.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(parameter.data)
+
+
+def another_stride(network: MobileNetV2) -> None:
+    network.features[4].conv[1][0].stride = (2, 2)
+    network.features[4].has_shortcut = False
+
+
+def no_shortcut(network: MobileNetV2) -> None:
+    network.features[5].has_shortcut = False
+
+
+def computed_weights(network: MobileNetV2) -> None:
+    nn.utils.parametrizations.weight_norm(network.features[4].conv[0][0])
+
+
+def computed_weights_of_the_first_part(network: MobileNetV2) -> None:
+    prune.random_unstructured(network.features[0][0], "weight", 0.5)
+    with torch.no_grad():
+        network.features[0][0].weight_orig *= 2  # only a call of the convolution sees it
+        network.features[0][0].weight_mask.fill_(1)
+
+
+CHANGES += [
+    other_parameters, another_stride, no_shortcut, computed_weights,
+    computed_weights_of_the_first_part,
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_whatever_changes_is_seen(cpp, change):
     reference = network_of().double()
@@ -259,7 +294,24 @@ def test_whatever_changes_is_seen(cpp, change):
     for one in (network, reference):
         step(one, x)
         change(one)
-    assert_same(step(network, x), step(reference, x), 1e-9)
+    for _ in range(2):
+        assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+def test_weights_may_be_exchanged_around_backward(cpp):
+    network = network_of().double()
+    install(network, cpp)
+    x = pictures(3, 1, 20, 20)
+    expected = network(x).detach()
+    out = network(x)
+    own = [parameter.data for parameter in network.features.parameters()]
+    others = [torch.full_like(tensor, torch.nan) for tensor in own]
+    for parameter, other in zip(network.features.parameters(), others, strict=True):
+        parameter.data = other
+    out.sum().backward()
+    for parameter, tensor in zip(network.features.parameters(), own, strict=True):
+        parameter.data = tensor
+    assert torch.equal(network(x), expected)
 
 
 def test_weights_may_move_between_forward_and_backward(cpp):
@@ -317,14 +369,140 @@ def test_a_network_that_ran_can_be_copied_pickled_and_forgotten(cpp):
     assert gone() is None
 
 
-def test_weights_of_another_call(cpp):
-    """As who computes gradients of functions does it."""
-    network = network_of().double()
+def test_weights_of_another_call_get_their_gradients(cpp):
+    """As who computes gradients of functions does it, before and after ordinary steps."""
+    reference = network_of().double()
+    network = copy.deepcopy(reference)
     install(network, cpp)
     x = pictures(3, 1, 20, 20)
-    first = network(x)
-    others = {f"features.{n}": 2 * p.detach() for n, p in network.features.named_parameters()}
+    for _ in range(2):
+        results = []
+        for one in (network, reference):
+            others = {name: p.detach().requires_grad_() for name, p in one.named_parameters()}
+            torch.func.functional_call(one, others, (x,)).square().sum().backward()
+            results.append({name: other.grad for name, other in others.items()})
+        assert_same(*results, 1e-9)
+        assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+# ------------------------------------------------------------------- what is not covered
+
+
+def stem_of(**options) -> nn.Conv2d:
+    torch.manual_seed(4)
+    options = {"stride": 2, "padding": 1, "bias": False} | options
+    return nn.Conv2d(1, 16, 3, **options).double()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": True},
+        {"padding_mode": "reflect"},
+        {"dilation": 2, "padding": 2},
+        {"padding": 0},
+        {"padding": "same", "stride": 1},
+        {"stride": (1, 2)},
+        {"stride": 3},
+    ],
+    ids=str,
+)
+def test_another_first_convolution_runs_as_it_is(cpp, options):
     reference = network_of().double()
-    expected = torch.func.functional_call(reference, others, (x,))
-    torch.testing.assert_close(torch.func.functional_call(network, others, (x,)), expected)
-    torch.testing.assert_close(network(x), first)
+    reference.features[0][0] = stem_of(**options)
+    network = copy.deepcopy(reference)
+    install(network, cpp)
+    x = pictures(3, 1, 21, 20)
+    assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+@pytest.mark.parametrize("options", [{"bias": True}, {"padding": 1}, {"stride": 2}], ids=str)
+@pytest.mark.parametrize("place", ["features.4.conv.2", "features.18.0"])
+def test_another_1x1_convolution_runs_as_it_is(cpp, options, place):
+    reference = network_of().double()
+    if place.startswith("features.4"):
+        reference.features[4].has_shortcut = False
+    old = reference.get_submodule(place)
+    torch.manual_seed(4)
+    new = nn.Conv2d(old.in_channels, old.out_channels, 1, **({"bias": False} | options)).double()
+    reference.set_submodule(place, new)
+    network = copy.deepcopy(reference)
+    install(network, cpp)
+    x = pictures(3, 1, 21, 20)
+    assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+@pytest.mark.parametrize(
+    "options", [{"bias": True}, {"padding": 0}, {"dilation": 2, "padding": 2}, {"groups": 24}],
+    ids=str,
+)  # fmt: skip
+def test_another_depthwise_convolution_runs_as_it_is(cpp, options):
+    reference = network_of().double()
+    reference.features[4].has_shortcut = False
+    old = reference.features[4].conv[1][0]
+    torch.manual_seed(4)
+    options = {"bias": False, "padding": 1, "groups": old.groups} | options
+    reference.features[4].conv[1][0] = nn.Conv2d(48, 48, 3, **options).double()
+    network = copy.deepcopy(reference)
+    install(network, cpp)
+    x = pictures(3, 1, 21, 20)
+    assert_same(step(network, x), step(reference, x), 1e-9)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_pictures_of_other_channels_are_refused_as_by_pytorch(cpp, channels):
+    for of_network in {1, 2, 3} - {channels}:
+        network = network_of(of_network)
+        install(network, cpp)
+        with pytest.raises(RuntimeError, match=r"to have . channels, but got"):
+            network(torch.randn(2, channels, 12, 12))
+
+
+def test_features_of_other_channels_are_refused_as_by_pytorch(cpp):
+    network = network_of()
+    network.features[4] = InvertedResidual(12, 16, 1, 6)
+    install(network, cpp)
+    with pytest.raises(RuntimeError, match=r"expected input.* to have 12 channels"):
+        network(torch.randn(2, 1, 12, 12))
+
+
+def test_no_pictures_and_frozen_norms(cpp):
+    network = network_of()
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
+    install(network, cpp)
+    assert network(torch.randn(0, 1, 12, 12)).shape == (0, 3)
+
+
+def test_a_hook_within_the_first_part_fires(cpp):
+    network = network_of()
+    install(network, cpp)
+    seen = []
+    network.features[0][0].register_forward_hook(lambda *_: seen.append("conv"))
+    network(torch.randn(2, 1, 12, 12))
+    assert seen == ["conv"]
+
+
+def test_a_global_hook_sees_the_parts(cpp):
+    network = network_of()
+    install(network, cpp)
+    network(torch.randn(2, 1, 12, 12))
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    network(torch.randn(2, 1, 12, 12))
+    handle.remove()
+    assert all(any(part is one for one in seen) for part in network.features)
+
+
+def test_without_gradients_nothing_is_kept(cpp, prepared):
+    network = network_of()
+    install(network, cpp)
+    x = torch.randn(2, 1, 12, 12)
+    buffers = copy.deepcopy(network.state_dict())
+    expected = network(x)
+    network.load_state_dict(buffers)
+    made = len(prepared)
+    with torch.no_grad():
+        assert torch.equal(network(x), expected)
+    assert all(len(chain.parts) <= 3 for chain in prepared[made:])

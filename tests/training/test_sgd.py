@@ -144,6 +144,83 @@ def test_a_gradient_may_lie_otherwise_than_its_weight(dtype, updates):
         assert_same(ours, theirs)
 
 
+def test_weights_may_be_laid_out_anew(dtype, updates):
+    ours, theirs = networks(dtype)
+    compiled = build_optimizer(ours, OptimizerConfig(), 0.1, updates=updates)
+    stock = build_optimizer(theirs, OptimizerConfig(), 0.1)
+    stock.param_groups[0]["fused"] = False  # PyTorch's fused step would mix the layouts up
+    for seed, layout in enumerate((torch.contiguous_format, torch.channels_last) * 2):
+        for network in (ours, theirs):
+            network.to(memory_format=layout)
+        give_gradients(ours, theirs, seed=seed)
+        compiled.step()
+        stock.step()
+        assert_same(ours, theirs)
+
+
+def test_a_weight_may_shrink(dtype, updates):
+    layer = nn.Linear(64, 64).to(dtype)
+    optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.0, False, updates)
+    for rows in (64, 2):
+        layer.weight.data = layer.weight.data[:rows].clone()
+        layer.weight.grad, layer.bias.grad = torch.ones_like(layer.weight), None
+        before = layer.weight.detach().clone()
+        optimizer.step()
+        torch.testing.assert_close(layer.weight, before - 0.1)
+
+
+def test_options_of_a_group_may_change(dtype, updates):
+    """Also to what the pass does not cover."""
+    ours, theirs = networks(dtype)
+    config = OptimizerConfig(momentum=0.0, nesterov=False)
+    compiled = build_optimizer(ours, config, 0.1, updates=updates)
+    stock = build_optimizer(theirs, config, 0.1)
+    changes = ({}, {"momentum": 0.9}, {"nesterov": True}, {"maximize": True}, {"maximize": False})
+    for seed, change in enumerate(
+        (*changes, {"nesterov": False, "dampening": 0.5}, {"momentum": 0.0})
+    ):
+        for optimizer in (compiled, stock):
+            for group in optimizer.param_groups:
+                group.update(change)
+        give_gradients(ours, theirs, seed=seed)
+        compiled.step()
+        stock.step()
+        assert_same(ours, theirs)
+
+
+def test_a_momentum_of_another_shape_is_refused(dtype, updates):
+    ours, _ = networks(dtype)
+    optimizer = build_optimizer(ours, OptimizerConfig(), 0.1, updates=updates)
+    give_gradients(ours, seed=1)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][3]["momentum_buffer"] = torch.zeros(3, dtype=dtype)
+    with pytest.raises(ValueError, match=r"a momentum of shape \(3,\)"):
+        optimizer.load_state_dict(saved)
+
+
+def test_a_copy_goes_on(dtype, updates):
+    ours, _ = networks(dtype)
+    optimizer = build_optimizer(ours, OptimizerConfig(), 0.1, updates=updates)
+    give_gradients(ours, seed=1)
+    optimizer.step()
+    twin, twin_optimizer = copy.deepcopy((ours, optimizer))
+    give_gradients(ours, twin, seed=2)
+    optimizer.step()
+    twin_optimizer.step()
+    assert_same(ours, twin)
+
+
+def test_a_scaled_gradient(updates, dtype):
+    layer = nn.Linear(3, 2).to(dtype)
+    optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.9, True, updates)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = layer.bias.detach().clone()
+    scaler.scale(layer(torch.randn(4, 3, dtype=dtype)).sum()).backward()
+    scaler.step(optimizer)
+    torch.testing.assert_close(layer.bias, before - 0.1 * 1.9 * 4)
+
+
 def test_autograd_knows_that_weights_changed(updates, dtype):
     layer = nn.Linear(3, 2).to(dtype)
     optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.9, True, updates)

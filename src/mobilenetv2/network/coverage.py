@@ -1,15 +1,18 @@
 """Which parts of a network the compiled kernels cover; the others run through the stock code."""
 
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from operator import is_
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from mobilenetv2.network.kernels import STORED, Block, MapShape, Part, real_dtype
 from mobilenetv2.network.mobilenetv2 import InvertedResidual, KerasPaddedConv2d
 
 MOST_PICTURE_CHANNELS = 3
-"""Of a first convolution that the kernels can do."""
+"""Of a first convolution that the kernels can do; `fast_ops.cpp` has it too."""
 
 
 class Size(NamedTuple):
@@ -34,32 +37,44 @@ def working_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def part_of(conv: nn.Module, norm: nn.Module, dtype: torch.dtype, size: Size) -> Part | None:
-    """A convolution of features of this size and the norm behind it, if the kernels can do both."""
+    """A convolution and the norm behind it, if the kernels can do that norm.
+
+    Which kind of convolution it is has still to be asked.
+    """
     if not isinstance(conv, nn.Conv2d) or type(norm) is not nn.BatchNorm2d:
         return None
     part = Part(conv, norm, conv.weight, norm.weight, norm.bias)
-    real = real_dtype(dtype)
+    real, pixels = real_dtype(dtype), _pixels(conv, size)
     is_covered = (
         norm.affine
         and norm.track_running_stats
         and part.weight.dtype is real
         and part.kernel.dtype is real
+        # What computes weights anew at every call has to be called.
+        and conv._parameters.get("weight") is part.kernel
+        and norm._parameters.get("weight") is part.weight
         # Either order is the same for 1×1 and depthwise kernels, and is told to the stem's.
         and (
             part.kernel.is_contiguous()
             or part.kernel.is_contiguous(memory_format=torch.channels_last)
         )
+        and pixels > 0
         # Of a single pixel there are no statistics; the stock code words the error.
-        and (not norm.training or (norm.momentum is not None and _pixels(conv, size) > 1))
+        and (not norm.training or (norm.momentum is not None and pixels > 1))
         and ((count := norm.num_batches_tracked) is None or count.dtype is torch.int64)
     )
     return part if is_covered else None
 
 
-def stem_shape(conv: nn.Conv2d, size: Size) -> MapShape | None:
+def is_pointwise(part: Part | None, size: Size) -> TypeGuard[Part]:
+    """Whether it is a 1×1 convolution of features of this size."""
+    return part is not None and _is_plain(part, size, 1, groups=1, strides=(1,))
+
+
+def stem_shape(part: Part, size: Size) -> MapShape | None:
     """The shape of a first convolution, 3×3 of pictures; None where it is another one."""
-    backwards = _goes_backwards(conv, size)
-    if conv.kernel_size != (3, 3) or conv.groups > 1 or size.channels > MOST_PICTURE_CHANNELS:
+    conv, backwards = part.conv, _goes_backwards(part.conv, size)
+    if size.channels > MOST_PICTURE_CHANNELS or not _is_plain(part, size, 3, groups=1):
         return None
     if backwards is None:
         return None
@@ -69,20 +84,25 @@ def stem_shape(conv: nn.Conv2d, size: Size) -> MapShape | None:
 def block_of(module: InvertedResidual, dtype: torch.dtype, size: Size) -> Block | None:
     """An inverted residual of features of this size, if the kernels can do all of it."""
     *layers, projection, norm = module.conv
-    pairs = [(layer[0], layer[1]) for layer in cast(list[nn.Sequential], layers)]
-    depthwise = pairs[-1][0]
-    if not isinstance(depthwise, nn.Conv2d):
+    *expansions, depthwise = [
+        part_of(layer[0], layer[1], dtype, size) for layer in cast(list[nn.Sequential], layers)
+    ]
+    if not all(is_pointwise(part, size) for part in expansions) or depthwise is None:
         return None
-    backwards = _goes_backwards(depthwise, size)
-    if backwards is None:
+    hidden = expansions[0].conv.out_channels if expansions else size.channels  # type: ignore[union-attr]
+    backwards = _goes_backwards(depthwise.conv, size)
+    size = size._replace(channels=hidden)
+    if backwards is None or not _is_plain(depthwise, size, 3, groups=hidden):
         return None
-    images, _, height, width = size
-    shape = MapShape(images, height, width, depthwise.in_channels, depthwise.stride[0], backwards)
-    parts = [part_of(conv, its_norm, dtype, size) for conv, its_norm in pairs]
-    parts.append(part_of(projection, norm, dtype, size_behind(shape, depthwise)))
-    if any(part is None for part in parts):
+    shape = MapShape(
+        size.images, size.height, size.width, hidden, depthwise.conv.stride[0], backwards
+    )
+    size = size_behind(shape, depthwise.conv)
+    projecting = part_of(projection, norm, dtype, size)
+    if depthwise.conv.out_channels != hidden or not is_pointwise(projecting, size):
         return None
-    return Block(cast(list[Part], parts), shape, module.has_shortcut)
+    parts = [*cast(list[Part], expansions), depthwise, projecting]
+    return Block(parts, shape, module.has_shortcut)
 
 
 def size_behind(shape: MapShape, conv: nn.Conv2d) -> Size:
@@ -90,39 +110,74 @@ def size_behind(shape: MapShape, conv: nn.Conv2d) -> Size:
     return Size(shape.images, conv.out_channels, shape.out_height, shape.out_width)
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether somebody wants to know of each call of ``module``."""
-    return bool(
+def is_watched(*modules: nn.Module) -> bool:
+    """Whether somebody wants to know of each call of one of these modules."""
+    return _has_any_global_hook() or any(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        for module in modules
     )
 
 
-def state_of(features: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Any]:
-    """All that the answers of this file depend on, and where the tensors of ``features`` are.
+class State:
+    """All that the answers of this file depend on for ``features``, and where their tensors are.
 
-    Comparing it takes a fraction of the time that finding those answers takes.
+    Comparing states takes a fraction of the time that finding those answers takes.
     """
-    state = [x.shape, x.requires_grad, dtype]
-    state += [is_watched(part) for part in features.children()]
-    _add_state(features, state)
-    return state
+
+    def __init__(self, features: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
+        parts = list(features.children())
+        self._values: list[Any] = [x.shape, x.requires_grad, dtype, is_watched(*parts)]
+        self._objects: list[Any] = []
+        self._add(features)
+
+    def is_same(self, other: "State") -> bool:
+        """Whether nothing has changed."""
+        return (
+            len(self._objects) == len(other._objects)
+            and all(map(is_, self._objects, other._objects))
+            and self._values == other._values
+        )
+
+    def _add(self, module: nn.Module) -> None:
+        held = vars(module)
+        self._objects += (module, type(module))
+        self._values.append(held["training"])
+        if isinstance(module, nn.Conv2d):
+            self._values += (module.stride, module.padding, module.dilation, module.groups)
+            self._values += (module.padding_mode, bool(module._forward_pre_hooks))
+        elif isinstance(module, nn.BatchNorm2d):
+            self._values += (module.eps, module.momentum, module.affine)
+            self._values.append(module.track_running_stats)
+        else:
+            self._values.append(held.get("has_shortcut"))
+        for tensor in (*held["_parameters"].values(), *held["_buffers"].values()):
+            self._objects.append(tensor)
+            if tensor is not None:
+                self._values += (tensor.data_ptr(), tensor.numel(), tensor.requires_grad)
+        for part in held["_modules"].values():
+            self._objects.append(part)
+            if part is not None:
+                self._add(part)
 
 
-def _add_state(module: nn.Module, state: list[Any]) -> None:
-    held = vars(module)
-    state += (module, held["training"], held.get("eps"), held.get("momentum"))
-    for parameter in held["_parameters"].values():
-        if parameter is not None:
-            state += (parameter.data_ptr(), parameter.requires_grad)
-    for buffer in held["_buffers"].values():
-        if buffer is not None:
-            state.append(buffer.data_ptr())
-    for part in held["_modules"].values():
-        if part is not None:
-            _add_state(part, state)
+def _is_plain(
+    part: Part, size: Size, side: int, groups: int, strides: Sequence[int] = (1, 2)
+) -> bool:
+    """Whether a convolution is side × side, without bias, over features of this size."""
+    conv = part.conv
+    return (
+        conv.bias is None
+        and conv.in_channels == size.channels
+        and conv.groups == groups
+        and part.kernel.shape == (conv.out_channels, size.channels // groups, side, side)
+        and conv.stride in [(stride, stride) for stride in strides]
+        and conv.padding == (side // 2, side // 2)
+        and conv.padding_mode == "zeros"
+        and conv.dilation == (1, 1)
+    )
 
 
 def _pixels(conv: nn.Conv2d, size: Size) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mobilenetv2.network import cpp_structures
+from mobilenetv2.network.cpp_structures import ChainStructure
 from mobilenetv2.network.kernels import Chain, ChainCall, real_dtype
 
 
@@ -28,7 +28,9 @@ class CppChain(ChainCall):
         self.parameters = [parameter for part in parts for parameter in part.parameters]
         self._functions = functions
         self._stored, self._real = dtype, real_dtype(dtype)
-        self._structure = cpp_structures.ChainStructure(chain)
+        kernels = self.parameters[::3]
+        self._places = [kernel.data_ptr() for kernel in kernels]
+        self._structure = ChainStructure(chain, kernels)
         counts = (ctypes.c_int64 * 4)()
         functions.counts(self._structure.pointer, counts)
         self._outputs, self._norms, self._gradients, self._workspace = counts
@@ -41,16 +43,15 @@ class CppChain(ChainCall):
         ]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        taps = None
         if self.chain.stem:
-            x = x.to(self._real)
-            taps = by_tap(self.parameters[0])
-            self._structure.set_stem_kernel(taps)
+            x, taps = x.to(self._real), by_tap(self.parameters[0])
         outputs = x.new_empty(self._outputs, dtype=self._stored)
         norms = x.new_empty(self._norms, dtype=self._real)
         out = x.new_empty(self._out, dtype=self._stored)
         self._functions.forward(
-            self._structure.pointer, x.data_ptr(), outputs.data_ptr(), norms.data_ptr(),
-            out.data_ptr(),
+            self._structure.pointer, x.data_ptr(), None if taps is None else taps.data_ptr(),
+            outputs.data_ptr(), norms.data_ptr(), out.data_ptr(),
         )  # fmt: skip
         return out, (outputs, norms)
 
@@ -60,14 +61,15 @@ class CppChain(ChainCall):
     ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
         if self.chain.stem:
             x = x.to(self._real)
-        # Before this call they may have been laid elsewhere.
-        self._structure.set_kernels(kernels)
+        structure = self._structure
+        if [kernel.data_ptr() for kernel in kernels] != self._places:  # they were laid elsewhere
+            structure = ChainStructure(self.chain, kernels)
         outputs, norms = kept
         flat = g.new_empty(self._gradients, dtype=self._real)
         workspace = g.new_empty(self._workspace)
         gx = torch.empty_like(x) if wants_x else None
         self._functions.backward(
-            self._structure.pointer, g.data_ptr(), x.data_ptr(), outputs.data_ptr(),
+            structure.pointer, g.data_ptr(), x.data_ptr(), outputs.data_ptr(),
             norms.data_ptr(), workspace.data_ptr(), flat.data_ptr(),
             None if gx is None else gx.data_ptr(),
         )  # fmt: skip

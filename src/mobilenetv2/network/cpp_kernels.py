@@ -64,7 +64,7 @@ class CppKernels(Kernels):
         self._stem_backward = function("stem_backward", *(pointer,) * 6, count, pointer)
         self._chain_functions = ChainFunctions(
             function("chain_counts", pointer, pointer),
-            function("chain_forward", *(pointer,) * 5),
+            function("chain_forward", *(pointer,) * 6),
             function("chain_backward", *(pointer,) * 8),
         )
 

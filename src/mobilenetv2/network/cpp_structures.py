@@ -4,7 +4,7 @@ They hold addresses: the tensors have to live until the call is over.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -89,49 +89,33 @@ def norm_module(module: nn.BatchNorm2d) -> Any:
 
 
 class ChainStructure:
-    """Parts that run in one call.
+    """Parts that run in one call, with these kernels; never changed.
 
-    The stem's kernel is to be set before each call, since C++ wants it in another order.
+    The stem's kernel is not looked at: it is an argument of the call, in another order.
     """
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, kernels: Sequence[Tensor]) -> None:
+        left = iter(kernels)
         self._chain = _Chain()
-        self._stem = self._head = None
         if chain.stem:
             part, shape = chain.stem
-            self._stem = _Stem(*shape, len(part.kernel), *_layer(part))
-            self._chain.stem = ctypes.pointer(self._stem)
-        blocks = [_InvertedResidual(*_block(block)) for block in chain.blocks]
-        self._blocks = (_InvertedResidual * len(blocks))(*blocks)
-        self._chain.blocks, self._chain.count = self._blocks, len(blocks)
+            stem = _Stem(*shape, len(part.kernel), *_layer(part, next(left)))
+            self._chain.stem = ctypes.pointer(stem)
+        blocks = [_InvertedResidual(*_block(block, left)) for block in chain.blocks]
+        self._chain.blocks = (_InvertedResidual * len(blocks))(*blocks)
+        self._chain.count = len(blocks)
         if chain.head:
             rows = chain.images * chain.height * chain.width
             out_channels, in_channels = chain.head.kernel.shape[:2]
-            self._head = _Head(chain.images, rows, in_channels, out_channels, *_layer(chain.head))
-            self._chain.head = ctypes.pointer(self._head)
+            layer = _layer(chain.head, next(left))
+            self._chain.head = ctypes.pointer(
+                _Head(chain.images, rows, in_channels, out_channels, *layer)
+            )
         self.pointer = ctypes.byref(self._chain)
 
-    def set_stem_kernel(self, taps: Tensor) -> None:
-        """As 3×3 × channels × outputs."""
-        assert self._stem is not None
-        self._stem.layer_kernel = taps.data_ptr()
 
-    def set_kernels(self, kernels: Sequence[Tensor]) -> None:
-        """Where the convolutions' kernels are; the stem's is passed over."""
-        left = iter(kernels)
-        if self._stem:
-            next(left)
-        for block in self._blocks:
-            if block.expands:
-                block.expansion_kernel = next(left).data_ptr()
-            block.depthwise_kernel = next(left).data_ptr()
-            block.projection_kernel = next(left).data_ptr()
-        if self._head:
-            self._head.layer_kernel = next(left).data_ptr()
-
-
-def _block(block: Block) -> tuple[Any, ...]:
-    layers = [_layer(part) for part in block.parts]
+def _block(block: Block, kernels: Iterator[Tensor]) -> tuple[Any, ...]:
+    layers = [_layer(part, next(kernels)) for part in block.parts]
     expands = len(layers) == 3
     if not expands:
         layers.insert(0, (None, False, *(kind().value for _, kind in _NormModule._fields_)))
@@ -142,9 +126,9 @@ def _block(block: Block) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _layer(part: Part) -> tuple[Any, ...]:
+def _layer(part: Part, kernel: Tensor) -> tuple[Any, ...]:
     norm = _norm_fields(part.norm, part.weight, part.bias)
-    return part.kernel.data_ptr(), part.kernel.requires_grad, *norm
+    return kernel.data_ptr(), part.kernel.requires_grad, *norm
 
 
 def _norm_fields(module: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ all cores.
 
 import ctypes
 from collections.abc import Callable, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -43,24 +44,31 @@ class CppUpdates:
         """Steps of these weights; without momentum there are no ``momenta``."""
         return SgdPass(self._sgd_step, weights, momenta)
 
-    def average(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> "AveragePass":
-        """Moving averages of these values."""
+    def average(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> "AveragePass | None":
+        """Moving averages of these values; None where they are not covered."""
+        if _layout(averages) != _layout(values) or not self.cover(values):
+            return None
         return AveragePass(self._move_averages, averages, values)
 
 
 class SgdPass:
-    """As ``torch.optim.SGD``. Momenta lie in memory as their weights do, and are not replaced.
-
-    Attributes:
-        weights: what is changed.
-    """
+    """As ``torch.optim.SGD``. Momenta lie in memory as their weights do, and are not replaced."""
 
     def __init__(
         self, function: Callable[..., None], weights: Sequence[Tensor], momenta: Sequence[Tensor]
     ) -> None:
-        self.weights = weights
-        self._function, self._sizes = function, _sizes(weights)
+        self._weights, self._has_momenta = weights, bool(momenta)
+        self._function, self._layout, self._sizes = function, _layout(weights), _sizes(weights)
         self._momenta, self._momentum_pointers = momenta, _pointers(momenta)
+
+    def is_for(self, weights: Sequence[Tensor], has_momenta: bool) -> bool:
+        """Whether it was made for these weights, and they are still laid out as they were."""
+        return (
+            has_momenta == self._has_momenta
+            and len(weights) == len(self._weights)
+            and all(map(is_, weights, self._weights))
+            and _layout(weights) == self._layout
+        )
 
     def step(
         self, gradients: Sequence[Tensor], lr: float, momentum: float, weight_decay: float,
@@ -68,10 +76,10 @@ class SgdPass:
     ) -> None:  # fmt: skip
         """Change the weights; their gradients lie in memory as they do."""
         self._function(
-            len(self.weights), self._sizes, _pointers(self.weights), _pointers(gradients),
+            len(self._weights), self._sizes, _pointers(self._weights), _pointers(gradients),
             self._momentum_pointers, lr, momentum, weight_decay, nesterov,
         )  # fmt: skip
-        torch.autograd.graph.increment_version(self.weights)
+        torch.autograd.graph.increment_version(self._weights)
 
 
 class AveragePass:
@@ -80,14 +88,24 @@ class AveragePass:
     def __init__(
         self, function: Callable[..., None], averages: Sequence[Tensor], values: Sequence[Tensor]
     ) -> None:
-        self._function, self._sizes, self._values = function, _sizes(values), values
+        self._function, self._layout, self._sizes = function, _layout(values), _sizes(values)
         self._averages, self._average_pointers = averages, _pointers(averages)
+        self._values = values
+
+    def is_possible(self) -> bool:
+        """Whether the values are still laid out as they were."""
+        return _layout(self._values) == self._layout
 
     def move(self, share: float) -> None:
         """Let this share of the values in."""
         self._function(
             len(self._values), self._sizes, self._average_pointers, _pointers(self._values), share
         )
+
+
+def _layout(tensors: Sequence[Tensor]) -> list[Any]:
+    """All that tells which bytes they are, but for where they begin."""
+    return [(t.dtype, t.is_cpu, t.shape, t.stride()) for t in tensors]
 
 
 def _sizes(tensors: Sequence[Tensor]) -> Any:

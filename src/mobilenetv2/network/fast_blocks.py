@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from mobilenetv2.network import cpp_kernels
 from mobilenetv2.network.coverage import (
     Size,
+    State,
     block_of,
+    is_pointwise,
     is_watched,
     part_of,
     size_behind,
-    state_of,
     stem_shape,
     working_dtype,
 )
@@ -50,8 +51,8 @@ class FastConvNormActivation(ConvNormActivation):
         if not (dtype and part):
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
         kernels = _kernels(input, dtype)
-        may_be_stem = kernels.has_stem and not input.requires_grad
-        if may_be_stem and (shape := stem_shape(part.conv, Size(*input.shape))):
+        may_be_stem = kernels.has_stem and not (input.requires_grad or is_watched(part.conv))
+        if may_be_stem and (shape := stem_shape(part, Size(*input.shape))):
             return cast(Tensor, Stem.apply(kernels, part, shape, input, *part.parameters))
         y: Tensor = part.conv(input)
         out = NormRelu6.apply(_kernels(y, y.dtype), part, y, part.weight, part.bias)
@@ -82,33 +83,34 @@ class FastMobileNetV2(MobileNetV2):
 
     def pooled_features(self, pictures: Tensor) -> Tensor:
         """Normalised pictures N×C×H×W in, features N×F out, averaged over the last map."""
-        dtype = working_dtype(pictures)
+        dtype = working_dtype(pictures) if self.training else None
         if dtype is None:
             return super().pooled_features(pictures)
         kernels = _kernels(pictures, dtype)
-        if kernels.has_chains:
+        if kernels.has_chains and torch.is_grad_enabled():  # else nothing has to be kept
             return self._in_chains(pictures, dtype, kernels)
         *modules, head = cast(Iterable[nn.Sequential], self.features)
         x = pictures
         for module in modules:
             x = module(x)
-        part = _part(head, dtype, Size(*x.shape))
-        if part is None:
+        size = Size(*x.shape)
+        part = _part(head, dtype, size)
+        if is_watched(head) or not is_pointwise(part, size):
             return cast(Tensor, head(x).mean((2, 3)))
         return cast(Tensor, PooledHead.apply(kernels, part, dtype, x, *part.parameters))
 
     def _in_chains(self, pictures: Tensor, dtype: torch.dtype, kernels: Kernels) -> Tensor:
-        state = state_of(self.features, pictures, dtype)
+        state = State(self.features, pictures, dtype)
         last_state, call = kernels.last_calls.get(self, (None, None))
-        if call is not None and state == last_state:
+        if last_state is not None and call is not None and state.is_same(last_state):
             return cast(Tensor, ChainFunction.apply(call, dtype, pictures, *call.parameters))
         *modules, head = cast(Iterable[nn.Sequential], self.features)
         waiting = _Waiting(kernels, dtype, pictures)
         for module in modules:
             if not waiting.takes(module):
                 waiting = _Waiting(kernels, dtype, module(waiting.run()))
-        part = None if is_watched(head) else _part(head, dtype, waiting.size)
-        if part is None:
+        part = _part(head, dtype, waiting.size)
+        if is_watched(head) or not is_pointwise(part, waiting.size):
             return cast(Tensor, head(waiting.run()).mean((2, 3)))
         call = waiting.call(part)
         if waiting.x is pictures:  # else other modules have to run first
@@ -137,11 +139,11 @@ class _Waiting:
 
     def takes(self, module: nn.Module) -> bool:
         """Whether ``module`` can run in the same call, behind them; if so it waits too."""
-        if is_watched(module):
-            return False
         if isinstance(module, FastInvertedResidual):
-            return self._takes_block(module)
-        return isinstance(module, FastConvNormActivation) and self._takes_stem(module)
+            return not is_watched(module) and self._takes_block(module)
+        if isinstance(module, FastConvNormActivation):
+            return not is_watched(module, *module) and self._takes_stem(module)
+        return False
 
     def run(self) -> Tensor:
         """What comes out of all that waited."""
@@ -168,7 +170,7 @@ class _Waiting:
         part = _part(module, self._dtype, self.size)
         if not part or not self._is_empty or self.x.requires_grad or not self._learns([part]):
             return False
-        shape = stem_shape(part.conv, self.size)
+        shape = stem_shape(part, self.size)
         if shape is None:
             return False
         self._stem = module, part, shape

@@ -1,5 +1,6 @@
-// Training kernels of MobileNetV2 for the CPU: batch norm with ReLU6, 1×1 and depthwise 3×3
-// convolutions, each forward and backward.
+// Training kernels of MobileNetV2 for the CPU: batch norm with ReLU6, 1×1, depthwise 3×3 and the
+// first 3×3 convolution, each forward and backward; the whole network made of them; and the passes
+// over all weights that end a training step.
 //
 // What a reader needs to know:
 //
@@ -1706,6 +1707,7 @@ void with_constants(Index stride, bool normalise, const F& f) {
 // ---------------------------------------------------------------- the first 3×3 convolution
 
 // Pictures have so few channels that a kernel's numbers for a vector of outputs fit into registers.
+// (coverage.py has this number too.)
 constexpr Index kMostPictureChannels = 3;
 
 // The three rows of a picture that a row of outputs sees, as numbers side by side, with zeros
@@ -1838,7 +1840,7 @@ extern "C" struct Layer {
   NormModule norm;
 };
 
-// The first convolution, whose kernel lies as 3×3 × channels × outputs.
+// The first convolution; its kernel is not read from here.
 extern "C" struct Stem {
   Shape shape;
   Index out_channels;
@@ -2039,13 +2041,14 @@ void block_backward(const InvertedResidual& block, const T* g, const T* x,
 }
 
 template <class T>
-void chain_forward(const Chain& chain, const void* input, const ChainMemory<T>& memory, T* out) {
+void chain_forward(const Chain& chain, const void* input, const Real<T>* stem_kernel,
+                   const ChainMemory<T>& memory, T* out) {
   const T* x = (const T*)input;
   if (const Stem* s = chain.stem) {
     const auto& stem = memory.stem[0];
     with_picture_channels(s->shape.channels, [&](auto channels) {
-      stem_forward<T, channels>((const Real<T>*)input, kernel<T>(s->layer), s->shape,
-                                s->out_channels, stem.y, s->layer.norm, stem.norm);
+      stem_forward<T, channels>((const Real<T>*)input, stem_kernel, s->shape, s->out_channels,
+                                stem.y, s->layer.norm, stem.norm);
     });
     norm_apply(stem.y, s->out_rows(), s->out_channels, stem.norm, true, (const T*)nullptr,
                memory.stem_out);
@@ -2272,10 +2275,12 @@ void chain_counts(const Chain* chain, Index* counts) {
   counts[2] = memory.gradients.taken(), counts[3] = Workspace<T>(nullptr, *chain).count;
 }
 
-// `outputs` and `norms` receive what chain_backward needs.
-void chain_forward(const Chain* chain, const void* x, void* outputs, void* norms, void* out) {
+// `outputs` and `norms` receive what chain_backward needs; the stem's kernel is 3×3 × channels ×
+// outputs, and null where there is no stem.
+void chain_forward(const Chain* chain, const void* x, const void* stem_kernel, void* outputs,
+                   void* norms, void* out) {
   Memory<T> memory(outputs, norms, nullptr);
-  chain_forward(*chain, x, ChainMemory<T>(memory, *chain), (T*)out);
+  chain_forward(*chain, x, (const R*)stem_kernel, ChainMemory<T>(memory, *chain), (T*)out);
 }
 
 // `gx` is null where it is not wanted. It does not look at the norms' modules.

@@ -29,8 +29,7 @@ class MovingAverage:
             ``decay`` to the power of T of them is left. Weights between the pretrained and the
             fine-tuned ones can be better than either (Wortsman et al. 2022, "Robust fine-tuning of
             zero-shot models"). Else the first step's weights are copied.
-
-        updates: compiled passes over all weights, if there are any.
+        compiled: passes over all weights, if there are any that are not PyTorch's.
 
     Attributes:
         network: the averaged one.
@@ -42,7 +41,7 @@ class MovingAverage:
         network: nn.Module,
         decay: float,
         from_first_weights: bool = False,
-        updates: CppUpdates | None = None,
+        compiled: CppUpdates | None = None,
     ) -> None:
         self.network = duplicate(network).requires_grad_(False)
         self.updates = 0
@@ -52,8 +51,8 @@ class MovingAverage:
         self._weights = [pair for pair in pairs if pair[0].is_floating_point()]
         self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
         self._pass = None
-        if updates is not None and updates.cover([one for pair in self._weights for one in pair]):
-            self._pass = updates.average(*zip(*self._weights, strict=True))
+        if compiled is not None:
+            self._pass = compiled.average(*zip(*self._weights, strict=True))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -63,7 +62,7 @@ class MovingAverage:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         is_copied = self.updates == 0 and not self._from_first_weights
         decay = 0.0 if is_copied else decay
-        if self._pass is not None:
+        if self._pass is not None and self._pass.is_possible():
             self._pass.move(1 - decay)
         else:
             averaged, current = zip(*self._weights, strict=True)

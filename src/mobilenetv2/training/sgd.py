@@ -1,7 +1,6 @@
-"""PyTorch's SGD, whose step is one compiled pass over all weights."""
+"""PyTorch's SGD, which steps over all weights of a group in one compiled pass."""
 
 from collections.abc import Callable, Iterable
-from operator import is_
 from typing import Any, cast
 
 import torch
@@ -25,7 +24,7 @@ class CompiledSGD(torch.optim.SGD):
         updates: CppUpdates,
     ) -> None:
         super().__init__(groups, lr, momentum, nesterov=nesterov, fused=True)
-        self._updates = updates
+        self._updates: CppUpdates | None = updates
         self._passes: list[SgdPass] = []
 
     @torch.no_grad()
@@ -48,24 +47,39 @@ class CompiledSGD(torch.optim.SGD):
         return None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Other momenta come, from a file."""
+        """Take what a file or another optimizer remembers.
+
+        Raises:
+            ValueError: a momentum is not of its weight's shape.
+        """
+        for weight, remembered in state["state"].items():
+            momentum = remembered.get("momentum_buffer")
+            if momentum is not None and momentum.shape != weight.shape:
+                raise ValueError(
+                    f"a momentum of shape {tuple(momentum.shape)} for {tuple(weight.shape)}"
+                )
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        vars(self).setdefault("_updates", None)  # a copy steps as PyTorch does
         self._passes = []
 
     def _can_pass(self, weights: list[list[Tensor]], gradients: list[list[Tensor]]) -> bool:
-        """Whether there is a pass for each group; makes them if these are other weights."""
-        is_same = len(weights) == len(self._passes) and all(
-            len(one) == len(other.weights) and all(map(is_, one, other.weights))
-            for one, other in zip(weights, self._passes, strict=True)
-        )
-        if not is_same:
-            if not all(map(self._updates.cover, weights)):
+        """Whether there is a pass for each group; makes them where weights are others now."""
+        updates, groups = self._updates, self.param_groups
+        if updates is None or getattr(self, "found_inf", None) is not None:  # of a GradScaler
+            return False
+        if any(g["maximize"] or g["dampening"] or g["differentiable"] for g in groups):
+            return False
+        has_momenta = [bool(group["momentum"]) for group in groups]
+        if len(self._passes) != len(groups) or not all(
+            map(SgdPass.is_for, self._passes, weights, has_momenta)
+        ):
+            if not all(map(updates.cover, weights)):
                 return False
             self._passes = [
-                self._updates.sgd(of_group, self._momenta_of(of_group) if group["momentum"] else [])
-                for group, of_group in zip(self.param_groups, weights, strict=True)
+                updates.sgd(of_group, self._momenta_of(of_group) if has else [])
+                for of_group, has in zip(weights, has_momenta, strict=True)
             ]
-        return all(map(self._updates.cover, gradients))
+        return all(map(updates.cover, gradients))
 
     def _momenta_of(self, weights: list[Tensor]) -> list[Tensor]:
         """What is remembered of each weight's gradients."""
