@@ -298,6 +298,16 @@ def test_whatever_changes_is_seen(cpp, change):
         assert_same(step(network, x), step(reference, x), 1e-9)
 
 
+@pytest.mark.parametrize("change", [freeze_the_front, evaluate_the_front])
+def test_nothing_goes_backward_through_what_is_frozen(cpp, prepared, change):
+    network = network_of()
+    change(network)
+    install(network, cpp)
+    step(network, torch.randn(2, 1, 12, 12))
+    assert prepared[-1].stem is None
+    assert len(prepared[-1].blocks) == 17 - 4
+
+
 def test_weights_may_be_exchanged_around_backward(cpp):
     network = network_of().double()
     install(network, cpp)

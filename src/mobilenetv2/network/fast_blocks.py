@@ -1,8 +1,9 @@
 """The network's parts on the compiled kernels: same parameters, same numbers, fewer passes.
 
-A whole inverted residual is one operation for autograd, and only the raw outputs of its three
-convolutions are kept for backward: what lies between them (norm, ReLU6 and its mask) is computed
-again wherever it is read, inside the kernels: `fast_ops.cpp` for a CPU, :mod:`.gpu` for a GPU.
+A network is one operation for autograd, or its inverted residuals are, and only the raw outputs of
+the convolutions are kept for backward: what lies between them (norm, ReLU6 and its mask) is
+computed again wherever it is read, inside the kernels: `fast_ops.cpp` for a CPU, :mod:`.gpu` for a
+GPU.
 
 Whatever the kernels do not cover runs through the stock code: evaluation, other devices and dtypes,
 norms of another kind, tracing and compiling. Norms in eval mode within a network in training, as in
@@ -60,7 +61,7 @@ class FastConvNormActivation(ConvNormActivation):
 
 
 class FastInvertedResidual(InvertedResidual):
-    """The block as one operation."""
+    """The block as one operation, where it is not a piece of a larger one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""

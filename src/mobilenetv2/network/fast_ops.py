@@ -1,15 +1,16 @@
 """The same training, sooner: operations for MobileNetV2 that agree with PyTorch's but for rounding.
 
 PyTorch trains a depthwise network at a fraction of what a CPU can do: batch norm and ReLU6 are
-passes over memory of their own, forward and backward, and some gradients take slow paths. With the
-compiled operations (`fast_ops.cpp`, by way of :mod:`.fast_blocks`) a whole inverted residual is one
-operation, and so it is with Triton's on an NVIDIA GPU (:mod:`.gpu`); without a compiler
-:mod:`.fast_repairs` avoids the worst in PyTorch alone. On a CPU dropout draws its own random
-numbers (:mod:`.fast_dropout`).
+passes over memory of their own, forward and backward, some gradients take slow paths, and one core
+waits while Python goes from part to part. With the compiled operations (`fast_ops.cpp`, by way of
+:mod:`.fast_blocks`) the whole network up to the classifier is one operation; with Triton's on an
+NVIDIA GPU (:mod:`.gpu`) each inverted residual is one. Without a compiler :mod:`.fast_repairs`
+avoids the worst in PyTorch alone. On a CPU dropout draws its own random numbers
+(:mod:`.fast_dropout`).
 
 :func:`install` changes the class of a network's parts, and nothing else: parameters, buffers and
-their names stay as they are, and :func:`remove` changes it back. Where a fast operation replaces a
-whole part, forward hooks on modules inside that part do not fire.
+their names stay as they are, and :func:`remove` changes it back. Forward hooks on the parts in
+``features`` fire, and for their sake these run one by one; hooks deeper inside do not.
 
 >>> from mobilenetv2.network.mobilenetv2 import MobileNetV2
 >>> network = MobileNetV2(num_classes=10, width=0.35)
