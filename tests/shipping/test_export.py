@@ -363,7 +363,7 @@ def test_a_missing_library_comes_with_its_command(
     monkeypatch.setattr("mobilenetv2.runtimes.installed.installed", lambda *_: False)
     code, _, error = run_cli("export", digits_model, "--verify", "digits", "--out", tmp_path)
     assert code == 2
-    assert re.search(r'onnx.*pip install "mobilenetv2\[export\]"', error)
+    assert re.search(r'onnx.*pip install .*\[export\]"', error)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -540,7 +540,7 @@ def test_a_missing_library_comes_with_its_command(
     verify = ("--verify", "digits") if command[0] == "export" else ("--port", "0")
     code, _, error = run_cli(command[0], digits_model, *command[1:], *verify)
     assert code == 2
-    assert re.search(r'onnx.*pip install "mobilenetv2\[export\]"', error)
+    assert re.search(r'onnx.*pip install .*\[export\]"', error)
 
 
 def test_weights_without_labels_are_no_model(tmp_path: Path, run_cli: RunCli) -> None:

@@ -80,7 +80,7 @@ def test_a_missing_tensorboard_is_said_before_anything_is_written(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     config = quick(tensorboard=True)
-    with pytest.raises(ConfigError, match=r'pip install "mobilenetv2\[tensorboard\]"'):
+    with pytest.raises(ConfigError, match=r'pip install .*\[tensorboard\]"'):
         mobilenetv2.train(config)
     assert config.out is not None
     assert not config.out.exists()

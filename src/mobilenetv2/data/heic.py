@@ -10,8 +10,8 @@ from typing import BinaryIO
 from PIL import Image
 
 from mobilenetv2.data.unreadable import UnreadablePicture
+from mobilenetv2.extras import pip_install
 
-INSTALL = 'pip install "mobilenetv2[heic]"'
 _BRANDS = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split())
 
 
@@ -39,7 +39,7 @@ def open_heic(file: BinaryIO, path: Path) -> Image.Image:
 
         image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
     except ImportError as error:
-        ways_out = f"repair pillow-heif ({error})" if heic_version() else INSTALL
+        ways_out = f"repair pillow-heif ({error})" if heic_version() else pip_install("heic")
         reason = f"HEIC: convert it to JPEG, or {ways_out}"
         raise UnreadablePicture(path, reason, "not_a_picture") from None
     return image

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilenetv2.errors import ModelFileError, UserError
+from mobilenetv2.extras import pip_install
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 
 LARGEST_FILE = 100_000_000
@@ -56,7 +57,7 @@ def require_h5py(file: str) -> None:
     try:
         import h5py  # noqa: F401
     except ImportError as error:
-        raise UserError(f'Reading {file} needs h5py: pip install "mobilenetv2[keras]".') from error
+        raise UserError(f"Reading {file} needs h5py: {pip_install('keras')}.") from error
 
 
 def read_keras(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import importlib.util
 
 from mobilenetv2.errors import UserError
+from mobilenetv2.extras import pip_install
 
 EXTRAS = {
     "onnx": "export",
@@ -29,6 +30,4 @@ def require(*libraries: str) -> None:
     """
     missing = [library for library in libraries if not installed(library)]
     if missing:
-        raise UserError(
-            f'{", ".join(missing)}: not installed; pip install "mobilenetv2[{EXTRAS[missing[0]]}]"'
-        )
+        raise UserError(f"{', '.join(missing)}: not installed; {pip_install(EXTRAS[missing[0]])}")

@@ -22,6 +22,7 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.command_config import BenchmarkConfig
 from mobilenetv2.errors import ConfigError, DataError, Mobilenetv2Error, WorkFailed
 from mobilenetv2.evaluation.metrics import Array
+from mobilenetv2.extras import pip_install
 from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import LIBRARIES, NO_BF16, Engine, in_hardware
 from mobilenetv2.runtimes.installed import EXTRAS, installed
@@ -141,7 +142,7 @@ def _absent(name: str, classifier: Classifier) -> str:
         if not in_hardware(name):
             return NO_BF16
         return "" if copies.has_copy(classifier, name) else NO_PICTURES
-    return f'{", ".join(absent)} not installed (pip install "mobilenetv2[{EXTRAS[absent[0]]}]")'
+    return f"{', '.join(absent)} not installed ({pip_install(EXTRAS[absent[0]])})"
 
 
 @dataclass(frozen=True)

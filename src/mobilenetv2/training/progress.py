@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mobilenetv2.errors import ConfigError
+from mobilenetv2.extras import pip_install
 from mobilenetv2.training.run_folder import Event
 
 SMOOTHING = 0.95
@@ -125,7 +126,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter  # noqa: F401
         except ImportError as error:
             raise ConfigError(
-                '--tensorboard needs another package: pip install "mobilenetv2[tensorboard]"'
+                f"--tensorboard needs another package: {pip_install('tensorboard')}"
             ) from error
 
     def record(self, events: Sequence[Event]) -> None:
