@@ -476,6 +476,15 @@ def test_features_of_other_channels_are_refused_as_by_pytorch(cpp):
         network(torch.randn(2, 1, 12, 12))
 
 
+@pytest.mark.parametrize("block", [(8, 8, 2, 6), (8, 16, 1, 6), (8, 16, 1, 1)])
+def test_a_shortcut_that_cannot_be_is_refused_as_by_pytorch(cpp, block):
+    module = InvertedResidual(*block)
+    module.has_shortcut = True
+    install(module, cpp)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        module(torch.randn(2, 8, 6, 6))
+
+
 def test_no_pictures_and_frozen_norms(cpp):
     network = network_of()
     for part in network.modules():

@@ -89,17 +89,19 @@ def block_of(module: InvertedResidual, dtype: torch.dtype, size: Size) -> Block 
     ]
     if not all(is_pointwise(part, size) for part in expansions) or depthwise is None:
         return None
-    hidden = expansions[0].conv.out_channels if expansions else size.channels  # type: ignore[union-attr]
-    backwards = _goes_backwards(depthwise.conv, size)
-    size = size._replace(channels=hidden)
-    if backwards is None or not _is_plain(depthwise, size, 3, groups=hidden):
+    hidden = size
+    for expansion in cast(list[Part], expansions):
+        hidden = size._replace(channels=expansion.conv.out_channels)
+    backwards = _goes_backwards(depthwise.conv, hidden)
+    if backwards is None or not _is_plain(depthwise, hidden, 3, groups=hidden.channels):
         return None
-    shape = MapShape(
-        size.images, size.height, size.width, hidden, depthwise.conv.stride[0], backwards
-    )
-    size = size_behind(shape, depthwise.conv)
-    projecting = part_of(projection, norm, dtype, size)
-    if depthwise.conv.out_channels != hidden or not is_pointwise(projecting, size):
+    images, channels, height, width = hidden
+    shape = MapShape(images, height, width, channels, depthwise.conv.stride[0], backwards)
+    convolved = size_behind(shape, depthwise.conv)
+    projecting = part_of(projection, norm, dtype, convolved)
+    if convolved.channels != channels or not is_pointwise(projecting, convolved):
+        return None
+    if module.has_shortcut and size_behind(shape, projecting.conv) != size:
         return None
     parts = [*cast(list[Part], expansions), depthwise, projecting]
     return Block(parts, shape, module.has_shortcut)
