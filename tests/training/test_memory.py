@@ -50,7 +50,7 @@ def test_a_batch_that_cannot_fit_is_refused_and_one_that_does_is_named(monkeypat
 def test_what_is_said_to_be_needed_is_what_a_step_takes(monkeypatch):
     """The prediction for many pictures against a step that has them."""
     monkeypatch.setattr(memory, "free_memory", lambda: 1)
-    count = 500
+    count = 1500
     with pytest.raises(ConfigError, match="GiB") as refusal:
         check_memory(begun(count))
     said = float(str(refusal.value).split("take ")[1].split(" GiB")[0]) * GIB
