@@ -12,8 +12,8 @@ import mobilenetv2
 ROOT = Path(mobilenetv2.__file__).parent
 LAYERS = {
     "cache": 0, "command_config": 0, "complaints": 0, "config": 0, "cores": 0, "distributed": 0,
-    "errors": 0, "extras": 0, "files": 0, "intervals": 0, "locks": 0, "machine_memory": 0, "printable": 0,
-    "rendezvous": 0, "seals": 0, "settings": 0,
+    "errors": 0, "extras": 0, "files": 0, "intervals": 0, "locks": 0, "machine_memory": 0,
+    "printable": 0, "rendezvous": 0, "seals": 0, "settings": 0,
     "model_file": 1, "network": 1, "data": 1,
     "classifier": 2,
     "runtimes": 3, "evaluation": 3,
