@@ -279,7 +279,30 @@ def computed_weights_of_the_first_part(network: MobileNetV2) -> None:
         network.features[0][0].weight_mask.fill_(1)
 
 
+def another_activation(network: MobileNetV2) -> None:
+    network.features[4].conv[0][2] = nn.SiLU()
+
+
+def another_activation_of_the_first_part(network: MobileNetV2) -> None:
+    network.features[0][2] = nn.Tanh()
+
+
+def another_activation_of_the_head(network: MobileNetV2) -> None:
+    network.features[18][2] = nn.Identity()
+
+
+def a_longer_layer(network: MobileNetV2) -> None:
+    network.features[4].conv[1].append(nn.Tanh())
+
+
+def another_head(network: MobileNetV2) -> None:
+    network.features[18] = nn.Conv2d(112, 1280, 1, bias=False).double()
+    nn.init.constant_(network.features[18].weight, 0.01)
+
+
 CHANGES += [
+    another_activation, another_activation_of_the_first_part, another_activation_of_the_head,
+    a_longer_layer, another_head,
     other_parameters, another_stride, no_shortcut, computed_weights,
     computed_weights_of_the_first_part,
 ]  # fmt: skip
@@ -485,6 +508,22 @@ def test_a_shortcut_that_cannot_be_is_refused_as_by_pytorch(cpp, block):
         module(torch.randn(2, 8, 6, 6))
 
 
+@pytest.mark.parametrize("channels", [8, 64])
+def test_a_norm_of_other_channels_is_refused_as_by_pytorch(cpp, channels):
+    network = network_of()
+    network.features[4].conv[3] = nn.BatchNorm2d(channels)
+    install(network, cpp)
+    with pytest.raises(RuntimeError, match="should contain 16 elements"):
+        network(torch.randn(2, 1, 12, 12))
+
+
+def test_a_network_on_another_device_is_refused(cpp):
+    network = network_of().to("meta")
+    install(network, cpp)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        network(torch.randn(2, 1, 12, 12)).sum().item()
+
+
 def test_no_pictures_and_frozen_norms(cpp):
     network = network_of()
     for part in network.modules():
@@ -497,10 +536,13 @@ def test_no_pictures_and_frozen_norms(cpp):
 def test_a_hook_within_the_first_part_fires(cpp):
     network = network_of()
     install(network, cpp)
+    step(network, torch.randn(2, 1, 12, 12))
     seen = []
-    network.features[0][0].register_forward_hook(lambda *_: seen.append("conv"))
-    network(torch.randn(2, 1, 12, 12))
-    assert seen == ["conv"]
+    for part in (network.features[0][0], network.features):
+        part.register_forward_hook(lambda module, *_: seen.append(module))
+        step(network, torch.randn(2, 1, 12, 12))
+    assert seen[0] is network.features[0][0]
+    assert seen[-1] is network.features
 
 
 def test_a_global_hook_sees_the_parts(cpp):

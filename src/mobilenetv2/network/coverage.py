@@ -22,11 +22,18 @@ class Size(NamedTuple):
     channels: int
     height: int
     width: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Size":
+        """That of ``x``."""
+        images, channels, height, width = x.shape
+        return cls(images, channels, height, width, x.device)
 
 
 def working_dtype(x: Tensor) -> torch.dtype | None:
     """What the kernels would store activations as; None where they cannot work on ``x``."""
-    if x.device.type not in ("cpu", "cuda"):
+    if x.device.type not in ("cpu", "cuda") or x.dim() != 4:
         return None
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return None
@@ -48,8 +55,16 @@ def part_of(conv: nn.Module, norm: nn.Module, dtype: torch.dtype, size: Size) ->
     is_covered = (
         norm.affine
         and norm.track_running_stats
-        and part.weight.dtype is real
         and part.kernel.dtype is real
+        and part.kernel.device == size.device
+        and all(
+            vector is not None
+            and vector.dtype is real
+            and vector.device == size.device
+            and vector.shape == part.kernel.shape[:1]
+            and vector.is_contiguous()
+            for vector in (part.weight, part.bias, norm.running_mean, norm.running_var)
+        )
         # What computes weights anew at every call has to be called.
         and conv._parameters.get("weight") is part.kernel
         and norm._parameters.get("weight") is part.weight
@@ -61,9 +76,19 @@ def part_of(conv: nn.Module, norm: nn.Module, dtype: torch.dtype, size: Size) ->
         and pixels > 0
         # Of a single pixel there are no statistics; the stock code words the error.
         and (not norm.training or (norm.momentum is not None and pixels > 1))
-        and ((count := norm.num_batches_tracked) is None or count.dtype is torch.int64)
+        and (
+            (count := norm.num_batches_tracked) is None
+            or (count.dtype is torch.int64 and count.device == size.device)
+        )
     )
     return part if is_covered else None
+
+
+def layer_of(layer: nn.Module, dtype: torch.dtype, size: Size) -> Part | None:
+    """The convolution and the norm of a layer whose third and last part is ReLU6."""
+    if not isinstance(layer, nn.Sequential) or len(layer) != 3 or type(layer[2]) is not nn.ReLU6:
+        return None
+    return part_of(layer[0], layer[1], dtype, size)
 
 
 def is_pointwise(part: Part | None, size: Size) -> TypeGuard[Part]:
@@ -84,9 +109,7 @@ def stem_shape(part: Part, size: Size) -> MapShape | None:
 def block_of(module: InvertedResidual, dtype: torch.dtype, size: Size) -> Block | None:
     """An inverted residual of features of this size, if the kernels can do all of it."""
     *layers, projection, norm = module.conv
-    *expansions, depthwise = [
-        part_of(layer[0], layer[1], dtype, size) for layer in cast(list[nn.Sequential], layers)
-    ]
+    *expansions, depthwise = [layer_of(layer, dtype, size) for layer in layers]
     if not all(is_pointwise(part, size) for part in expansions) or depthwise is None:
         return None
     hidden = size
@@ -95,7 +118,7 @@ def block_of(module: InvertedResidual, dtype: torch.dtype, size: Size) -> Block 
     backwards = _goes_backwards(depthwise.conv, hidden)
     if backwards is None or not _is_plain(depthwise, hidden, 3, groups=hidden.channels):
         return None
-    images, channels, height, width = hidden
+    images, channels, height, width, _ = hidden
     shape = MapShape(images, height, width, channels, depthwise.conv.stride[0], backwards)
     convolved = size_behind(shape, depthwise.conv)
     projecting = part_of(projection, norm, dtype, convolved)
@@ -109,7 +132,9 @@ def block_of(module: InvertedResidual, dtype: torch.dtype, size: Size) -> Block 
 
 def size_behind(shape: MapShape, conv: nn.Conv2d) -> Size:
     """Of what comes out where ``conv`` is the last convolution."""
-    return Size(shape.images, conv.out_channels, shape.out_height, shape.out_width)
+    return Size(
+        shape.images, conv.out_channels, shape.out_height, shape.out_width, conv.weight.device
+    )
 
 
 def is_watched(*modules: nn.Module) -> bool:
@@ -131,6 +156,7 @@ class State:
 
     def __init__(self, features: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
         parts = list(features.children())
+        parts += [*parts[0].children(), *parts[-1].children()] if parts else []
         self._values: list[Any] = [x.shape, x.requires_grad, dtype, is_watched(*parts)]
         self._objects: list[Any] = []
         self._add(features)

@@ -23,7 +23,7 @@ from mobilenetv2.network.coverage import (
     block_of,
     is_pointwise,
     is_watched,
-    part_of,
+    layer_of,
     size_behind,
     stem_shape,
     working_dtype,
@@ -48,12 +48,12 @@ class FastConvNormActivation(ConvNormActivation):
     def forward(self, input: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
         dtype = working_dtype(input)
-        part = dtype and _part(self, dtype, Size(*input.shape))
+        part = dtype and _part(self, dtype, Size.of(input))
         if not (dtype and part):
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
         kernels = _kernels(input, dtype)
         may_be_stem = kernels.has_stem and not (input.requires_grad or is_watched(part.conv))
-        if may_be_stem and (shape := stem_shape(part, Size(*input.shape))):
+        if may_be_stem and (shape := stem_shape(part, Size.of(input))):
             return cast(Tensor, Stem.apply(kernels, part, shape, input, *part.parameters))
         y: Tensor = part.conv(input)
         out = NormRelu6.apply(_kernels(y, y.dtype), part, y, part.weight, part.bias)
@@ -66,7 +66,7 @@ class FastInvertedResidual(InvertedResidual):
     def forward(self, x: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""
         dtype = working_dtype(x)
-        block = dtype and _block(self, dtype, Size(*x.shape))
+        block = dtype and _block(self, dtype, Size.of(x))
         if not (dtype and block):
             return super().forward(x)
         kernels = _kernels(x, dtype)
@@ -84,7 +84,8 @@ class FastMobileNetV2(MobileNetV2):
 
     def pooled_features(self, pictures: Tensor) -> Tensor:
         """Normalised pictures N×C×H×W in, features N×F out, averaged over the last map."""
-        dtype = working_dtype(pictures) if self.training else None
+        may_be_fast = self.training and not is_watched(self.features)
+        dtype = working_dtype(pictures) if may_be_fast else None
         if dtype is None:
             return super().pooled_features(pictures)
         kernels = _kernels(pictures, dtype)
@@ -94,9 +95,9 @@ class FastMobileNetV2(MobileNetV2):
         x = pictures
         for module in modules:
             x = module(x)
-        size = Size(*x.shape)
+        size = Size.of(x)
         part = _part(head, dtype, size)
-        if is_watched(head) or not is_pointwise(part, size):
+        if is_watched(head, *head.children()) or not is_pointwise(part, size):
             return cast(Tensor, head(x).mean((2, 3)))
         return cast(Tensor, PooledHead.apply(kernels, part, dtype, x, *part.parameters))
 
@@ -111,7 +112,7 @@ class FastMobileNetV2(MobileNetV2):
             if not waiting.takes(module):
                 waiting = _Waiting(kernels, dtype, module(waiting.run()))
         part = _part(head, dtype, waiting.size)
-        if is_watched(head) or not is_pointwise(part, waiting.size):
+        if is_watched(head, *head.children()) or not is_pointwise(part, waiting.size):
             return cast(Tensor, head(waiting.run()).mean((2, 3)))
         call = waiting.call(part)
         if waiting.x is pictures:  # else other modules have to run first
@@ -134,7 +135,7 @@ class _Waiting:
         self.x = x
         self._stem: tuple[nn.Module, Part, MapShape] | None = None
         self._blocks: list[Block] = []
-        self.size = Size(*x.shape)
+        self.size = Size.of(x)
         for block in blocks:
             self._append(block)
 
@@ -155,7 +156,7 @@ class _Waiting:
 
     def call(self, head: Part | None = None) -> ChainCall:
         """All that waited, and the ``head`` if there is one, as one call."""
-        images, _, height, width = self.size
+        images, _, height, width, _ = self.size
         stem = self._stem[1:] if self._stem else None
         return self._kernels.chain(Chain(stem, self._blocks, head, images, height, width))
 
@@ -190,9 +191,9 @@ class _Waiting:
         return self.x.requires_grad or any(p.requires_grad for p in _parameters(parts))
 
 
-def _part(layer: nn.Sequential, dtype: torch.dtype, size: Size) -> Part | None:
-    conv, norm, *_ = layer
-    return part_of(conv, norm, dtype, size) if layer.training else None
+def _part(layer: nn.Module, dtype: torch.dtype, size: Size) -> Part | None:
+    is_known = isinstance(layer, FastConvNormActivation) and layer.training
+    return layer_of(layer, dtype, size) if is_known else None
 
 
 def _block(module: InvertedResidual, dtype: torch.dtype, size: Size) -> Block | None:
