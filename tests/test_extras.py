@@ -23,8 +23,16 @@ from mobilenetv2.runtimes.installed import EXTRAS
         ),
         ({"url": "file:///home/clone", "dir_info": {}}, 'pip install "/home/clone[heic]"'),
         (
-            {"url": "https://example.org/a.git", "vcs_info": {"vcs": "git", "commit_id": "1"}},
-            'pip install "mobilenetv2[heic] @ git+https://example.org/a.git"',
+            {"url": "https://example.org/a.git", "vcs_info": {"vcs": "git", "commit_id": "1f"}},
+            'pip install "mobilenetv2[heic] @ git+https://example.org/a.git@1f"',
+        ),
+        (
+            {
+                "url": "https://example.org/a.git",
+                "vcs_info": {"vcs": "git", "commit_id": "1f", "requested_revision": "v1"},
+                "subdirectory": "sub",
+            },
+            'pip install "mobilenetv2[heic] @ git+https://example.org/a.git@v1#subdirectory=sub"',
         ),
         (
             {"url": "file:///a/mobilenetv2.whl", "archive_info": {}},

@@ -22,6 +22,8 @@ def pip_install(extra: str) -> str:
     if "dir_info" in origin:
         editable = "-e " if origin["dir_info"].get("editable") else ""
         return f'pip install {editable}"{url2pathname(urlsplit(url).path)}[{extra}]"'
-    if "vcs_info" in origin:
-        return f'pip install "{package} @ {origin["vcs_info"]["vcs"]}+{url}"'
+    if vcs := origin.get("vcs_info"):
+        url = f"{vcs['vcs']}+{url}@{vcs.get('requested_revision', vcs['commit_id'])}"
+    if folder := origin.get("subdirectory"):
+        url += f"#subdirectory={folder}"
     return f'pip install "{package} @ {url}"' if url else f'pip install "{package}"'

@@ -7,33 +7,17 @@ import weakref
 
 import pytest
 import torch
+from test_fast_ops import assert_same, random_norms
+from test_fast_ops import step as first_step
 from torch import nn
 from torch.nn.utils import prune
 
 from mobilenetv2.network import cpp_chain, cpp_kernels, kernels
 from mobilenetv2.network.cpp_kernels import CppKernels
 from mobilenetv2.network.fast_functions import ChainFunction
-from mobilenetv2.network.fast_ops import FastOps, choose, install
+from mobilenetv2.network.fast_ops import install
 from mobilenetv2.network.kernels import Block, Chain, Kernels, MapShape, Part
 from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def cpp() -> FastOps:
-    chosen = choose(CPU, "cpp")
-    if chosen.kind != "cpp":
-        pytest.skip(chosen.reason)
-    return chosen
 
 
 @pytest.fixture
@@ -50,14 +34,12 @@ def prepared(monkeypatch) -> list:
     return made
 
 
-def network_of(channels: int = 1, strides=(2, 1, 1, 2, 1, 1, 1, 1), **options) -> MobileNetV2:
-    """Small; with width 0.35 its second block has a shortcut and no expansion."""
+def network_of(
+    channels: int = 1, strides=(2, 1, 1, 2, 1, 1, 1, 1), width: float = 0.35, **options
+) -> MobileNetV2:
+    """Small; with width 0.1 its first block has a shortcut and no expansion."""
     torch.manual_seed(0)
-    network = MobileNetV2(3, channels, 0.35, strides, **options)
-    for part in network.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.uniform_(part.weight, 0.5, 2)
-            nn.init.uniform_(part.bias, -1, 3)
+    network = random_norms(MobileNetV2(3, channels, width, strides, **options))
     network.classifier[0].p = 0.0
     return network.train()
 
@@ -65,25 +47,7 @@ def network_of(channels: int = 1, strides=(2, 1, 1, 2, 1, 1, 1, 1), **options) -
 def step(network: nn.Module, x: torch.Tensor, autocast: bool = False) -> dict:
     """What a training step leaves behind; the gradients take the place of the last ones."""
     network.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        out = network(x)
-    weight = torch.linspace(-9, 9, out.numel(), dtype=x.dtype).sin().view(out.shape)
-    (out.to(x.dtype) * weight).sum().backward()
-    results = {"out": out.detach()}
-    results |= {f"gradient of {name}": p.grad for name, p in network.named_parameters()}
-    return results | {name: buffer.clone() for name, buffer in network.named_buffers()}
-
-
-def assert_same(got: dict, expected: dict, tolerance: float = 0.0) -> None:
-    assert got.keys() == expected.keys()
-    for name, wanted in expected.items():
-        if wanted is None:
-            assert got[name] is None, name
-        elif tolerance:
-            error = (got[name].double() - wanted.double()).norm()
-            assert error <= tolerance * (wanted.double().norm() + 1), (name, error)
-        else:
-            assert torch.equal(got[name], wanted), name
+    return first_step(network, x, autocast, input_learns=False)
 
 
 def pictures(images: int, channels: int, height: int, width: int) -> torch.Tensor:
@@ -98,8 +62,9 @@ def pictures(images: int, channels: int, height: int, width: int) -> torch.Tenso
 @pytest.mark.parametrize(
     ("channels", "size"), [(1, (20, 20)), (2, (9, 12)), (3, (17, 8)), (3, (33, 33)), (4, (16, 16))]
 )
-def test_the_network_on_pictures_equals_the_stock_one(cpp, padding, channels, size):
-    reference = network_of(channels, padding=padding).double()
+@pytest.mark.parametrize("width", [0.1, 0.35])
+def test_the_network_on_pictures_equals_the_stock_one(cpp, padding, channels, size, width):
+    reference = network_of(channels, width=width, padding=padding).double()
     network = copy.deepcopy(reference)
     install(network, cpp)
     x = pictures(3, channels, *size)
@@ -109,9 +74,10 @@ def test_the_network_on_pictures_equals_the_stock_one(cpp, padding, channels, si
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("padding", ["symmetric", "keras"])
-def test_a_chain_is_its_parts_one_by_one(cpp, monkeypatch, dtype, threads, padding):
+@pytest.mark.parametrize("width", [0.1, 0.35])
+def test_a_chain_is_its_parts_one_by_one(cpp, monkeypatch, dtype, threads, padding, width):
     torch.set_num_threads(threads)
-    network = network_of(3, padding=padding)
+    network = network_of(3, width=width, padding=padding)
     network = network.double() if dtype is torch.float64 else network
     network.features[5].conv[0][0].weight.requires_grad = False
     network.features[7].conv[1][1].eval()
@@ -122,7 +88,7 @@ def test_a_chain_is_its_parts_one_by_one(cpp, monkeypatch, dtype, threads, paddi
     monkeypatch.setattr(CppKernels, "has_chains", False)
     monkeypatch.setattr(ChainFunction, "apply", None)  # nothing of it runs
     network.load_state_dict(buffers)
-    assert_same(at_once, step(network, x, dtype is torch.bfloat16))
+    assert_same(at_once, step(network, x, dtype is torch.bfloat16), 0)
 
 
 @pytest.mark.parametrize("wants_x", [True, False])
@@ -260,8 +226,8 @@ def other_parameters(network: MobileNetV2) -> None:
 
 
 def another_stride(network: MobileNetV2) -> None:
-    network.features[4].conv[1][0].stride = (2, 2)
-    network.features[4].has_shortcut = False
+    assert network.features[4].conv[1][0].stride == (2, 2)
+    network.features[4].conv[1][0].stride = (1, 1)
 
 
 def no_shortcut(network: MobileNetV2) -> None:
@@ -361,6 +327,22 @@ def test_weights_may_move_between_forward_and_backward(cpp):
         torch.testing.assert_close(parameter.grad, expected[f"gradient of {name}"])
 
 
+def test_a_kernel_may_be_frozen_between_forward_and_backward(cpp):
+    """Who learned when the batch went forward gets its gradient."""
+    network = network_of().double()
+    install(network, cpp)
+    x = pictures(3, 1, 20, 20)
+    expected = step(copy.deepcopy(network), x)
+    out = network(x)
+    freeze_a_kernel(network)
+    move_weights(network.features)
+    (out * torch.linspace(-9, 9, 9).double().sin().view(3, 3)).sum().backward()
+    for name, parameter in network.features.named_parameters():
+        if parameter.requires_grad:
+            wanted = expected[f"gradient of features.{name}"]
+            torch.testing.assert_close(parameter.grad, wanted, rtol=1e-9, atol=1e-9)
+
+
 def test_two_batches_may_go_forward_before_one_goes_backward(cpp):
     reference = network_of().double()
     network = copy.deepcopy(reference)
@@ -395,7 +377,7 @@ def test_a_network_that_ran_can_be_copied_pickled_and_forgotten(cpp):
     copies = copy.deepcopy(network), pickle.loads(pickle.dumps(network))
     expected = step(network, x)
     for one in copies:
-        assert_same(step(one, x), expected)
+        assert_same(step(one, x), expected, 0)
     gone = weakref.ref(network)
     del network, one, copies
     gc.collect()
@@ -522,6 +504,21 @@ def test_a_network_on_another_device_is_refused(cpp):
     install(network, cpp)
     with pytest.raises((RuntimeError, NotImplementedError)):
         network(torch.randn(2, 1, 12, 12)).sum().item()
+
+
+def test_a_block_with_two_expansions_runs_as_it_is(cpp):
+    reference = network_of().double()
+    expansion = copy.deepcopy(reference.features[4].conv[0])
+    expansion[0] = nn.Conv2d(48, 48, 1, bias=False).double()
+    reference.features[4].conv.insert(1, expansion)
+    square = InvertedResidual(8, 8, 1, 1)  # whose channels would fit
+    square.conv.insert(0, ConvNormActivation(8, 8, 1))
+    square.conv.insert(0, ConvNormActivation(8, 8, 1))
+    reference.features[3] = square.double()
+    network = copy.deepcopy(reference)
+    install(network, cpp)
+    x = pictures(3, 1, 20, 20)
+    assert_same(step(network, x), step(reference, x), 1e-9)
 
 
 def test_no_pictures_and_frozen_norms(cpp):

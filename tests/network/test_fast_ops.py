@@ -17,23 +17,6 @@ from mobilenetv2.network.mobilenetv2 import (
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Enough for small pictures, and quick on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def cpp() -> FastOps:
-    chosen = choose(CPU, "cpp")
-    if chosen.kind != "cpp":
-        pytest.skip(chosen.reason)
-    return chosen
-
-
 @pytest.fixture(params=["cpp", "torch"])
 def fast(request) -> FastOps:
     return request.getfixturevalue("cpp") if request.param == "cpp" else choose(CPU, "torch")

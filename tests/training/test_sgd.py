@@ -44,6 +44,27 @@ def give_gradients(*networks: nn.Module, seed: int, leave_out: int = 0) -> None:
             parameter.grad = None if leave_out and index % leave_out == 0 else gradient.clone()
 
 
+class Pair:
+    """The same network twice: the compiled SGD steps one of them, PyTorch's the other."""
+
+    def __init__(self, dtype, updates, config=None, layer_decay=1.0) -> None:
+        self.ours, self.theirs = networks(dtype)
+        config = config or OptimizerConfig()
+        self.compiled = build_optimizer(self.ours, config, 0.1, layer_decay, updates)
+        self.stock = build_optimizer(self.theirs, config, 0.1, layer_decay)
+        self.optimizers = self.compiled, self.stock
+        assert isinstance(self.compiled, CompiledSGD)
+
+    def step(self, seed: int, leave_out: int = 0) -> None:
+        give_gradients(self.ours, self.theirs, seed=seed, leave_out=leave_out)
+        self.step_with_gradients()
+
+    def step_with_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+        assert_same(self.ours, self.theirs)
+
+
 def assert_same(one: nn.Module, other: nn.Module) -> None:
     for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
         tolerance = 1e-6 if ours.dtype is torch.float32 else 1e-14
@@ -54,68 +75,69 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.9, False), (0.0, False)])
 @pytest.mark.parametrize("layer_decay", [1.0, 0.7])
 def test_as_pytorch(dtype, updates, threads, momentum, nesterov, layer_decay):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads)  # a fixture of all tests sets it back
     config = OptimizerConfig(momentum=momentum, nesterov=nesterov, weight_decay=0.01)
-    ours, theirs = networks(dtype)
-    compiled = build_optimizer(ours, config, 0.1, layer_decay, updates)
-    stock = build_optimizer(theirs, config, 0.1, layer_decay)
-    assert isinstance(compiled, CompiledSGD)
+    pair = Pair(dtype, updates, config, layer_decay)
     for seed in range(4):
-        give_gradients(ours, theirs, seed=seed)
-        for optimizer in (compiled, stock):
+        for optimizer in pair.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] *= 0.5
-            optimizer.step()
-        assert_same(ours, theirs)
-    torch.set_num_threads(before)
+        pair.step(seed)
 
 
 def test_weights_without_a_gradient_stay_and_others_may_follow(dtype, updates):
-    ours, theirs = networks(dtype)
-    compiled = build_optimizer(ours, OptimizerConfig(), 0.1, updates=updates)
-    stock = build_optimizer(theirs, OptimizerConfig(), 0.1)
+    pair = Pair(dtype, updates)
     for seed, leave_out in enumerate((0, 3, 2, 0, 1)):
-        give_gradients(ours, theirs, seed=seed, leave_out=leave_out)
-        compiled.step()
-        stock.step()
-        assert_same(ours, theirs)
+        pair.step(seed, leave_out)
 
 
 def test_the_state_goes_both_ways(dtype, updates):
     """Through a file too, and in another layout than that of the weights."""
-    ours, theirs = networks(dtype)
-    compiled = build_optimizer(ours, OptimizerConfig(), 0.1, updates=updates)
-    stock = build_optimizer(theirs, OptimizerConfig(), 0.1)
-    give_gradients(ours, theirs, seed=1)
-    compiled.step()
-    stock.step()
+    pair = Pair(dtype, updates)
+    pair.step(1)
     for seed in range(2, 5):
         file = io.BytesIO()
-        torch.save(stock.state_dict(), file)
+        torch.save(pair.stock.state_dict(), file)
         file.seek(0)
         saved = torch.load(file, weights_only=True)
         for state in saved["state"].values():
             state["momentum_buffer"] = state["momentum_buffer"].contiguous()
-        ours_saved = copy.deepcopy(compiled.state_dict())
-        compiled.load_state_dict(saved)
-        stock.load_state_dict(ours_saved)
-        give_gradients(ours, theirs, seed=seed)
-        compiled.step()
-        stock.step()
-        assert_same(ours, theirs)
+        of_ours = copy.deepcopy(pair.compiled.state_dict())
+        pair.compiled.load_state_dict(saved)
+        pair.stock.load_state_dict(of_ours)
+        pair.step(seed)
+
+
+def test_what_is_remembered_may_be_forgotten(dtype, updates):
+    pair = Pair(dtype, updates)
+    for seed in range(3):
+        pair.step(seed)
+        for optimizer in pair.optimizers:
+            optimizer.state.clear()
+        pair.step(seed + 9)
+        assert len(pair.compiled.state) == len(pair.stock.state) > 0
 
 
 def test_what_the_pass_does_not_cover_pytorch_does(dtype, updates):
     others = torch.float32 if dtype is torch.float64 else torch.float64
-    ours, theirs = networks(others)
-    compiled = build_optimizer(ours, OptimizerConfig(), 0.1, updates=updates)
-    stock = build_optimizer(theirs, OptimizerConfig(), 0.1)
+    pair = Pair(others, updates)
     for seed in range(3):
-        give_gradients(ours, theirs, seed=seed)
-        compiled.step()
-        stock.step()
-        assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+        pair.step(seed)
+        assert all(map(torch.equal, pair.ours.parameters(), pair.theirs.parameters()))
+
+
+def test_weights_may_get_another_dtype(dtype, updates):
+    """From one that the pass does not cover to its own: what is remembered follows."""
+    others = torch.float32 if dtype is torch.float64 else torch.float64
+    layer = nn.Linear(3, 2)
+    optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.9, False, updates)
+    for of_weights, moved in ((others, 1.0), (dtype, 1.9)):
+        layer.to(of_weights)
+        for parameter in layer.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        before = layer.bias.detach().clone()
+        optimizer.step()
+        torch.testing.assert_close(layer.bias, before - 0.1 * moved)
 
 
 def test_a_closure_is_called(dtype, updates):
@@ -132,30 +154,21 @@ def test_a_closure_is_called(dtype, updates):
 
 
 def test_a_gradient_may_lie_otherwise_than_its_weight(dtype, updates):
-    ours, theirs = networks(dtype)
-    compiled = build_optimizer(ours, OptimizerConfig(), 0.1, updates=updates)
-    stock = build_optimizer(theirs, OptimizerConfig(), 0.1)
+    pair = Pair(dtype, updates)
     for seed in range(3):
-        give_gradients(ours, theirs, seed=seed)
-        weight = ours.features[0][0].weight
+        give_gradients(pair.ours, pair.theirs, seed=seed)
+        weight = pair.ours.features[0][0].weight
         weight.grad = weight.grad.transpose(2, 3).contiguous().transpose(2, 3)
-        compiled.step()
-        stock.step()
-        assert_same(ours, theirs)
+        pair.step_with_gradients()
 
 
 def test_weights_may_be_laid_out_anew(dtype, updates):
-    ours, theirs = networks(dtype)
-    compiled = build_optimizer(ours, OptimizerConfig(), 0.1, updates=updates)
-    stock = build_optimizer(theirs, OptimizerConfig(), 0.1)
-    stock.param_groups[0]["fused"] = False  # PyTorch's fused step would mix the layouts up
+    pair = Pair(dtype, updates)
+    pair.stock.param_groups[0]["fused"] = False  # PyTorch's fused step would mix the layouts up
     for seed, layout in enumerate((torch.contiguous_format, torch.channels_last) * 2):
-        for network in (ours, theirs):
+        for network in (pair.ours, pair.theirs):
             network.to(memory_format=layout)
-        give_gradients(ours, theirs, seed=seed)
-        compiled.step()
-        stock.step()
-        assert_same(ours, theirs)
+        pair.step(seed)
 
 
 def test_a_weight_may_shrink(dtype, updates):
@@ -171,21 +184,16 @@ def test_a_weight_may_shrink(dtype, updates):
 
 def test_options_of_a_group_may_change(dtype, updates):
     """Also to what the pass does not cover."""
-    ours, theirs = networks(dtype)
-    config = OptimizerConfig(momentum=0.0, nesterov=False)
-    compiled = build_optimizer(ours, config, 0.1, updates=updates)
-    stock = build_optimizer(theirs, config, 0.1)
-    changes = ({}, {"momentum": 0.9}, {"nesterov": True}, {"maximize": True}, {"maximize": False})
-    for seed, change in enumerate(
-        (*changes, {"nesterov": False, "dampening": 0.5}, {"momentum": 0.0})
-    ):
-        for optimizer in (compiled, stock):
+    pair = Pair(dtype, updates, OptimizerConfig(momentum=0.0, nesterov=False))
+    changes = [
+        {}, {"momentum": 0.9}, {"nesterov": True}, {"maximize": True}, {"maximize": False},
+        {"nesterov": False, "dampening": 0.5}, {"momentum": 0.0},
+    ]  # fmt: skip
+    for seed, change in enumerate(changes):
+        for optimizer in pair.optimizers:
             for group in optimizer.param_groups:
                 group.update(change)
-        give_gradients(ours, theirs, seed=seed)
-        compiled.step()
-        stock.step()
-        assert_same(ours, theirs)
+        pair.step(seed)
 
 
 def test_a_momentum_of_another_shape_is_refused(dtype, updates):

@@ -1,8 +1,7 @@
 """Which parts of a network the compiled kernels cover; the others run through the stock code."""
 
 from collections.abc import Sequence
-from operator import is_
-from typing import Any, NamedTuple, TypeGuard, cast
+from typing import NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +67,7 @@ def part_of(conv: nn.Module, norm: nn.Module, dtype: torch.dtype, size: Size) ->
         # What computes weights anew at every call has to be called.
         and conv._parameters.get("weight") is part.kernel
         and norm._parameters.get("weight") is part.weight
-        # Either order is the same for 1×1 and depthwise kernels, and is told to the stem's.
+        # Either order is the same for 1×1 and depthwise kernels, and the stem's is put in order.
         and (
             part.kernel.is_contiguous()
             or part.kernel.is_contiguous(memory_format=torch.channels_last)
@@ -110,10 +109,12 @@ def block_of(module: InvertedResidual, dtype: torch.dtype, size: Size) -> Block 
     """An inverted residual of features of this size, if the kernels can do all of it."""
     *layers, projection, norm = module.conv
     *expansions, depthwise = [layer_of(layer, dtype, size) for layer in layers]
-    if not all(is_pointwise(part, size) for part in expansions) or depthwise is None:
+    if len(expansions) > 1 or depthwise is None:
         return None
     hidden = size
-    for expansion in cast(list[Part], expansions):
+    for expansion in expansions:
+        if not is_pointwise(expansion, size):
+            return None
         hidden = size._replace(channels=expansion.conv.out_channels)
     backwards = _goes_backwards(depthwise.conv, hidden)
     if backwards is None or not _is_plain(depthwise, hidden, 3, groups=hidden.channels):
@@ -148,49 +149,6 @@ def is_watched(*modules: nn.Module) -> bool:
     )
 
 
-class State:
-    """All that the answers of this file depend on for ``features``, and where their tensors are.
-
-    Comparing states takes a fraction of the time that finding those answers takes.
-    """
-
-    def __init__(self, features: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
-        parts = list(features.children())
-        parts += [*parts[0].children(), *parts[-1].children()] if parts else []
-        self._values: list[Any] = [x.shape, x.requires_grad, dtype, is_watched(*parts)]
-        self._objects: list[Any] = []
-        self._add(features)
-
-    def is_same(self, other: "State") -> bool:
-        """Whether nothing has changed."""
-        return (
-            len(self._objects) == len(other._objects)
-            and all(map(is_, self._objects, other._objects))
-            and self._values == other._values
-        )
-
-    def _add(self, module: nn.Module) -> None:
-        held = vars(module)
-        self._objects += (module, type(module))
-        self._values.append(held["training"])
-        if isinstance(module, nn.Conv2d):
-            self._values += (module.stride, module.padding, module.dilation, module.groups)
-            self._values += (module.padding_mode, bool(module._forward_pre_hooks))
-        elif isinstance(module, nn.BatchNorm2d):
-            self._values += (module.eps, module.momentum, module.affine)
-            self._values.append(module.track_running_stats)
-        else:
-            self._values.append(held.get("has_shortcut"))
-        for tensor in (*held["_parameters"].values(), *held["_buffers"].values()):
-            self._objects.append(tensor)
-            if tensor is not None:
-                self._values += (tensor.data_ptr(), tensor.numel(), tensor.requires_grad)
-        for part in held["_modules"].values():
-            self._objects.append(part)
-            if part is not None:
-                self._add(part)
-
-
 def _is_plain(
     part: Part, size: Size, side: int, groups: int, strides: Sequence[int] = (1, 2)
 ) -> bool:
@@ -198,7 +156,6 @@ def _is_plain(
     conv = part.conv
     return (
         conv.bias is None
-        and conv.in_channels == size.channels
         and conv.groups == groups
         and part.kernel.shape == (conv.out_channels, size.channels // groups, side, side)
         and conv.stride in [(stride, stride) for stride in strides]

@@ -20,7 +20,7 @@ class ChainFunctions(NamedTuple):
 
 
 class CppChain(ChainCall):
-    """Python's share of a step is all that a second core waits for, so what can is done once."""
+    """While Python works the other cores wait, so all that can be done once is done here once."""
 
     def __init__(self, functions: ChainFunctions, chain: Chain, dtype: torch.dtype) -> None:
         self.chain = chain
@@ -30,7 +30,8 @@ class CppChain(ChainCall):
         self._stored, self._real = dtype, real_dtype(dtype)
         kernels = self.parameters[::3]
         self._places = [kernel.data_ptr() for kernel in kernels]
-        self._structure = ChainStructure(chain, kernels)
+        learn = [kernel.requires_grad for kernel in kernels]
+        self._structure = ChainStructure(chain, kernels, learn)
         counts = (ctypes.c_int64 * 4)()
         functions.counts(self._structure.pointer, counts)
         self._outputs, self._norms, self._gradients, self._workspace = counts
@@ -63,7 +64,7 @@ class CppChain(ChainCall):
             x = x.to(self._real)
         structure = self._structure
         if [kernel.data_ptr() for kernel in kernels] != self._places:  # they were laid elsewhere
-            structure = ChainStructure(self.chain, kernels)
+            structure = ChainStructure(self.chain, kernels, wants)
         outputs, norms = kept
         flat = g.new_empty(self._gradients, dtype=self._real)
         workspace = g.new_empty(self._workspace)

@@ -26,7 +26,6 @@ class CppKernels(Kernels):
         updates: what else it can do.
     """
 
-    has_stem = True
     has_chains = True
 
     def __init__(self, library: str, dtype: torch.dtype) -> None:

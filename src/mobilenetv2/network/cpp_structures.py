@@ -89,17 +89,17 @@ def norm_module(module: nn.BatchNorm2d) -> Any:
 
 
 class ChainStructure:
-    """Parts that run in one call, with these kernels; never changed.
+    """Parts that run in one call, with these kernels, of which some learn; never changed.
 
     The stem's kernel is not looked at: it is an argument of the call, in another order.
     """
 
-    def __init__(self, chain: Chain, kernels: Sequence[Tensor]) -> None:
-        left = iter(kernels)
+    def __init__(self, chain: Chain, kernels: Sequence[Tensor], learn: Sequence[bool]) -> None:
+        left = zip(kernels, learn, strict=True)
         self._chain = _Chain()
         if chain.stem:
             part, shape = chain.stem
-            stem = _Stem(*shape, len(part.kernel), *_layer(part, next(left)))
+            stem = _Stem(*shape, len(part.kernel), *_layer(part, *next(left)))
             self._chain.stem = ctypes.pointer(stem)
         blocks = [_InvertedResidual(*_block(block, left)) for block in chain.blocks]
         self._chain.blocks = (_InvertedResidual * len(blocks))(*blocks)
@@ -107,28 +107,28 @@ class ChainStructure:
         if chain.head:
             rows = chain.images * chain.height * chain.width
             out_channels, in_channels = chain.head.kernel.shape[:2]
-            layer = _layer(chain.head, next(left))
+            layer = _layer(chain.head, *next(left))
             self._chain.head = ctypes.pointer(
                 _Head(chain.images, rows, in_channels, out_channels, *layer)
             )
         self.pointer = ctypes.byref(self._chain)
 
 
-def _block(block: Block, kernels: Iterator[Tensor]) -> tuple[Any, ...]:
-    layers = [_layer(part, next(kernels)) for part in block.parts]
+def _block(block: Block, kernels: Iterator[tuple[Tensor, bool]]) -> tuple[Any, ...]:
+    layers = [_layer(part, *next(kernels)) for part in block.parts]
     expands = len(layers) == 3
     if not expands:
         layers.insert(0, (None, False, *(kind().value for _, kind in _NormModule._fields_)))
-    out_channels, in_channels = len(block.parts[-1].kernel), block.parts[0].conv.in_channels
+    out_channels = len(block.parts[-1].kernel)
+    in_channels = block.parts[0].kernel.shape[1] if expands else block.shape.channels
     return (
         *block.shape, in_channels, out_channels, expands, block.has_shortcut,
         *(field for layer in layers for field in layer),
     )  # fmt: skip
 
 
-def _layer(part: Part, kernel: Tensor) -> tuple[Any, ...]:
-    norm = _norm_fields(part.norm, part.weight, part.bias)
-    return kernel.data_ptr(), part.kernel.requires_grad, *norm
+def _layer(part: Part, kernel: Tensor, learns: bool) -> tuple[Any, ...]:
+    return kernel.data_ptr(), learns, *_norm_fields(part.norm, part.weight, part.bias)
 
 
 def _norm_fields(module: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:

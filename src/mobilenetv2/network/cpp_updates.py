@@ -40,26 +40,28 @@ class CppUpdates:
             for tensor in tensors
         )
 
-    def sgd(self, weights: Sequence[Tensor], momenta: Sequence[Tensor]) -> "SgdPass":
+    def sgd(self, weights: Sequence[Tensor], momenta: Sequence[Tensor] | None) -> "SgdPass":
         """Steps of these weights; without momentum there are no ``momenta``."""
         return SgdPass(self._sgd_step, weights, momenta)
 
     def average(self, averages: Sequence[Tensor], values: Sequence[Tensor]) -> "AveragePass | None":
         """Moving averages of these values; None where they are not covered."""
-        if _layout(averages) != _layout(values) or not self.cover(values):
-            return None
-        return AveragePass(self._move_averages, averages, values)
+        made = AveragePass(self._move_averages, averages, values)
+        return made if made.is_possible() and self.cover(values) else None
 
 
 class SgdPass:
     """As ``torch.optim.SGD``. Momenta lie in memory as their weights do, and are not replaced."""
 
     def __init__(
-        self, function: Callable[..., None], weights: Sequence[Tensor], momenta: Sequence[Tensor]
+        self,
+        function: Callable[..., None],
+        weights: Sequence[Tensor],
+        momenta: Sequence[Tensor] | None,
     ) -> None:
-        self._weights, self._has_momenta = weights, bool(momenta)
+        self._weights, self._has_momenta = weights, momenta is not None
         self._function, self._layout, self._sizes = function, _layout(weights), _sizes(weights)
-        self._momenta, self._momentum_pointers = momenta, _pointers(momenta)
+        self._momenta, self._momentum_pointers = momenta, _pointers(momenta or ())
 
     def is_for(self, weights: Sequence[Tensor], has_momenta: bool) -> bool:
         """Whether it was made for these weights, and they are still laid out as they were."""
@@ -83,28 +85,28 @@ class SgdPass:
 
 
 class AveragePass:
-    """Averages lie in memory as their values do, and are not replaced."""
+    """Moves averages towards their values."""
 
     def __init__(
         self, function: Callable[..., None], averages: Sequence[Tensor], values: Sequence[Tensor]
     ) -> None:
-        self._function, self._layout, self._sizes = function, _layout(values), _sizes(values)
-        self._averages, self._average_pointers = averages, _pointers(averages)
-        self._values = values
+        self._function, self._averages, self._values = function, averages, values
+        self._layout, self._sizes = _layout(averages), _sizes(averages)
 
     def is_possible(self) -> bool:
-        """Whether the values are still laid out as they were."""
-        return _layout(self._values) == self._layout
+        """Whether the values lie in memory as their averages do, and both still as they did."""
+        return _layout(self._averages) == self._layout == _layout(self._values)
 
     def move(self, share: float) -> None:
         """Let this share of the values in."""
         self._function(
-            len(self._values), self._sizes, self._average_pointers, _pointers(self._values), share
-        )
+            len(self._values), self._sizes, _pointers(self._averages), _pointers(self._values),
+            share,
+        )  # fmt: skip
 
 
 def _layout(tensors: Sequence[Tensor]) -> list[Any]:
-    """All that tells which bytes they are, but for where they begin."""
+    """Dtype, device, shape and strides: everything but the address."""
     return [(t.dtype, t.is_cpu, t.shape, t.stride()) for t in tensors]
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from mobilenetv2.network import cpp_kernels
 from mobilenetv2.network.coverage import (
     Size,
-    State,
     block_of,
     is_pointwise,
     is_watched,
@@ -37,6 +36,7 @@ from mobilenetv2.network.fast_functions import (
 )
 from mobilenetv2.network.kernels import Block, Chain, ChainCall, Kernels, MapShape, Part
 from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
+from mobilenetv2.network.network_state import NetworkState
 
 
 class FastConvNormActivation(ConvNormActivation):
@@ -52,7 +52,7 @@ class FastConvNormActivation(ConvNormActivation):
         if not (dtype and part):
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
         kernels = _kernels(input, dtype)
-        may_be_stem = kernels.has_stem and not (input.requires_grad or is_watched(part.conv))
+        may_be_stem = not (input.requires_grad or is_watched(part.conv))
         if may_be_stem and (shape := stem_shape(part, Size.of(input))):
             return cast(Tensor, Stem.apply(kernels, part, shape, input, *part.parameters))
         y: Tensor = part.conv(input)
@@ -102,7 +102,7 @@ class FastMobileNetV2(MobileNetV2):
         return cast(Tensor, PooledHead.apply(kernels, part, dtype, x, *part.parameters))
 
     def _in_chains(self, pictures: Tensor, dtype: torch.dtype, kernels: Kernels) -> Tensor:
-        state = State(self.features, pictures, dtype)
+        state = NetworkState(self.features, pictures, dtype)
         last_state, call = kernels.last_calls.get(self, (None, None))
         if last_state is not None and call is not None and state.is_same(last_state):
             return cast(Tensor, ChainFunction.apply(call, dtype, pictures, *call.parameters))

@@ -1747,6 +1747,18 @@ class PictureRows {
   std::vector<R> values_;
 };
 
+// Calls body(thread, row, seen) for the rows of outputs of all pictures, each with what it sees.
+template <class R, class Body>
+void for_picture_rows(const R* pictures, const Shape& shape, const Body& body) {
+  parallel(shape.images * shape.out_height(), [&](Index thread, Index begin, Index end) {
+    PictureRows<R> seen(pictures, shape);
+    for (Index row = begin; row < end; ++row) {
+      seen.read(row);
+      body(thread, row, seen);
+    }
+  });
+}
+
 // Calls body(tap, value) for the 9 · channels numbers that the output at `column` sees.
 template <int channels, class R, class Body>
 inline void for_seen(const PictureRows<R>& rows, Index column, const Body& body) {
@@ -1760,33 +1772,29 @@ template <class T, int channels>
 void stem_forward(const Real<T>* pictures, const Real<T>* weight, const Shape& shape, Index out,
                   T* y, const NormModule& module, Norm<Real<T>> y_norm) {
   using R = Real<T>;
-  const Index out_width = shape.out_width(), rows = shape.images * shape.out_height();
+  const Index out_width = shape.out_width(), rows = shape.images * shape.out_height() * out_width;
   Sums sums(2 * out);
-  parallel(rows, [&](Index thread, Index begin, Index end) {
-    PictureRows<R> seen(pictures, shape);
-    for (Index row = begin; row < end; ++row) {
-      seen.read(row);
-      for_channels<T>(out, [&](auto lanes, Index c) {
-        using V = Vector<R, lanes>;
-        V w[9 * channels];
-        unrolled<9 * channels>([&](auto tap) { w[tap] = load<lanes>(weight + tap * out + c); });
-        T* to = y + row * out_width * out + c;
-        Moments<R, lanes> moments(V{});
-        for (Index column = 0; column < out_width; ++column, to += out) {
-          V halves[2] = {};
-          for_seen<channels>(seen, column,
-                             [&](auto tap, R value) { halves[tap % 2] += w[tap] * value; });
-          const V sum = halves[0] + halves[1];
-          if (column == 0) moments.pivot = sum;
-          moments.add(sum);
-          store<lanes>(to, sum);
-        }
-        double* const total = sums.of(thread) + c;
-        moments.add_to(total, total + out, out_width);
-      });
-    }
+  for_picture_rows(pictures, shape, [&](Index thread, Index row, const PictureRows<R>& seen) {
+    for_channels<T>(out, [&](auto lanes, Index c) {
+      using V = Vector<R, lanes>;
+      V w[9 * channels];
+      unrolled<9 * channels>([&](auto tap) { w[tap] = load<lanes>(weight + tap * out + c); });
+      T* to = y + row * out_width * out + c;
+      Moments<R, lanes> moments(V{});
+      for (Index column = 0; column < out_width; ++column, to += out) {
+        V halves[2] = {};  // two chains of additions hide half of their latency
+        for_seen<channels>(seen, column,
+                           [&](auto tap, R value) { halves[tap % 2] += w[tap] * value; });
+        const V sum = halves[0] + halves[1];
+        if (column == 0) moments.pivot = sum;
+        moments.add(sum);
+        store<lanes>(to, sum);
+      }
+      double* const total = sums.of(thread) + c;
+      moments.add_to(total, total + out, out_width);
+    });
   });
-  finish_statistics(sums.total(), rows * out_width, out, module, y_norm);
+  finish_statistics(sums.total(), rows, out, module, y_norm);
 }
 
 // The gradient of the weight, which lies as the weight does, from that of relu6(norm(y)); the
@@ -1796,26 +1804,22 @@ void stem_backward(const T* g, const T* y, Norm<Real<T>> y_norm, NormGradient<Re
                    const Real<T>* pictures, const Shape& shape, Index out,
                    Real<T>* weight_gradient) {
   using R = Real<T>;
-  const Index out_width = shape.out_width(), rows = shape.images * shape.out_height();
+  const Index out_width = shape.out_width();
   Sums sums(9 * channels * out);
-  parallel(rows, [&](Index thread, Index begin, Index end) {
-    PictureRows<R> seen(pictures, shape);
-    for (Index row = begin; row < end; ++row) {
-      seen.read(row);
-      for_channels<T>(out, [&](auto lanes, Index c) {
-        using V = Vector<R, lanes>;
-        const NormGradientAt<R, lanes> at(y_norm, y_gradient, c);
-        V gw[9 * channels] = {};
-        Index i = row * out_width * out + c;
-        for (Index column = 0; column < out_width; ++column, i += out) {
-          const V passed = at.masked(load<lanes>(g + i), load<lanes>(y + i));
-          for_seen<channels>(seen, column, [&](auto tap, R value) { gw[tap] += passed * value; });
-        }
-        unrolled<9 * channels>([&](auto tap) {
-          add_to<R, lanes>(sums.of(thread) + tap * out + c, gw[tap]);
-        });
+  for_picture_rows(pictures, shape, [&](Index thread, Index row, const PictureRows<R>& seen) {
+    for_channels<T>(out, [&](auto lanes, Index c) {
+      using V = Vector<R, lanes>;
+      const NormGradientAt<R, lanes> at(y_norm, y_gradient, c);
+      V gw[9 * channels] = {};
+      Index i = row * out_width * out + c;
+      for (Index column = 0; column < out_width; ++column, i += out) {
+        const V passed = at.masked(load<lanes>(g + i), load<lanes>(y + i));
+        for_seen<channels>(seen, column, [&](auto tap, R value) { gw[tap] += passed * value; });
+      }
+      unrolled<9 * channels>([&](auto tap) {
+        add_to<R, lanes>(sums.of(thread) + tap * out + c, gw[tap]);
       });
-    }
+    });
   });
   std::copy_n(sums.total(), 9 * channels * out, weight_gradient);
 }
@@ -2283,7 +2287,7 @@ void chain_forward(const Chain* chain, const void* x, const void* stem_kernel, v
   chain_forward(*chain, x, (const R*)stem_kernel, ChainMemory<T>(memory, *chain), (T*)out);
 }
 
-// `gx` is null where it is not wanted. It does not look at the norms' modules.
+// `gx` is null where it is not wanted. Backward does not look at the norms' modules.
 void chain_backward(const Chain* chain, const void* g, const void* x, void* outputs, void* norms,
                     void* workspace, void* gradients, void* gx) {
   Memory<T> memory(outputs, norms, gradients);

@@ -104,13 +104,10 @@ class Kernels(ABC):
     count, and stay.
 
     Attributes:
-        has_stem: whether the first convolution has kernels of its own, :meth:`stem` and
-            :meth:`stem_backward`.
         has_chains: whether many parts can run in one call, :meth:`chain`.
         last_calls: of networks that ran as one chain, with the state that each was in.
     """
 
-    has_stem = False
     has_chains = False
     last_calls: MutableMapping[nn.Module, tuple[Any, "ChainCall"]]
 
@@ -215,18 +212,18 @@ class Kernels(ABC):
         gradients += [g_kernel2, g2[2], g2[3], g_kernel3, g3[2], g3[3]]
         return gx, gradients
 
+    @abstractmethod
     def stem(
         self, x: Tensor, weight: Tensor, shape: MapShape, module: nn.BatchNorm2d
     ) -> tuple[Tensor, Tensor]:
         """The first 3×3 convolution, of pictures of any real dtype; its norm."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stem_backward(
         self, g: Tensor, y: Tensor, norm: Tensor, gradient: Tensor, x: Tensor, weight: Tensor,
         shape: MapShape,
     ) -> Tensor:  # fmt: skip
         """The gradient of the stem's weight; the pictures get none."""
-        raise NotImplementedError
 
     def chain(self, chain: Chain) -> "ChainCall":
         """Many parts, to be run in one call."""

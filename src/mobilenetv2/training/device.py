@@ -41,14 +41,9 @@ class Device:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     @property
-    def stored(self) -> torch.dtype:
-        """What the forward pass keeps activations as."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
-
-    @property
     def updates(self) -> CppUpdates | None:
         """Passes over all weights, where they are not PyTorch's."""
-        return fast_ops.updates_of(self.fast_ops, self.stored)
+        return fast_ops.updates_of(self.fast_ops, _stored(self.precision))
 
 
 def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _: None) -> Device:
@@ -75,8 +70,7 @@ def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _:
     compiled = config.compile == "on" and not dist.is_initialized()
     # What torch.compile takes apart and fuses must be PyTorch's.
     requested = "torch" if compiled and config.fast_ops != "off" else config.fast_ops
-    stored = torch.bfloat16 if precision == "bf16" else torch.float32
-    operations = fast_ops.choose(device, requested, stored, tell)
+    operations = fast_ops.choose(device, requested, _stored(precision), tell)
     # PyTorch's own bf16 operations on a CPU gain from AMX only; the compiled ones always do.
     gains = device.type != "cpu" or operations.kind == "cpp" or _has_amx()
     if config.precision == "auto" and not gains:
@@ -129,6 +123,11 @@ def has_native_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported()) or _has_amx()
     return False
+
+
+def _stored(precision: str) -> torch.dtype:
+    """What the forward pass keeps activations as."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def _has_amx() -> bool:

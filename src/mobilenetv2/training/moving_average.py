@@ -29,7 +29,7 @@ class MovingAverage:
             ``decay`` to the power of T of them is left. Weights between the pretrained and the
             fine-tuned ones can be better than either (Wortsman et al. 2022, "Robust fine-tuning of
             zero-shot models"). Else the first step's weights are copied.
-        compiled: passes over all weights, if there are any that are not PyTorch's.
+        compiled: the compiled passes over all weights; None for PyTorch's.
 
     Attributes:
         network: the averaged one.

@@ -28,7 +28,7 @@ def build_optimizer(
         lr: peak learning rate; ``config.lr`` may say "auto".
         layer_decay: below 1, each block of ``network.features`` gets this share of the next one's
             rate (Howard and Ruder 2018, "discriminative fine-tuning"); the classifier gets ``lr``.
-        updates: passes over all weights, if there are any that are not PyTorch's.
+        updates: the compiled passes over all weights; None for PyTorch's.
     """
     groups = []
     for share, parameters in _by_depth(network, layer_decay):

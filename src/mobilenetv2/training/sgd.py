@@ -26,6 +26,7 @@ class CompiledSGD(torch.optim.SGD):
         super().__init__(groups, lr, momentum, nesterov=nesterov, fused=True)
         self._updates: CppUpdates | None = updates
         self._passes: list[SgdPass] = []
+        self._remembered = 0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -70,15 +71,15 @@ class CompiledSGD(torch.optim.SGD):
         if any(g["maximize"] or g["dampening"] or g["differentiable"] for g in groups):
             return False
         has_momenta = [bool(group["momentum"]) for group in groups]
-        if len(self._passes) != len(groups) or not all(
-            map(SgdPass.is_for, self._passes, weights, has_momenta)
-        ):
+        is_same = len(self._passes) == len(groups) and len(self.state) == self._remembered
+        if not is_same or not all(map(SgdPass.is_for, self._passes, weights, has_momenta)):
             if not all(map(updates.cover, weights)):
                 return False
             self._passes = [
-                updates.sgd(of_group, self._momenta_of(of_group) if has else [])
+                updates.sgd(of_group, self._momenta_of(of_group) if has else None)
                 for of_group, has in zip(weights, has_momenta, strict=True)
             ]
+            self._remembered = len(self.state)
         return all(map(updates.cover, gradients))
 
     def _momenta_of(self, weights: list[Tensor]) -> list[Tensor]:
@@ -89,7 +90,7 @@ class CompiledSGD(torch.optim.SGD):
             before = state.get("momentum_buffer")
             if before is None:
                 before = torch.zeros_like(weight)
-            state["momentum_buffer"] = _laid_like(weight, before)
+            state["momentum_buffer"] = _laid_like(weight, before.to(weight))
             momenta.append(state["momentum_buffer"])
         return momenta
 

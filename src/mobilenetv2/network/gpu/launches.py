@@ -36,8 +36,6 @@ class GpuKernels(Kernels):
         most_stages: rounds of a loop whose loads may be on their way at once.
     """
 
-    has_stem = True
-
     def __init__(self, dtype: torch.dtype, processors: int, most_stages: int = 3) -> None:
         self._dtype = dtype
         self._real = real_dtype(dtype)
