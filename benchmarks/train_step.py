@@ -42,7 +42,7 @@ from torch import nn
 import machine
 from mobilenetv2.config import OptimizerConfig
 from mobilenetv2.data.augment import Batch
-from mobilenetv2.network.fast_ops import choose, install, prepare_allocator, updates_of
+from mobilenetv2.network.fast_ops import choose, install, prepare_allocator, sgd_of
 from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
 from mobilenetv2.training.gradients import Gradients, RecordedGradients
 from mobilenetv2.training.optimizers import build_optimizer
@@ -200,8 +200,8 @@ def torch_step(
         fast_ops = choose(device, mode.fast, DTYPES[mode.precision])
         reason = fast_ops.reason
         install(network, fast_ops)
-        updates = updates_of(fast_ops, DTYPES[mode.precision])
-        optimizer = build_optimizer(network, sgd, lr=0.01, updates=updates)
+        compiled = sgd_of(fast_ops, DTYPES[mode.precision])
+        optimizer = build_optimizer(network, sgd, lr=0.01, compiled=compiled)
     else:
         optimizer = torch.optim.SGD(network.parameters(), 0.01, sgd.momentum, nesterov=True)
     run: Callable[..., torch.Tensor] = torch.compile(network) if mode.compiled else network

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mobilenetv2.network.cpp_updates import CppUpdates
-from mobilenetv2.network.fast_ops import choose, install, updates_of
+from mobilenetv2.network.fast_ops import choose, install
 from mobilenetv2.network.first_version import FirstVersion
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training.moving_average import MovingAverage
@@ -26,22 +25,12 @@ def fast(kind: str) -> Callable[[], nn.Module]:
 NETWORKS = [*map(fast, ("off", "torch", "auto")), FirstVersion]
 
 
-@pytest.fixture(params=[False, True], ids=["pytorch", "compiled"])
-def compiled(request: pytest.FixtureRequest) -> CppUpdates | None:
-    if not request.param:
-        return None
-    chosen = choose(torch.device("cpu"), "cpp")
-    if chosen.kind != "cpp":
-        pytest.skip(chosen.reason)
-    return updates_of(chosen)
-
-
 @pytest.mark.parametrize("build", NETWORKS, ids=["stock", "torch", "auto", "first-version"])
-def test_as_of_pytorch(build: Callable[[], nn.Module], compiled: CppUpdates | None) -> None:
+def test_as_of_pytorch(build: Callable[[], nn.Module]) -> None:
     """Whatever trains a network changes the tensors that the average has seen."""
     torch.manual_seed(0)
     network = build()
-    ours = MovingAverage(network, 0.8, from_first_weights=True, compiled=compiled)
+    ours = MovingAverage(network, 0.8, from_first_weights=True)
     theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
     theirs.n_averaged.fill_(1)  # else it copies the first step
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
@@ -60,29 +49,3 @@ def test_as_of_pytorch(build: Callable[[], nn.Module], compiled: CppUpdates | No
     assert not all(torch.equal(averaged, current) for averaged, current in weights)
     assert not any(one.requires_grad for one in ours.network.parameters())
     assert ours.network(torch.randn(2, 1, 28, 28)).isfinite().all()
-
-
-def test_random_first_weights_are_forgotten_exactly(compiled: CppUpdates | None) -> None:
-    torch.manual_seed(0)
-    network = fast("off")()
-    average = MovingAverage(network, 0.99, compiled=compiled)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_()
-    average.update()
-    assert all(map(torch.equal, average.network.parameters(), network.parameters()))
-
-
-def test_values_may_be_laid_out_anew(compiled: CppUpdates | None) -> None:
-    torch.manual_seed(0)
-    network = MobileNetV2(num_classes=3, width=0.1)
-    average = MovingAverage(network, 0.5, from_first_weights=True, compiled=compiled)
-    first = [parameter.detach().clone() for parameter in network.parameters()]
-    network.to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(1)
-    average.update()
-    decay = 1 - 0.5
-    for old, now in zip(first, average.network.parameters(), strict=True):
-        torch.testing.assert_close(now, old + decay)

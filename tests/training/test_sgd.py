@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from mobilenetv2.config import OptimizerConfig
-from mobilenetv2.network.cpp_updates import CppUpdates
-from mobilenetv2.network.fast_ops import choose, updates_of
+from mobilenetv2.network.cpp_sgd import CppSgd
+from mobilenetv2.network.fast_ops import choose, sgd_of
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training.optimizers import build_optimizer
 from mobilenetv2.training.sgd import CompiledSGD
@@ -21,11 +21,11 @@ def dtype(request) -> torch.dtype:
 
 
 @pytest.fixture
-def updates(dtype) -> CppUpdates:
+def compiled(dtype) -> CppSgd:
     chosen = choose(torch.device("cpu"), "cpp", dtype)
     if chosen.kind != "cpp":
         pytest.skip(chosen.reason)
-    found = updates_of(chosen, dtype)
+    found = sgd_of(chosen, dtype)
     assert found is not None
     return found
 
@@ -47,10 +47,10 @@ def give_gradients(*networks: nn.Module, seed: int, leave_out: int = 0) -> None:
 class Pair:
     """The same network twice: the compiled SGD steps one of them, PyTorch's the other."""
 
-    def __init__(self, dtype, updates, config=None, layer_decay=1.0) -> None:
+    def __init__(self, dtype, compiled, config=None, layer_decay=1.0) -> None:
         self.ours, self.theirs = networks(dtype)
         config = config or OptimizerConfig()
-        self.compiled = build_optimizer(self.ours, config, 0.1, layer_decay, updates)
+        self.compiled = build_optimizer(self.ours, config, 0.1, layer_decay, compiled)
         self.stock = build_optimizer(self.theirs, config, 0.1, layer_decay)
         self.optimizers = self.compiled, self.stock
         assert isinstance(self.compiled, CompiledSGD)
@@ -74,10 +74,10 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.9, False), (0.0, False)])
 @pytest.mark.parametrize("layer_decay", [1.0, 0.7])
-def test_as_pytorch(dtype, updates, threads, momentum, nesterov, layer_decay):
+def test_as_pytorch(dtype, compiled, threads, momentum, nesterov, layer_decay):
     torch.set_num_threads(threads)  # a fixture of all tests sets it back
     config = OptimizerConfig(momentum=momentum, nesterov=nesterov, weight_decay=0.01)
-    pair = Pair(dtype, updates, config, layer_decay)
+    pair = Pair(dtype, compiled, config, layer_decay)
     for seed in range(4):
         for optimizer in pair.optimizers:
             for group in optimizer.param_groups:
@@ -85,15 +85,15 @@ def test_as_pytorch(dtype, updates, threads, momentum, nesterov, layer_decay):
         pair.step(seed)
 
 
-def test_weights_without_a_gradient_stay_and_others_may_follow(dtype, updates):
-    pair = Pair(dtype, updates)
+def test_weights_without_a_gradient_stay_and_others_may_follow(dtype, compiled):
+    pair = Pair(dtype, compiled)
     for seed, leave_out in enumerate((0, 3, 2, 0, 1)):
         pair.step(seed, leave_out)
 
 
-def test_the_state_goes_both_ways(dtype, updates):
+def test_the_state_goes_both_ways(dtype, compiled):
     """Through a file too, and in another layout than that of the weights."""
-    pair = Pair(dtype, updates)
+    pair = Pair(dtype, compiled)
     pair.step(1)
     for seed in range(2, 5):
         file = io.BytesIO()
@@ -108,8 +108,8 @@ def test_the_state_goes_both_ways(dtype, updates):
         pair.step(seed)
 
 
-def test_what_is_remembered_may_be_forgotten(dtype, updates):
-    pair = Pair(dtype, updates)
+def test_what_is_remembered_may_be_forgotten(dtype, compiled):
+    pair = Pair(dtype, compiled)
     for seed in range(3):
         pair.step(seed)
         for optimizer in pair.optimizers:
@@ -118,19 +118,19 @@ def test_what_is_remembered_may_be_forgotten(dtype, updates):
         assert len(pair.compiled.state) == len(pair.stock.state) > 0
 
 
-def test_what_the_pass_does_not_cover_pytorch_does(dtype, updates):
+def test_what_the_pass_does_not_cover_pytorch_does(dtype, compiled):
     others = torch.float32 if dtype is torch.float64 else torch.float64
-    pair = Pair(others, updates)
+    pair = Pair(others, compiled)
     for seed in range(3):
         pair.step(seed)
         assert all(map(torch.equal, pair.ours.parameters(), pair.theirs.parameters()))
 
 
-def test_weights_may_get_another_dtype(dtype, updates):
+def test_weights_may_get_another_dtype(dtype, compiled):
     """From one that the pass does not cover to its own: what is remembered follows."""
     others = torch.float32 if dtype is torch.float64 else torch.float64
     layer = nn.Linear(3, 2)
-    optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.9, False, updates)
+    optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.9, False, compiled)
     for of_weights, moved in ((others, 1.0), (dtype, 1.9)):
         layer.to(of_weights)
         for parameter in layer.parameters():
@@ -140,9 +140,9 @@ def test_weights_may_get_another_dtype(dtype, updates):
         torch.testing.assert_close(layer.bias, before - 0.1 * moved)
 
 
-def test_a_closure_is_called(dtype, updates):
+def test_a_closure_is_called(dtype, compiled):
     ours, _ = networks(dtype)
-    optimizer = build_optimizer(ours, OptimizerConfig(), 0.1, updates=updates)
+    optimizer = build_optimizer(ours, OptimizerConfig(), 0.1, compiled=compiled)
     before = ours.classifier[1].bias.detach().clone()
 
     def closure() -> float:
@@ -153,8 +153,8 @@ def test_a_closure_is_called(dtype, updates):
     assert not torch.equal(ours.classifier[1].bias, before)
 
 
-def test_a_gradient_may_lie_otherwise_than_its_weight(dtype, updates):
-    pair = Pair(dtype, updates)
+def test_a_gradient_may_lie_otherwise_than_its_weight(dtype, compiled):
+    pair = Pair(dtype, compiled)
     for seed in range(3):
         give_gradients(pair.ours, pair.theirs, seed=seed)
         weight = pair.ours.features[0][0].weight
@@ -162,8 +162,8 @@ def test_a_gradient_may_lie_otherwise_than_its_weight(dtype, updates):
         pair.step_with_gradients()
 
 
-def test_weights_may_be_laid_out_anew(dtype, updates):
-    pair = Pair(dtype, updates)
+def test_weights_may_be_laid_out_anew(dtype, compiled):
+    pair = Pair(dtype, compiled)
     pair.stock.param_groups[0]["fused"] = False  # PyTorch's fused step would mix the layouts up
     for seed, layout in enumerate((torch.contiguous_format, torch.channels_last) * 2):
         for network in (pair.ours, pair.theirs):
@@ -171,9 +171,9 @@ def test_weights_may_be_laid_out_anew(dtype, updates):
         pair.step(seed)
 
 
-def test_a_weight_may_shrink(dtype, updates):
+def test_a_weight_may_shrink(dtype, compiled):
     layer = nn.Linear(64, 64).to(dtype)
-    optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.0, False, updates)
+    optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.0, False, compiled)
     for rows in (64, 2):
         layer.weight.data = layer.weight.data[:rows].clone()
         layer.weight.grad, layer.bias.grad = torch.ones_like(layer.weight), None
@@ -182,9 +182,9 @@ def test_a_weight_may_shrink(dtype, updates):
         torch.testing.assert_close(layer.weight, before - 0.1)
 
 
-def test_options_of_a_group_may_change(dtype, updates):
+def test_options_of_a_group_may_change(dtype, compiled):
     """Also to what the pass does not cover."""
-    pair = Pair(dtype, updates, OptimizerConfig(momentum=0.0, nesterov=False))
+    pair = Pair(dtype, compiled, OptimizerConfig(momentum=0.0, nesterov=False))
     changes = [
         {}, {"momentum": 0.9}, {"nesterov": True}, {"maximize": True}, {"maximize": False},
         {"nesterov": False, "dampening": 0.5}, {"momentum": 0.0},
@@ -196,9 +196,9 @@ def test_options_of_a_group_may_change(dtype, updates):
         pair.step(seed)
 
 
-def test_a_momentum_of_another_shape_is_refused(dtype, updates):
+def test_a_momentum_of_another_shape_is_refused(dtype, compiled):
     ours, _ = networks(dtype)
-    optimizer = build_optimizer(ours, OptimizerConfig(), 0.1, updates=updates)
+    optimizer = build_optimizer(ours, OptimizerConfig(), 0.1, compiled=compiled)
     give_gradients(ours, seed=1)
     optimizer.step()
     saved = copy.deepcopy(optimizer.state_dict())
@@ -207,9 +207,9 @@ def test_a_momentum_of_another_shape_is_refused(dtype, updates):
         optimizer.load_state_dict(saved)
 
 
-def test_a_copy_goes_on(dtype, updates):
+def test_a_copy_goes_on(dtype, compiled):
     ours, _ = networks(dtype)
-    optimizer = build_optimizer(ours, OptimizerConfig(), 0.1, updates=updates)
+    optimizer = build_optimizer(ours, OptimizerConfig(), 0.1, compiled=compiled)
     give_gradients(ours, seed=1)
     optimizer.step()
     twin, twin_optimizer = copy.deepcopy((ours, optimizer))
@@ -219,9 +219,9 @@ def test_a_copy_goes_on(dtype, updates):
     assert_same(ours, twin)
 
 
-def test_a_scaled_gradient(updates, dtype):
+def test_a_scaled_gradient(compiled, dtype):
     layer = nn.Linear(3, 2).to(dtype)
-    optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.9, True, updates)
+    optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.9, True, compiled)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = layer.bias.detach().clone()
     scaler.scale(layer(torch.randn(4, 3, dtype=dtype)).sum()).backward()
@@ -229,9 +229,9 @@ def test_a_scaled_gradient(updates, dtype):
     torch.testing.assert_close(layer.bias, before - 0.1 * 1.9 * 4)
 
 
-def test_autograd_knows_that_weights_changed(updates, dtype):
+def test_autograd_knows_that_weights_changed(compiled, dtype):
     layer = nn.Linear(3, 2).to(dtype)
-    optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.9, True, updates)
+    optimizer = CompiledSGD([{"params": list(layer.parameters())}], 0.1, 0.9, True, compiled)
     x = torch.randn(4, 3, dtype=dtype, requires_grad=True)
     layer(x).sum().backward()
     out = layer(x).square().sum()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mobilenetv2.network import cpp_structures as structures
 from mobilenetv2.network import native
 from mobilenetv2.network.cpp_chain import ChainFunctions, CppChain, by_tap
-from mobilenetv2.network.cpp_updates import CppUpdates
+from mobilenetv2.network.cpp_sgd import CppSgd
 from mobilenetv2.network.kernels import STORED, Chain, ChainCall, Kernels, MapShape, real_dtype
 
 SOURCE = Path(__file__).with_name("fast_ops.cpp")
@@ -23,7 +23,7 @@ class CppKernels(Kernels):
     """A compiled library, loaded; see `struct Norm` and `struct NormGradient` there.
 
     Attributes:
-        updates: what else it can do.
+        sgd: the step over all weights, which it can do too.
     """
 
     has_chains = True
@@ -68,11 +68,8 @@ class CppKernels(Kernels):
         )
 
         real = ctypes.c_double
-        self.updates = CppUpdates(
-            function("sgd_step", count, *(pointer,) * 4, *(real,) * 3, integer),
-            function("move_averages", count, *(pointer,) * 3, real),
-            self._real,
-        )
+        sgd = function("sgd_step", count, *(pointer,) * 4, *(real,) * 3, integer)
+        self.sgd = CppSgd(sgd, self._real)
 
     def statistics(self, y: Tensor, module: nn.BatchNorm2d) -> Tensor:
         rows, channels = y.shape

@@ -1,6 +1,6 @@
 // Training kernels of MobileNetV2 for the CPU: batch norm with ReLU6, 1×1, depthwise 3×3 and the
-// first 3×3 convolution, each forward and backward; the whole network made of them; and the passes
-// over all weights that end a training step.
+// first 3×3 convolution, each forward and backward; the whole network made of them; and the step of
+// gradient descent over all weights.
 //
 // What a reader needs to know:
 //
@@ -2113,7 +2113,7 @@ void chain_backward(const Chain& chain, const T* g, const void* input,
 
 }  // namespace
 
-// ---------------------------------------------------------------- passes over all weights
+// ------------------------------------------------------------- the step over all weights
 
 namespace {
 
@@ -2148,22 +2148,6 @@ void sgd_step(Index count, const Index* sizes, R* const* weights, const R* const
         step = nesterov ? step + moved * momentum : moved;
       }
       store<lanes>(weight + i, before - step * lr);
-    });
-  });
-}
-
-// averages += (values - averages) * share
-template <class R>
-void move_averages(Index count, const Index* sizes, R* const* averages, const R* const* values,
-                   R share) {
-  for_pieces(count, sizes, [&](Index array, Index begin, Index end) {
-    R* const average = averages[array] + begin;
-    const R* const value = values[array] + begin;
-    for_channels<R>(end - begin, [&](auto lanes, Index i) {
-      const auto old = load<lanes>(average + i), now = load<lanes>(value + i);
-      // From the nearer end: all of it is exactly the value.
-      const auto moved = share < R(0.5) ? old + (now - old) * share : now - (now - old) * (1 - share);
-      store<lanes>(average + i, moved);
     });
   });
 }
@@ -2300,10 +2284,5 @@ void sgd_step(Index count, const Index* sizes, void* const* weights, void* const
               int nesterov) {
   sgd_step<R>(count, sizes, (R* const*)weights, (const R* const*)gradients, (R* const*)momenta, lr,
               momentum, weight_decay, nesterov);
-}
-
-void move_averages(Index count, const Index* sizes, void* const* averages, void* const* values,
-                   double share) {
-  move_averages<R>(count, sizes, (R* const*)averages, (const R* const*)values, share);
 }
 }

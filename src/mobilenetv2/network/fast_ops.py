@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from mobilenetv2.network import cpp_kernels, native
-from mobilenetv2.network.cpp_updates import CppUpdates
+from mobilenetv2.network.cpp_sgd import CppSgd
 from mobilenetv2.network.fast_blocks import (
     FastConvNormActivation,
     FastInvertedResidual,
@@ -151,12 +151,12 @@ def _try_out(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None
     torch.cuda.synchronize(device)
 
 
-def updates_of(fast_ops: FastOps, dtype: torch.dtype = torch.float32) -> CppUpdates | None:
-    """Passes over all weights for who trains with these operations; None where they are PyTorch's.
+def sgd_of(fast_ops: FastOps, dtype: torch.dtype = torch.float32) -> CppSgd | None:
+    """The step over all weights for who trains with these operations; None where it is PyTorch's.
 
     ``dtype`` is that of :func:`choose`.
     """
-    return cpp_kernels.load(dtype).updates if fast_ops.kind == "cpp" else None
+    return cpp_kernels.load(dtype).sgd if fast_ops.kind == "cpp" else None
 
 
 def install(network: nn.Module, fast_ops: FastOps) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from mobilenetv2.config import MachineConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.network import fast_ops
-from mobilenetv2.network.cpp_updates import CppUpdates
+from mobilenetv2.network.cpp_sgd import CppSgd
 from mobilenetv2.network.fast_ops import FastOps
 
 
@@ -41,9 +41,9 @@ class Device:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     @property
-    def updates(self) -> CppUpdates | None:
-        """Passes over all weights, where they are not PyTorch's."""
-        return fast_ops.updates_of(self.fast_ops, _stored(self.precision))
+    def sgd(self) -> CppSgd | None:
+        """The step over all weights, where it is not PyTorch's."""
+        return fast_ops.sgd_of(self.fast_ops, _stored(self.precision))
 
 
 def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _: None) -> Device:

@@ -137,7 +137,7 @@ def _climb(
     """Train ``trial`` in place, the learning rate climbing from the lowest to the highest."""
     set_train_mode(trial.network, tuning)
     optimizer = build_optimizer(
-        trial.network, config.optimizer, 1.0, tuning.layer_decay, device.updates
+        trial.network, config.optimizer, 1.0, tuning.layer_decay, device.sgd
     )
     shares = [group["lr"] for group in optimizer.param_groups]  # of the peak, block by block
     climb = Climb([], [], [])

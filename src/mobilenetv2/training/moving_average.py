@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mobilenetv2.network.cpp_updates import CppUpdates
 from mobilenetv2.network.duplicate import duplicate
 
 
@@ -29,20 +28,13 @@ class MovingAverage:
             ``decay`` to the power of T of them is left. Weights between the pretrained and the
             fine-tuned ones can be better than either (Wortsman et al. 2022, "Robust fine-tuning of
             zero-shot models"). Else the first step's weights are copied.
-        compiled: the compiled passes over all weights; None for PyTorch's.
 
     Attributes:
         network: the averaged one.
         updates: steps that went in.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        decay: float,
-        from_first_weights: bool = False,
-        compiled: CppUpdates | None = None,
-    ) -> None:
+    def __init__(self, network: nn.Module, decay: float, from_first_weights: bool = False) -> None:
         self.network = duplicate(network).requires_grad_(False)
         self.updates = 0
         self._decay = decay
@@ -50,9 +42,6 @@ class MovingAverage:
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
         self._weights = [pair for pair in pairs if pair[0].is_floating_point()]
         self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
-        self._pass = None
-        if compiled is not None:
-            self._pass = compiled.average(*zip(*self._weights, strict=True))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -61,12 +50,8 @@ class MovingAverage:
         if not self._from_first_weights:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         is_copied = self.updates == 0 and not self._from_first_weights
-        decay = 0.0 if is_copied else decay
-        if self._pass is not None and self._pass.is_possible():
-            self._pass.move(1 - decay)
-        else:
-            averaged, current = zip(*self._weights, strict=True)
-            get_ema_multi_avg_fn(decay)(averaged, current, self.updates)
+        averaged, current = zip(*self._weights, strict=True)
+        get_ema_multi_avg_fn(0.0 if is_copied else decay)(averaged, current, self.updates)
         for old, new in self._counts:
             old.copy_(new)
         self.updates += 1

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mobilenetv2.config import OptimizerConfig
-from mobilenetv2.network.cpp_updates import CppUpdates
+from mobilenetv2.network.cpp_sgd import CppSgd
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training.rmsprop import RMSprop
 from mobilenetv2.training.sgd import CompiledSGD
@@ -15,7 +15,7 @@ def build_optimizer(
     config: OptimizerConfig,
     lr: float,
     layer_decay: float = 1.0,
-    updates: CppUpdates | None = None,
+    compiled: CppSgd | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer over all trainable parameters, decaying only weights of two and more axes.
 
@@ -28,7 +28,7 @@ def build_optimizer(
         lr: peak learning rate; ``config.lr`` may say "auto".
         layer_decay: below 1, each block of ``network.features`` gets this share of the next one's
             rate (Howard and Ruder 2018, "discriminative fine-tuning"); the classifier gets ``lr``.
-        updates: the compiled passes over all weights; None for PyTorch's.
+        compiled: SGD's step over all weights; None for PyTorch's own.
     """
     groups = []
     for share, parameters in _by_depth(network, layer_decay):
@@ -44,8 +44,8 @@ def build_optimizer(
     match config.optimizer:
         case "sgd":
             momentum, nesterov = config.momentum, config.nesterov
-            if updates is not None:
-                return CompiledSGD(groups, lr, momentum, nesterov, updates)
+            if compiled is not None:
+                return CompiledSGD(groups, lr, momentum, nesterov, compiled)
             return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov, fused=fused)
         case "rmsprop":
             return RMSprop(groups, lr, config.momentum, config.rmsprop_epsilon)

@@ -6,13 +6,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mobilenetv2.network.cpp_updates import CppUpdates, SgdPass
+from mobilenetv2.network.cpp_sgd import CppSgd, CppSgdSteps
 
 
 class CompiledSGD(torch.optim.SGD):
     """The same numbers, but for rounding, and the same state.
 
-    What the pass does not cover, PyTorch's own step does.
+    What the compiled step does not cover, PyTorch's own does.
     """
 
     def __init__(
@@ -21,11 +21,11 @@ class CompiledSGD(torch.optim.SGD):
         lr: float,
         momentum: float,
         nesterov: bool,
-        updates: CppUpdates,
+        compiled: CppSgd,
     ) -> None:
         super().__init__(groups, lr, momentum, nesterov=nesterov, fused=True)
-        self._updates: CppUpdates | None = updates
-        self._passes: list[SgdPass] = []
+        self._compiled: CppSgd | None = compiled
+        self._steps: list[CppSgdSteps] = []
         self._remembered = 0
 
     @torch.no_grad()
@@ -36,12 +36,10 @@ class CompiledSGD(torch.optim.SGD):
             learning = [(w, g) for w in group["params"] if (g := w.grad) is not None]
             weights.append([weight for weight, _ in learning])
             gradients.append([_laid_like(weight, gradient) for weight, gradient in learning])
-        if closure is not None or not self._can_pass(weights, gradients):
+        if closure is not None or not self._are_covered(weights, gradients):
             return cast(float | None, super().step(closure))
-        for group, one_pass, of_group in zip(
-            self.param_groups, self._passes, gradients, strict=True
-        ):
-            one_pass.step(
+        for group, steps, of_group in zip(self.param_groups, self._steps, gradients, strict=True):
+            steps.step(
                 of_group, float(group["lr"]), group["momentum"], group["weight_decay"],
                 group["nesterov"],
             )  # fmt: skip
@@ -60,27 +58,27 @@ class CompiledSGD(torch.optim.SGD):
                     f"a momentum of shape {tuple(momentum.shape)} for {tuple(weight.shape)}"
                 )
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        vars(self).setdefault("_updates", None)  # a copy steps as PyTorch does
-        self._passes = []
+        vars(self).setdefault("_compiled", None)  # a copy steps as PyTorch does
+        self._steps = []
 
-    def _can_pass(self, weights: list[list[Tensor]], gradients: list[list[Tensor]]) -> bool:
-        """Whether there is a pass for each group; makes them where weights are others now."""
-        updates, groups = self._updates, self.param_groups
-        if updates is None or getattr(self, "found_inf", None) is not None:  # of a GradScaler
+    def _are_covered(self, weights: list[list[Tensor]], gradients: list[list[Tensor]]) -> bool:
+        """Whether the compiled step can do it; prepares it where weights are others now."""
+        compiled, groups = self._compiled, self.param_groups
+        if compiled is None or getattr(self, "found_inf", None) is not None:  # of a GradScaler
             return False
         if any(g["maximize"] or g["dampening"] or g["differentiable"] for g in groups):
             return False
         has_momenta = [bool(group["momentum"]) for group in groups]
-        is_same = len(self._passes) == len(groups) and len(self.state) == self._remembered
-        if not is_same or not all(map(SgdPass.is_for, self._passes, weights, has_momenta)):
-            if not all(map(updates.cover, weights)):
+        is_same = len(self._steps) == len(groups) and len(self.state) == self._remembered
+        if not is_same or not all(map(CppSgdSteps.are_for, self._steps, weights, has_momenta)):
+            if not all(map(compiled.covers, weights)):
                 return False
-            self._passes = [
-                updates.sgd(of_group, self._momenta_of(of_group) if has else None)
+            self._steps = [
+                compiled.steps(of_group, self._momenta_of(of_group) if has else None)
                 for of_group, has in zip(weights, has_momenta, strict=True)
             ]
             self._remembered = len(self.state)
-        return all(map(updates.cover, gradients))
+        return all(map(compiled.covers, gradients))
 
     def _momenta_of(self, weights: list[Tensor]) -> list[Tensor]:
         """What is remembered of each weight's gradients."""

@@ -56,16 +56,14 @@ class RunState:
                 self.config.optimizer,
                 lr,
                 self.tuning.layer_decay,
-                self.device.updates,
+                self.device.sgd,
             )
             self.schedule = build_schedule(
                 self.optimizer, self.config.schedule, self.config.epochs, steps_per_epoch
             )
         self.average = None
         if self.config.ema:
-            self.average = MovingAverage(
-                self.network, self.config.ema, self.tuning.pretrained, self.device.updates
-            )
+            self.average = MovingAverage(self.network, self.config.ema, self.tuning.pretrained)
         self.epoch = 0
         self.step = 0
         self.history = History()
