@@ -13,6 +13,7 @@
 //   weights are more than its map, they share out slices of channels instead: each then reads a
 //   part of the weights.
 
+#include <atomic>
 #include <memory>
 
 #include "products.h"
@@ -58,22 +59,20 @@ constexpr Index kSlice = kBlockVectors * kLanes<T>;
 
 constexpr Index ceil_divide(Index value, Index divisor) { return (value + divisor - 1) / divisor; }
 
-// Piece `part` of `parts` nearly equal ones of [0, count): where it begins.
-constexpr Index begin_of(Index count, Index part, Index parts) { return count * part / parts; }
-
 // ------------------------------------------------------------------------ prepared weights
 
 // A matrix of weights, out × in, as the right side of products, a slice of columns at a time.
 class Matrix {
  public:
-  Matrix(Weights weights, Index in, Index out)
-      : in_(in),
+  // `depth`, if given, is more than `in`; what comes behind weighs nothing.
+  Matrix(Weights weights, Index in, Index out, Index depth = 0)
+      : in_(std::max(in, depth)),
         out_(out),
-        slice_memory_(round_up(Panels<T>::memory(in, kSlice), 64)),
+        slice_memory_(round_up(Panels<T>::memory(in_, kSlice), 64)),
         memory_(slice_memory_ * slices()),
         bias_(weights.bias, weights.bias + out) {
     for (Index slice = 0; slice < slices(); ++slice) {
-      panels_.emplace_back(memory_.get() + slice * slice_memory_, in, columns(slice));
+      panels_.emplace_back(memory_.get() + slice * slice_memory_, in_, columns(slice));
       panels_.back().fill_transposed(weights.weight + slice * kSlice * in, in);
     }
   }
@@ -220,53 +219,107 @@ void depthwise(Band band, const Grid& grid, const Taps& taps, Index channel, Ind
   }
 }
 
-// Rows [row, row_end) of relu6(stem(picture)) for `count` channels from `channel` on. `lines` has
-// room for three rows of the picture, with two columns more, per input channel.
-void stem(const std::uint8_t* picture, const Description& what, const Grid& grid, const Taps& taps,
-          Index channel, Index count, Index row, Index row_end, R* lines, R* to) {
-  const Index width = grid.width + 2, channels = what.channels;
-  constexpr int together = k16Registers ? 4 : 8;  // outputs that share a weight
-  for (Index oy = row; oy < row_end; ++oy) {
-    for (Index c = 0; c < channels; ++c)
-      for (Index ky = 0; ky < 3; ++ky) {
-        R* const line = lines + (c * 3 + ky) * width;
-        const Index y = oy * grid.stride - grid.top + ky;
-        std::fill_n(line, width, R{});
-        if (y < 0 || y >= grid.height) continue;
-        const std::uint8_t* const from = picture + (c * grid.height + y) * grid.width;
-        const R mean = what.mean[c], scale = what.scale[c];
-        for (Index x = 0; x < grid.width; ++x) line[grid.left + x] = (R(from[x]) - mean) * scale;
-      }
-    for_channels<T>(count, [&](auto lanes, Index c) {
-      using V = Vector<R, lanes>;
-      const V bias = load<lanes>(taps.bias.data() + channel + c);
-      auto outputs = [&](auto many, Index ox) {
-        V sums[many];
-        unrolled<many>([&](auto i) { sums[i] = bias; });
-        const R* weight = taps.weight.data() + channel + c;
-        for (Index line = 0; line < 3 * channels; ++line)
-          for (Index kx = 0; kx < 3; ++kx, weight += taps.channels) {
-            const V w = load<lanes>(weight);
-            const R* const x = lines + line * width + ox * grid.stride + kx;
-            unrolled<many>([&](auto i) { sums[i] += w * x[i * grid.stride]; });
-          }
-        R* const place = to + ((oy - row) * grid.out_width + ox) * kSlice + c;
-        unrolled<many>([&](auto i) { store<lanes>(place + i * kSlice, relu6(sums[i])); });
-      };
-      Index ox = 0;
-      for (; ox + together <= grid.out_width; ox += together)
-        outputs(std::integral_constant<int, together>(), ox);
-      for (; ox < grid.out_width; ++ox) outputs(std::integral_constant<int, 1>(), ox);
-    });
-  }
+template <int lanes>
+inline Vector<R, lanes> numbers(Vector<std::uint8_t, lanes> bytes) {
+#if defined(__AVX512F__)  // one instruction, which GCC 12 does not find
+  if constexpr (lanes == 16)
+    return (Vector<R, lanes>)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)bytes));
+#endif
+  return __builtin_convertvector(bytes, Vector<R, lanes>);
 }
+
+// A picture as the network sees it: planes of bytes in, rows of normalised T out, channel beside
+// channel, with zeros where the stem's kernel looks over the edge.
+class Pictures {
+ public:
+  Pictures(const Description& what, const Grid& grid)
+      : grid_(grid), channels_(what.channels) {
+    for (Index x = 0; x < grid.width; ++x)
+      for (Index c = 0; c < channels_; ++c)
+        mean_.push_back(what.mean[c]), scale_.push_back(what.scale[c]);
+  }
+
+  Index channels() const { return channels_; }
+  Index bytes() const { return channels_ * grid_.height * grid_.width; }
+  // What one output of the stem sees: the rows of its 3×3 in turn, then something that weighs
+  // nothing. Outputs lie `stride()` apart.
+  Index seen() const { return kTaps * channels_; }
+  Index stride() const { return round_up(seen() + 1, 32); }
+  // Numbers of the rows that so many rows of outputs see.
+  Index rows_size(Index rows) const {
+    return ((rows - 1) * grid_.stride + 3) * row_size() + kAtOnce;
+  }
+  // Numbers that all outputs of a row see.
+  Index seen_size() const { return grid_.out_width * stride() + kAtOnce; }
+
+  // The rows that the outputs of rows [row, row_end) see.
+  void prepare(const std::uint8_t* picture, Index row, Index row_end, T* rows) const {
+    const Index first = row * grid_.stride - grid_.top;
+    for (Index y = first; y < (row_end - 1) * grid_.stride - grid_.top + 3; ++y) {
+      T* const to = rows + (y - first) * row_size();
+      std::fill_n(to, row_size(), T{});
+      if (y >= 0 && y < grid_.height)
+        prepare_row(picture + y * grid_.width, to + grid_.left * channels_);
+    }
+  }
+
+  // What each output of one row sees, the `number`th of those that were prepared.
+  void gather(const T* rows, Index number, T* to) const {
+    const Index side = 3 * channels_, step = grid_.stride * channels_;
+    const T* from = rows + number * grid_.stride * row_size();
+    for (Index ox = 0; ox < grid_.out_width; ++ox, from += step, to += stride())
+      for (Index ky = 0; ky < 3; ++ky)  // what is too much is overwritten by the next
+        std::memcpy(to + ky * side, from + ky * row_size(), kAtOnce * sizeof(T));
+  }
+
+ private:
+  static constexpr Index kAtOnce = 16;  // numbers, of which three pixels' are wanted
+  Index row_size() const { return (grid_.width + 2) * channels_; }
+
+  void prepare_row(const std::uint8_t* row, T* to) const {
+    const Index plane = grid_.height * grid_.width;
+    auto put = [&](Index i, auto bytes) {
+      constexpr int lanes = sizeof bytes;
+      const auto value = numbers<lanes>(bytes);
+      store<lanes>(to + i, (value - load<lanes>(&mean_[i])) * load<lanes>(&scale_[i]));
+    };
+    Index x = 0;
+    if (channels_ == 3)
+      for (; x + kAtOnce <= grid_.width; x += kAtOnce) {
+        Vector<std::uint8_t, kAtOnce> c[3];
+        for (Index i = 0; i < 3; ++i) std::memcpy(&c[i], row + i * plane + x, sizeof c[i]);
+        put(3 * x, beside<0>(c)), put(3 * x + 16, beside<1>(c)), put(3 * x + 32, beside<2>(c));
+      }
+    for (; x < grid_.width; ++x)
+      for (Index c = 0; c < channels_; ++c)
+        put(x * channels_ + c, Vector<std::uint8_t, 1>{row[c * plane + x]});
+  }
+
+  // Numbers 16 · part to 16 · part + 15 of three channels beside one another.
+  template <int part>
+  static Vector<std::uint8_t, 16> beside(const Vector<std::uint8_t, 16> (&c)[3]) {
+    return [&]<int... i>(std::integer_sequence<int, i...>) {
+      constexpr auto place = [](int at) { return (16 * part + at) / 3; };
+      constexpr auto channel = [](int at) { return (16 * part + at) % 3; };
+      const auto two = __builtin_shufflevector(
+          c[0], c[1], (channel(i) == 2 ? 0 : 16 * channel(i) + place(i))...);
+      return __builtin_shufflevector(two, c[2], (channel(i) == 2 ? 16 + place(i) : i)...);
+    }(std::make_integer_sequence<int, 16>());
+  }
+
+  Grid grid_;
+  Index channels_;
+  std::vector<R> mean_, scale_;  // for each number of a row
+};
 
 // ------------------------------------------------------------------------------ 1×1 layers
 
-// `rows` pixels of x through one slice of an expansion, with ReLU6; to `to`, kSlice apart.
-void expand(Tiles& tiles, const T* x, Index rows, const Matrix& matrix, Index slice, R* to) {
+// `rows` pixels of x, `stride` apart, through one slice of an expansion, with ReLU6; to `to`,
+// kSlice apart.
+void expand(Tiles& tiles, const T* x, Index stride, Index rows, const Matrix& matrix, Index slice,
+            R* to) {
   const R* const bias = matrix.bias() + slice * kSlice;
-  multiply(tiles, Left<T>{x, matrix.in()}, rows, matrix.in(), matrix.panels(slice),
+  multiply(tiles, Left<T>{x, stride}, rows, matrix.in(), matrix.panels(slice),
            [&](const Block<R>& block) {
              for_channels<T>(block.columns, [&](auto lanes, Index c) {
                const auto shift = load<lanes>(bias + block.column + c);
@@ -316,6 +369,21 @@ void pool(Tiles& tiles, const T* x, Index rows, const Matrix& matrix, Index slic
   });
 }
 
+// One slice of the classifier: its logits for `rows` pictures.
+void classify(Tiles& tiles, const T* x, Index rows, const Matrix& matrix, Index slice,
+              float* logits) {
+  multiply(tiles, Left<T>{x, matrix.in()}, rows, matrix.in(), matrix.panels(slice),
+           [&](const Block<R>& block) {
+             for_channels<T>(block.columns, [&](auto lanes, Index c) {
+               const Index column = slice * kSlice + block.column + c;
+               const auto shift = load<lanes>(matrix.bias() + column);
+               for (Index r = 0; r < block.rows; ++r)
+                 store<lanes>(logits + (block.row + r) * matrix.out() + column,
+                              block.template at<lanes>(r, c) + shift);
+             });
+           });
+}
+
 // ------------------------------------------------------------------------------ the network
 
 // How the threads of one call share out a block.
@@ -348,13 +416,12 @@ class Network {
  public:
   explicit Network(const Description& what)
       : what_(what),
-        mean_(what.mean, what.mean + what.channels),
-        scale_(what.scale, what.scale + what.channels),
         stem_grid_(what.height, what.width, what.stem_stride, what.keras),
-        stem_(what.blocks[0].expansion, what.channels, what.blocks[0].hidden_channels),
+        pictures_(what, Grid(what.height, what.width, what.stem_stride, what.keras)),
+        stem_(what.blocks[0].expansion, pictures_.seen(), what.blocks[0].hidden_channels,
+              round_up(pictures_.seen(), 2)),
         head_(what.head, what.blocks[what.count - 1].out_channels, what.features),
         classifier_(what.classifier, what.features, what.classes) {
-    what_.mean = mean_.data(), what_.scale = scale_.data();
     Index height = stem_grid_.out_height, width = stem_grid_.out_width;
     for (Index i = 0; i < what.count; ++i) {
       const BlockWeights& block = what.blocks[i];
@@ -371,7 +438,7 @@ class Network {
   // Where everything lies in a call's memory.
   struct Plan {
     std::vector<Share> shares;
-    Index map = 0, slice = 0, filtered = 0, lines = 0, zeros = 0;  // numbers
+    Index map = 0, slice = 0, filtered = 0, lines = 0, seen = 0, zeros = 0;  // numbers
     Index per_thread = 0, bytes = 0;
   };
 
@@ -387,9 +454,12 @@ class Network {
                                                   (share.by_channels ? images : 1));
       plan.zeros = std::max(plan.zeros, layer.grid.width * kSlice);
     }
-    plan.lines = 3 * what_.channels * (what_.width + 2);
+    const Index stem_pixels = plan.shares[0].in_pixels(*layers_[0]);
+    plan.lines = pictures_.rows_size(stem_pixels / stem_grid_.out_width);
+    plan.seen = pictures_.seen_size();
     auto aligned = [](Index bytes) { return round_up(bytes, 64); };
-    plan.per_thread = aligned(plan.slice * sizeof(R)) + aligned(plan.lines * sizeof(R)) +
+    plan.per_thread = aligned(plan.slice * sizeof(R)) + aligned(plan.lines * sizeof(T)) +
+                      aligned(plan.seen * sizeof(T)) +
                       aligned(plan.zeros * sizeof(R)) + aligned(plan.filtered * sizeof(T));
     plan.bytes = 2 * aligned(plan.map * sizeof(T)) +
                  aligned(images * what_.features * sizeof(T)) + threads * plan.per_thread + 64;
@@ -410,9 +480,10 @@ class Network {
     char* const scratch = free;
     T* const shared_filtered = (T*)scratch;  // the first thread's comes first
 
+    std::vector<std::atomic<Index>> counters(2 * layers_.size() + 3);
 #pragma omp parallel num_threads(threads)
     {
-      const Index thread = omp_get_thread_num(), team = omp_get_num_threads();
+      const Index thread = omp_get_thread_num();
       char* own = scratch + thread * plan.per_thread;
       auto take_own = [&](auto* kind, Index count) {
         auto* const taken = (decltype(kind))own;
@@ -421,7 +492,8 @@ class Network {
       };
       T* const own_filtered = take_own((T*)0, plan.filtered);
       R* const slice = take_own((R*)0, plan.slice);
-      R* const lines = take_own((R*)0, plan.lines);
+      T* const lines = take_own((T*)0, plan.lines);
+      T* const seen = take_own((T*)0, plan.seen);
       R* const zeros = take_own((R*)0, plan.zeros);
       std::fill_n(zeros, plan.zeros, R{});
       Tiles tiles;
@@ -432,17 +504,32 @@ class Network {
         const Layer& layer = *layers_[number];
         const Grid& grid = layer.grid;
         const Index first = grid.first_row(row), last = grid.last_row(row_end);
+        const Matrix& expansion = number == 0 ? stem_ : *layer.expansion;
+        if (number == 0)
+          pictures_.prepare(pictures + image * pictures_.bytes(), first, last, lines);
         for (Index s = from; s < end; ++s) {
-          const Index channel = s * kSlice, count = std::min(kSlice, layer.hidden() - channel);
-          if (number == 0)
-            stem(pictures + image * what_.channels * what_.height * what_.width, what_, stem_grid_,
-                 stem_, channel, count, first, last, lines, slice);
-          else
+          const Index channel = s * kSlice, count = expansion.columns(s);
+          if (number == 0) {
+            for (Index row = 0; row < last - first; ++row) {
+              pictures_.gather(lines, row, seen);
+              expand(tiles, seen, pictures_.stride(), grid.width, expansion, s,
+                     slice + row * grid.width * kSlice);
+            }
+          } else {
             expand(tiles, x + (image * layer.in_pixels() + first * grid.width) * layer.in(),
-                   (last - first) * grid.width, *layer.expansion, s, slice);
+                   layer.in(), (last - first) * grid.width, expansion, s, slice);
+          }
           depthwise(Band{slice, first, last - first}, grid, layer.depthwise, channel, count, row,
                     row_end, zeros, to + channel, layer.hidden());
         }
+      };
+
+      // Calls body(i) for the items that this thread gets: who is done takes the next.
+      Index step = 0;
+      auto share_out = [&](Index items, const auto& body) {
+        std::atomic<Index>& next = counters[step++];
+        for (Index i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(i);
+#pragma omp barrier
       };
 
       const T* x = nullptr;
@@ -451,68 +538,55 @@ class Network {
         const Share& share = plan.shares[number];
         T* const y = maps[number % 2];
         const T* const residual = layer.has_shortcut ? x : nullptr;
+        const Matrix& projection = layer.projection;
         if (share.by_channels) {
           const Index image_size = layer.out_pixels() * layer.hidden();
-          for (Index image = 0; image < images; ++image)
-            filter(number, image, x, 0, layer.grid.out_height,
-                   begin_of(layer.slices(), thread, team),
-                   begin_of(layer.slices(), thread + 1, team),
+          share_out(images * layer.slices(), [&](Index i) {
+            const Index image = i / layer.slices(), s = i % layer.slices();
+            filter(number, image, x, 0, layer.grid.out_height, s, s + 1,
                    shared_filtered + image * image_size);
-#pragma omp barrier
-          const Index slices = layer.projection.slices();
-          for (Index s = begin_of(slices, thread, team); s < begin_of(slices, thread + 1, team);
-               ++s)
-            project(tiles, shared_filtered, images * layer.out_pixels(), layer.projection, s,
-                    residual, y);
+          });
+          share_out(projection.slices(), [&](Index s) {
+            project(tiles, shared_filtered, images * layer.out_pixels(), projection, s, residual,
+                    y);
+          });
         } else {
-          const Index items = images * share.bands;
-          for (Index item = begin_of(items, thread, team);
-               item < begin_of(items, thread + 1, team); ++item) {
-            const Index image = item / share.bands, row = item % share.bands * share.rows;
+          share_out(images * share.bands, [&](Index i) {
+            const Index image = i / share.bands, row = i % share.bands * share.rows;
             const Index row_end = std::min(row + share.rows, layer.grid.out_height);
             filter(number, image, x, row, row_end, 0, layer.slices(), own_filtered);
-            const Index at = (image * layer.out_pixels() + row * layer.grid.out_width) *
-                             layer.out();
-            const Index pixels = (row_end - row) * layer.grid.out_width;
-            for (Index s = 0; s < layer.projection.slices(); ++s)
-              project(tiles, own_filtered, pixels, layer.projection, s,
+            const Index width = layer.grid.out_width, pixels = (row_end - row) * width;
+            const Index at = (image * layer.out_pixels() + row * width) * layer.out();
+            for (Index s = 0; s < projection.slices(); ++s)
+              project(tiles, own_filtered, pixels, projection, s,
                       residual ? residual + at : nullptr, y + at);
-          }
+          });
         }
-#pragma omp barrier
         x = y;
       }
 
-      const Index pixels = layers_.back()->out_pixels(), in = head_.in();
-      const Index work = head_.slices() * images;
-      for (Index i = begin_of(work, thread, team); i < begin_of(work, thread + 1, team); ++i) {
+      const Index pixels = layers_.back()->out_pixels();
+      share_out(head_.slices() * images, [&](Index i) {
         const Index s = i / images, image = i % images;
-        pool(tiles, x + image * pixels * in, pixels, head_, s, pooled + image * what_.features);
-      }
-#pragma omp barrier
+        pool(tiles, x + image * pixels * head_.in(), pixels, head_, s,
+             pooled + image * what_.features);
+      });
       if (features)
-        for (Index i = begin_of(images, thread, team) * what_.features;
-             i < begin_of(images, thread + 1, team) * what_.features; ++i)
-          features[i] = load<1>(pooled + i)[0];
-      const Index slices = logits ? classifier_.slices() : 0;
-      for (Index s = begin_of(slices, thread, team); s < begin_of(slices, thread + 1, team); ++s)
-        multiply(tiles, Left<T>{pooled, what_.features}, images, what_.features,
-                 classifier_.panels(s), [&](const Block<R>& block) {
-                   for (Index r = 0; r < block.rows; ++r)
-                     for (Index c = 0; c < block.columns; ++c) {
-                       const Index column = s * kSlice + block.column + c;
-                       logits[(block.row + r) * what_.classes + column] =
-                           block.template at<1>(r, c)[0] + classifier_.bias()[column];
-                     }
-                 });
+        share_out(images, [&](Index image) {
+          for (Index i = image * what_.features; i < (image + 1) * what_.features; ++i)
+            features[i] = load<1>(pooled + i)[0];
+        });
+      if (logits)
+        share_out(classifier_.slices(),
+                  [&](Index s) { classify(tiles, pooled, images, classifier_, s, logits); });
     }
   }
 
  private:
   Description what_;
-  std::vector<R> mean_, scale_;
   Grid stem_grid_;
-  Taps stem_;
+  Pictures pictures_;
+  Matrix stem_;
   std::vector<std::unique_ptr<const Layer>> layers_;
   Matrix head_, classifier_;
 };
