@@ -22,8 +22,8 @@ from mobilenetv2.config import (
 )
 
 RuntimeName = Literal[
-    "torch", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16", "openvino-int8",
-    "litert",
+    "torch", "cpp", "cpp-bf16", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16",
+    "openvino-int8", "litert",
 ]  # fmt: skip
 
 
@@ -32,8 +32,9 @@ class RuntimeConfig(DeviceConfig):
 
     runtime: Literal["auto"] | RuntimeName = "auto"
     """The library that runs the network on a CPU, in float32 unless its name says another
-    precision; auto: the fastest that `mobilenetv2 benchmark` found in agreement for this model, for
-    64 pictures or more, else PyTorch. int8 and litert run copies that `benchmark` makes."""
+    precision; auto: for 64 pictures or more the fastest that `mobilenetv2 benchmark` found in
+    agreement for this model, or cpp where it is compiled, else PyTorch. int8 and litert run copies
+    that `benchmark` makes."""
 
 
 class EvaluateConfig(OutputConfig):

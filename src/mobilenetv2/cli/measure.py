@@ -32,6 +32,7 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     from mobilenetv2.evaluation import plots
     from mobilenetv2.evaluation.evaluate import evaluate
     from mobilenetv2.files import write_text
+    from mobilenetv2.runtimes.engine import as_trained
     from mobilenetv2.training.device import find_device
     from mobilenetv2.training.load import load, own_data
 
@@ -40,7 +41,9 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     wanted = classifier.preprocessing
     runtime = config.machine.runtime
     if config.data is None:
-        runtime = "torch" if runtime == "auto" else runtime  # the run's numbers to the last digit
+        if runtime == "auto":  # the run's numbers to the last digit
+            runtime = "torch"
+            classifier = as_trained(classifier, classifier.training.get("fast_ops", ""))
         places = config.source.model_dump(exclude={"data_dir"})
         data = own_data(config.model, config.source.data_dir).model_copy(update=places)
         own = load_data(data, wanted, teller(config.quiet))

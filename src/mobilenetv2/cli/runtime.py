@@ -15,15 +15,17 @@ def in_runtime(
 ) -> "Classifier":
     """The classifier run by the library that was asked for, or that is the fastest here."""
     from mobilenetv2.runtimes.engine import Engine, precision, with_runtime
-    from mobilenetv2.runtimes.memory import fastest
+    from mobilenetv2.runtimes.memory import fastest, recall
 
     if runtime != "auto":
         return with_runtime(classifier, runtime, workers)
     chosen = fastest(classifier, pictures, workers)
     if isinstance(chosen.engine, Engine):
+        name = chosen.engine.runtime
+        measured = ", the fastest that agrees here" if name in recall(classifier) else ""
         Console(stderr=True, quiet=quiet or not is_first()).print(
-            f"run by {chosen.engine.runtime} in {precision(chosen.engine.runtime)}, the fastest "
-            "that agrees here (--runtime torch for PyTorch in float32)",
+            f"run by {name} in {precision(name)}{measured} (--runtime torch for PyTorch in "
+            "float32)",
             style="dim",
         )
     return chosen

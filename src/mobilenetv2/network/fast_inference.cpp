@@ -9,9 +9,11 @@
 //   made for a band of rows and a slice of channels at a time, goes through the depthwise
 //   convolution while it is in the cache, and never exists as a whole. The stem is treated as what
 //   makes the hidden map of the first block.
-// * Threads share out bands of pictures. Where there are fewer pictures than threads and a block's
-//   weights are more than its map, they share out slices of channels instead: each then reads a
-//   part of the weights.
+// * Work is cut into bands of pictures; whichever thread is free takes the next. Where there are
+//   fewer pictures than threads and a block's weights are more than its map, it is cut into slices
+//   of channels instead, so that each thread reads a part of the weights only.
+// * Every number is summed up in one order, whatever the batch and the threads: a picture's logits
+//   are the same bits in any company.
 
 #include <atomic>
 #include <memory>
@@ -36,11 +38,16 @@ extern "C" struct BlockWeights {
 };
 
 extern "C" struct Description {
-  std::int64_t channels, height, width, stem_stride, keras;
+  std::int64_t picture_channels, stem_stride, keras, count, features, classes;
   const float *mean, *scale;  // a picture is (value - mean) * scale
   const BlockWeights* blocks;
-  std::int64_t count, features, classes;
   Weights head, classifier;
+};
+
+// What goes through it in one call: bytes, images × channels × height × width.
+extern "C" struct Pictures {
+  const std::uint8_t* bytes;
+  std::int64_t images, height, width;
 };
 
 namespace {
@@ -57,7 +64,29 @@ constexpr Index kSlice = std::is_same_v<T, bf16> ? 32 : 48;
 constexpr Index kSlice = kBlockVectors * kLanes<T>;
 #endif
 
+// What a band of a hidden map may take of the second-level cache, before and behind its filters.
+constexpr Index kBandBytes = 2 * kSecondLevelBytes;
+
 constexpr Index ceil_divide(Index value, Index divisor) { return (value + divisor - 1) / divisor; }
+
+// What is taken from one piece of memory, aligned for vectors.
+constexpr Index kAlignment = 64;
+
+template <class E>
+Index size(Index count) {
+  return round_up(count * (Index)sizeof(E), kAlignment);
+}
+
+struct Memory {
+  char* free;
+  explicit Memory(char* begin) : free(begin) {}
+  template <class E>
+  E* take(Index count) {
+    E* const taken = (E*)free;
+    free += size<E>(count);
+    return taken;
+  }
+};
 
 // ------------------------------------------------------------------------ prepared weights
 
@@ -90,19 +119,18 @@ class Matrix {
   std::vector<R> bias_;
 };
 
-// A 3×3 kernel of each channel (or of each pair of an input's and an output's), tap by tap.
+// A 3×3 kernel of each channel: from channels × 9 to 9 × channels.
 struct Taps {
   std::vector<R> weight, bias;
   Index channels;
 
-  // From `channels` × inputs × 9 to inputs × 9 × channels.
-  Taps(Weights weights, Index inputs, Index channels)
-      : weight(kTaps * inputs * channels),
+  Taps(Weights weights, Index channels)
+      : weight(kTaps * channels),
         bias(weights.bias, weights.bias + channels),
         channels(channels) {
     for (Index c = 0; c < channels; ++c)
-      for (Index i = 0; i < inputs * kTaps; ++i)
-        weight[i * channels + c] = weights.weight[c * inputs * kTaps + i];
+      for (int tap = 0; tap < kTaps; ++tap)
+        weight[tap * channels + c] = weights.weight[c * kTaps + tap];
   }
 };
 
@@ -117,6 +145,8 @@ struct Grid {
         out_width((width - 1) / stride + 1),
         top(stride == 2 && keras ? height % 2 : 1),
         left(stride == 2 && keras ? width % 2 : 1) {}
+  Index pixels() const { return height * width; }
+  Index out_pixels() const { return out_height * out_width; }
   // The rows that the outputs of [row, row_end) see, without those outside.
   Index first_row(Index row) const { return std::max<Index>(0, row * stride - top); }
   Index last_row(Index row_end) const {
@@ -124,27 +154,24 @@ struct Grid {
   }
 };
 
+// What an inverted residual is made of.
 struct Layer {
-  Grid grid;
-  std::unique_ptr<Matrix> expansion;  // none in the first
+  std::unique_ptr<Matrix> expansion;  // the first has the stem instead
   Taps depthwise;
   Matrix projection;
+  Index stride;
   bool has_shortcut;
 
-  Index in() const { return expansion->in(); }
   Index hidden() const { return projection.in(); }
-  Index out() const { return projection.out(); }
   Index slices() const { return ceil_divide(hidden(), kSlice); }
-  Index in_pixels() const { return grid.height * grid.width; }
-  Index out_pixels() const { return grid.out_height * grid.out_width; }
 };
 
 // ---------------------------------------------------------------------------- the two 3×3s
 
-// A band of a map: `rows` of it, from `first` on, for one slice of channels, kSlice apart.
+// Rows of a map from `first` on, one slice of channels; pixels lie kSlice apart.
 struct Band {
   const R* values;
-  Index first, rows;
+  Index first;
 };
 
 // One row of depthwise outputs for one vector of channels: out = relu6(bias + Σ w · x). `rows` are
@@ -230,21 +257,20 @@ inline Vector<R, lanes> numbers(Vector<std::uint8_t, lanes> bytes) {
 
 // A picture as the network sees it: planes of bytes in, rows of normalised T out, channel beside
 // channel, with zeros where the stem's kernel looks over the edge.
-class Pictures {
+class Normalised {
  public:
-  Pictures(const Description& what, const Grid& grid)
-      : grid_(grid), channels_(what.channels) {
-    for (Index x = 0; x < grid.width; ++x)
-      for (Index c = 0; c < channels_; ++c)
-        mean_.push_back(what.mean[c]), scale_.push_back(what.scale[c]);
+  Normalised(const std::vector<R>& mean, const std::vector<R>& scale, const Grid& grid)
+      : grid_(grid), channels_(mean.size()) {
+    for (Index x = 0; x < grid.width; ++x) {
+      mean_.insert(mean_.end(), mean.begin(), mean.end());
+      scale_.insert(scale_.end(), scale.begin(), scale.end());
+    }
   }
 
-  Index channels() const { return channels_; }
-  Index bytes() const { return channels_ * grid_.height * grid_.width; }
+  Index bytes() const { return channels_ * grid_.pixels(); }
   // What one output of the stem sees: the rows of its 3×3 in turn, then something that weighs
   // nothing. Outputs lie `stride()` apart.
-  Index seen() const { return kTaps * channels_; }
-  Index stride() const { return round_up(seen() + 1, 32); }
+  Index stride() const { return round_up(kTaps * channels_ + 1, 32); }
   // Numbers of the rows that so many rows of outputs see.
   Index rows_size(Index rows) const {
     return ((rows - 1) * grid_.stride + 3) * row_size() + kAtOnce;
@@ -277,7 +303,7 @@ class Pictures {
   Index row_size() const { return (grid_.width + 2) * channels_; }
 
   void prepare_row(const std::uint8_t* row, T* to) const {
-    const Index plane = grid_.height * grid_.width;
+    const Index plane = grid_.pixels();
     auto put = [&](Index i, auto bytes) {
       constexpr int lanes = sizeof bytes;
       const auto value = numbers<lanes>(bytes);
@@ -386,141 +412,137 @@ void classify(Tiles& tiles, const T* x, Index rows, const Matrix& matrix, Index 
 
 // ------------------------------------------------------------------------------ the network
 
-// How the threads of one call share out a block.
+// How a block of the network is worked on in one call.
 struct Share {
+  Grid grid;
   bool by_channels;
   Index rows, bands;  // of a picture
 
-  Share(const Layer& layer, Index images, Index threads) {
-    const Index weights = layer.hidden() * layer.out();
-    by_channels = images < threads && weights > layer.out_pixels() * layer.hidden();
-    const Grid& grid = layer.grid;
-    const Index row_bytes = grid.out_width * layer.hidden() * (Index)sizeof(T) +
+  Share(const Layer& layer, Grid grid, Index images, Index threads) : grid(grid) {
+    const Index hidden = layer.hidden(), weights = hidden * layer.projection.out();
+    by_channels = images < threads && weights > grid.out_pixels() * hidden;
+    const Index row_bytes = grid.out_width * hidden * (Index)sizeof(T) +
                             grid.stride * grid.width * kSlice * (Index)sizeof(R);
-    const Index fitting = std::max<Index>(4, 2 * kSecondLevelBytes / row_bytes);
+    const Index fitting = std::max<Index>(4, kBandBytes / row_bytes);
     bands = ceil_divide(grid.out_height, fitting);
     if (images < threads) bands = std::min(round_up(bands, threads), grid.out_height);
     if (by_channels) bands = 1;
     rows = ceil_divide(grid.out_height, bands);
     bands = ceil_divide(grid.out_height, rows);
   }
-  // Pixels of a band's outputs and of what they see.
-  Index out_pixels(const Layer& layer) const { return rows * layer.grid.out_width; }
-  Index in_pixels(const Layer& layer) const {
-    const Grid& grid = layer.grid;
-    return std::min(grid.height, (rows - 1) * grid.stride + 3) * grid.width;
-  }
+  // Rows of the map that a band's outputs see, at most.
+  Index seen_rows() const { return std::min(grid.height, (rows - 1) * grid.stride + 3); }
 };
 
 class Network {
  public:
   explicit Network(const Description& what)
-      : what_(what),
-        stem_grid_(what.height, what.width, what.stem_stride, what.keras),
-        pictures_(what, Grid(what.height, what.width, what.stem_stride, what.keras)),
-        stem_(what.blocks[0].expansion, pictures_.seen(), what.blocks[0].hidden_channels,
-              round_up(pictures_.seen(), 2)),
+      : keras_(what.keras),
+        stem_stride_(what.stem_stride),
+        mean_(what.mean, what.mean + what.picture_channels),
+        scale_(what.scale, what.scale + what.picture_channels),
+        stem_(what.blocks[0].expansion, kTaps * what.picture_channels,
+              what.blocks[0].hidden_channels, round_up(kTaps * what.picture_channels, 2)),
         head_(what.head, what.blocks[what.count - 1].out_channels, what.features),
         classifier_(what.classifier, what.features, what.classes) {
-    Index height = stem_grid_.out_height, width = stem_grid_.out_width;
     for (Index i = 0; i < what.count; ++i) {
       const BlockWeights& block = what.blocks[i];
       const Index hidden = block.hidden_channels;
       layers_.emplace_back(new Layer{
-          Grid(height, width, block.stride, what.keras),
           i == 0 ? nullptr : std::make_unique<Matrix>(block.expansion, block.in_channels, hidden),
-          Taps(block.depthwise, 1, hidden),
-          Matrix(block.projection, hidden, block.out_channels), block.has_shortcut != 0});
-      height = layers_.back()->grid.out_height, width = layers_.back()->grid.out_width;
+          Taps(block.depthwise, hidden), Matrix(block.projection, hidden, block.out_channels),
+          block.stride, block.has_shortcut != 0});
     }
   }
 
-  // Where everything lies in a call's memory.
+  // What a call works in: where it lies, and how much of it there is.
   struct Plan {
+    Normalised pictures;
     std::vector<Share> shares;
-    Index map = 0, slice = 0, filtered = 0, lines = 0, seen = 0, zeros = 0;  // numbers
-    Index per_thread = 0, bytes = 0;
+    Index map = 0, slice = 0, filtered = 0, zeros = 0, lines, seen;  // numbers
+    Index per_thread, bytes;
+
+    Plan(const Network& network, const Pictures& what, Index threads)
+        : Plan(network, what, threads,
+               Grid(what.height, what.width, network.stem_stride_, network.keras_)) {}
+
+   private:
+    Plan(const Network& network, const Pictures& what, Index threads, const Grid& stem)
+        : pictures(network.mean_, network.scale_, stem) {
+      Index height = stem.out_height, width = stem.out_width;
+      for (const auto& layer : network.layers_) {
+        const Index hidden = layer->hidden();
+        shares.emplace_back(*layer, Grid(height, width, layer->stride, network.keras_),
+                            what.images, threads);
+        const Share& share = shares.back();
+        const Grid& grid = share.grid;
+        map = std::max(map, what.images * grid.out_pixels() * layer->projection.out());
+        slice = std::max(slice, share.seen_rows() * grid.width * kSlice);
+        filtered = std::max(filtered, share.rows * grid.out_width * hidden *
+                                          (share.by_channels ? what.images : 1));
+        zeros = std::max(zeros, grid.width * kSlice);
+        height = grid.out_height, width = grid.out_width;
+      }
+      lines = pictures.rows_size(shares[0].seen_rows());
+      seen = pictures.seen_size();
+      per_thread = size<T>(filtered) + size<R>(slice) + size<T>(lines) + size<T>(seen) +
+                   size<R>(zeros);
+      bytes = 2 * size<T>(map) + size<T>(what.images * network.head_.out()) +
+              threads * per_thread + kAlignment;
+    }
   };
 
-  Plan plan(Index images, Index threads) const {
-    Plan plan;
-    for (const auto& each : layers_) {
-      const Layer& layer = *each;
-      plan.shares.emplace_back(layer, images, threads);
-      const Share& share = plan.shares.back();
-      plan.map = std::max(plan.map, images * layer.out_pixels() * layer.out());
-      plan.slice = std::max(plan.slice, share.in_pixels(layer) * kSlice);
-      plan.filtered = std::max(plan.filtered, share.out_pixels(layer) * layer.hidden() *
-                                                  (share.by_channels ? images : 1));
-      plan.zeros = std::max(plan.zeros, layer.grid.width * kSlice);
-    }
-    const Index stem_pixels = plan.shares[0].in_pixels(*layers_[0]);
-    plan.lines = pictures_.rows_size(stem_pixels / stem_grid_.out_width);
-    plan.seen = pictures_.seen_size();
-    auto aligned = [](Index bytes) { return round_up(bytes, 64); };
-    plan.per_thread = aligned(plan.slice * sizeof(R)) + aligned(plan.lines * sizeof(T)) +
-                      aligned(plan.seen * sizeof(T)) +
-                      aligned(plan.zeros * sizeof(R)) + aligned(plan.filtered * sizeof(T));
-    plan.bytes = 2 * aligned(plan.map * sizeof(T)) +
-                 aligned(images * what_.features * sizeof(T)) + threads * plan.per_thread + 64;
-    return plan;
-  }
-
-  void run(const std::uint8_t* pictures, Index images, Index threads, void* memory,
-           float* features, float* logits) const {
-    const Plan plan = this->plan(images, threads);
-    char* free = (char*)round_up((Index)memory, 64);
-    auto take = [&](auto* kind, Index count) {
-      auto* const taken = (decltype(kind))free;
-      free += round_up(count * (Index)sizeof *kind, 64);
-      return taken;
-    };
-    T* const maps[2] = {take((T*)0, plan.map), take((T*)0, plan.map)};
-    T* const pooled = take((T*)0, images * what_.features);
-    char* const scratch = free;
-    T* const shared_filtered = (T*)scratch;  // the first thread's comes first
-
+  void run(const Pictures& what, Index threads, void* memory, float* features,
+           float* logits) const {
+    const Plan plan(*this, what, threads);
+    const Index images = what.images;
+    Memory common((char*)round_up((Index)memory, kAlignment));
+    T* const maps[2] = {common.take<T>(plan.map), common.take<T>(plan.map)};
+    T* const pooled = common.take<T>(images * head_.out());
+    T* const shared_filtered = (T*)common.free;  // the first thread's comes first
     std::vector<std::atomic<Index>> counters(2 * layers_.size() + 3);
+
 #pragma omp parallel num_threads(threads)
     {
-      const Index thread = omp_get_thread_num();
-      char* own = scratch + thread * plan.per_thread;
-      auto take_own = [&](auto* kind, Index count) {
-        auto* const taken = (decltype(kind))own;
-        own += round_up(count * (Index)sizeof *kind, 64);
-        return taken;
-      };
-      T* const own_filtered = take_own((T*)0, plan.filtered);
-      R* const slice = take_own((R*)0, plan.slice);
-      T* const lines = take_own((T*)0, plan.lines);
-      T* const seen = take_own((T*)0, plan.seen);
-      R* const zeros = take_own((R*)0, plan.zeros);
+      Memory own(common.free + omp_get_thread_num() * plan.per_thread);
+      T* const own_filtered = own.take<T>(plan.filtered);
+      R* const slice = own.take<R>(plan.slice);
+      T* const lines = own.take<T>(plan.lines);
+      T* const seen = own.take<T>(plan.seen);
+      R* const zeros = own.take<R>(plan.zeros);
       std::fill_n(zeros, plan.zeros, R{});
       Tiles tiles;
 
-      // The hidden map of a band, filtered: outputs' rows [row, row_end), slices [from, end).
+      // Slice s of the hidden map of rows [first, last).
+      auto hidden_map = [&](Index number, Index image, const T* x, Index first, Index last,
+                            Index s) {
+        const Grid& grid = plan.shares[number].grid;
+        if (number > 0) {
+          const Matrix& expansion = *layers_[number]->expansion;
+          expand(tiles, x + (image * grid.pixels() + first * grid.width) * expansion.in(),
+                 expansion.in(), (last - first) * grid.width, expansion, s, slice);
+          return;
+        }
+        for (Index row = 0; row < last - first; ++row) {
+          plan.pictures.gather(lines, row, seen);
+          expand(tiles, seen, plan.pictures.stride(), grid.width, stem_, s,
+                 slice + row * grid.width * kSlice);
+        }
+      };
+
+      // The hidden map filtered, slices [from, end) of the outputs' rows [row, row_end).
       auto filter = [&](Index number, Index image, const T* x, Index row, Index row_end,
                         Index from, Index end, T* to) {
         const Layer& layer = *layers_[number];
-        const Grid& grid = layer.grid;
+        const Grid& grid = plan.shares[number].grid;
         const Index first = grid.first_row(row), last = grid.last_row(row_end);
-        const Matrix& expansion = number == 0 ? stem_ : *layer.expansion;
         if (number == 0)
-          pictures_.prepare(pictures + image * pictures_.bytes(), first, last, lines);
+          plan.pictures.prepare(what.bytes + image * plan.pictures.bytes(), first, last, lines);
         for (Index s = from; s < end; ++s) {
-          const Index channel = s * kSlice, count = expansion.columns(s);
-          if (number == 0) {
-            for (Index row = 0; row < last - first; ++row) {
-              pictures_.gather(lines, row, seen);
-              expand(tiles, seen, pictures_.stride(), grid.width, expansion, s,
-                     slice + row * grid.width * kSlice);
-            }
-          } else {
-            expand(tiles, x + (image * layer.in_pixels() + first * grid.width) * layer.in(),
-                   layer.in(), (last - first) * grid.width, expansion, s, slice);
-          }
-          depthwise(Band{slice, first, last - first}, grid, layer.depthwise, channel, count, row,
-                    row_end, zeros, to + channel, layer.hidden());
+          hidden_map(number, image, x, first, last, s);
+          depthwise(Band{slice, first}, grid, layer.depthwise, s * kSlice,
+                    std::min(kSlice, layer.hidden() - s * kSlice), row, row_end, zeros,
+                    to + s * kSlice, layer.hidden());
         }
       };
 
@@ -536,27 +558,28 @@ class Network {
       for (Index number = 0; number < (Index)layers_.size(); ++number) {
         const Layer& layer = *layers_[number];
         const Share& share = plan.shares[number];
+        const Grid& grid = share.grid;
         T* const y = maps[number % 2];
         const T* const residual = layer.has_shortcut ? x : nullptr;
         const Matrix& projection = layer.projection;
         if (share.by_channels) {
-          const Index image_size = layer.out_pixels() * layer.hidden();
           share_out(images * layer.slices(), [&](Index i) {
             const Index image = i / layer.slices(), s = i % layer.slices();
-            filter(number, image, x, 0, layer.grid.out_height, s, s + 1,
-                   shared_filtered + image * image_size);
+            filter(number, image, x, 0, grid.out_height, s, s + 1,
+                   shared_filtered + image * grid.out_pixels() * layer.hidden());
           });
           share_out(projection.slices(), [&](Index s) {
-            project(tiles, shared_filtered, images * layer.out_pixels(), projection, s, residual,
+            project(tiles, shared_filtered, images * grid.out_pixels(), projection, s, residual,
                     y);
           });
         } else {
           share_out(images * share.bands, [&](Index i) {
             const Index image = i / share.bands, row = i % share.bands * share.rows;
-            const Index row_end = std::min(row + share.rows, layer.grid.out_height);
+            const Index row_end = std::min(row + share.rows, grid.out_height);
             filter(number, image, x, row, row_end, 0, layer.slices(), own_filtered);
-            const Index width = layer.grid.out_width, pixels = (row_end - row) * width;
-            const Index at = (image * layer.out_pixels() + row * width) * layer.out();
+            const Index pixels = (row_end - row) * grid.out_width;
+            const Index at =
+                (image * grid.out_pixels() + row * grid.out_width) * projection.out();
             for (Index s = 0; s < projection.slices(); ++s)
               project(tiles, own_filtered, pixels, projection, s,
                       residual ? residual + at : nullptr, y + at);
@@ -565,15 +588,14 @@ class Network {
         x = y;
       }
 
-      const Index pixels = layers_.back()->out_pixels();
+      const Index pixels = plan.shares.back().grid.out_pixels(), count = head_.out();
       share_out(head_.slices() * images, [&](Index i) {
         const Index s = i / images, image = i % images;
-        pool(tiles, x + image * pixels * head_.in(), pixels, head_, s,
-             pooled + image * what_.features);
+        pool(tiles, x + image * pixels * head_.in(), pixels, head_, s, pooled + image * count);
       });
       if (features)
         share_out(images, [&](Index image) {
-          for (Index i = image * what_.features; i < (image + 1) * what_.features; ++i)
+          for (Index i = image * count; i < (image + 1) * count; ++i)
             features[i] = load<1>(pooled + i)[0];
         });
       if (logits)
@@ -583,9 +605,8 @@ class Network {
   }
 
  private:
-  Description what_;
-  Grid stem_grid_;
-  Pictures pictures_;
+  Index keras_, stem_stride_;
+  std::vector<R> mean_, scale_;
   Matrix stem_;
   std::vector<std::unique_ptr<const Layer>> layers_;
   Matrix head_, classifier_;
@@ -600,14 +621,14 @@ void* network_new(const Description* what) { return new Network(*what); }
 void network_free(void* network) { delete (Network*)network; }
 
 // Bytes that a call needs to work in.
-std::int64_t network_memory(const void* network, Index images, Index threads) {
-  return ((const Network*)network)->plan(images, threads).bytes;
+Index network_memory(const void* network, const Pictures* what, Index threads) {
+  return Network::Plan(*(const Network*)network, *what, threads).bytes;
 }
 
-// `pictures` are images × channels × height × width. `features` and `logits` may be null.
-void network_run(const void* network, const std::uint8_t* pictures, Index images, Index threads,
-                 void* memory, float* features, float* logits) {
-  ((const Network*)network)->run(pictures, images, threads, memory, features, logits);
+// `features` (images × features) and `logits` (images × classes) may be null.
+void network_run(const void* network, const Pictures* what, Index threads, void* memory,
+                 float* features, float* logits) {
+  ((const Network*)network)->run(*what, threads, memory, features, logits);
 }
 
 }

@@ -1,4 +1,4 @@
-"""Compile a C++ file once, keep the library in a cache folder, load it from there.
+"""Compile a C++ file (with what it includes from beside it) once, keep the library in a cache folder, load it from there.
 
 The library has a plain C interface, so it needs no header of PyTorch's and compiles in seconds. It
 is linked against the OpenMP runtime that PyTorch has loaded: one pool of threads, not two that
@@ -71,7 +71,7 @@ def _library(source: Path, compiler: list[str], openmp: Path, flags: Sequence[st
     fingerprint = hashlib.sha256(
         "\0".join(
             (
-                source.read_text(encoding="utf-8"),
+                _text(source),
                 torch.__version__,
                 _first_line(_run([*compiler, "--version"])),
                 *compiler,
@@ -83,6 +83,13 @@ def _library(source: Path, compiler: list[str], openmp: Path, flags: Sequence[st
         ).encode()
     ).hexdigest()[:20]
     return cache_folder() / f"{source.stem}-{fingerprint}.so"
+
+
+def _text(source: Path) -> str:
+    """A source, and behind it the files beside it that it includes."""
+    text = source.read_text(encoding="utf-8")
+    included = re.findall(r'^#include "(.+)"$', text, re.MULTILINE)
+    return "\0".join([text, *(_text(source.with_name(name)) for name in included)])
 
 
 def _compile(compiler: list[str], source: Path, openmp: Path, library: Path) -> None:

@@ -1,9 +1,10 @@
-"""A classifier's network in another library: the same answers, sooner.
+"""A classifier's network outside of PyTorch: the same answers, sooner.
 
 An engine takes the place of PyTorch inside a :class:`Classifier`: prepared pictures in, logits out.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.errors import ConfigError, UserError
-from mobilenetv2.runtimes import copies
+from mobilenetv2.network.cpp_inference import CppInference, why_not
+from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.runtimes import copies, processor
 from mobilenetv2.runtimes.installed import installed
 from mobilenetv2.runtimes.onnx_network import LOGITS, network_model
 from mobilenetv2.runtimes.sessions import (
@@ -24,6 +27,8 @@ from mobilenetv2.runtimes.sessions import (
 
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "torch": (),
+    "cpp": (),
+    "cpp-bf16": (),
     "onnxruntime": ("onnx", "onnxruntime"),
     "onnxruntime-int8": ("onnxruntime",),
     "openvino": ("onnx", "openvino"),
@@ -31,9 +36,13 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "openvino-int8": ("openvino",),
     "litert": ("ai_edge_litert",),
 }
-"""What each runtime needs."""
-PRECISIONS = {"openvino-bf16": "bfloat16", "onnxruntime-int8": "8 bits", "openvino-int8": "8 bits"}
+"""What each runtime needs; cpp is this package's own, which a C++ compiler makes on first use."""
+PRECISIONS = {
+    "cpp-bf16": "bfloat16", "openvino-bf16": "bfloat16", "onnxruntime-int8": "8 bits",
+    "openvino-int8": "8 bits",
+}  # fmt: skip
 """Of the arithmetic; float32 elsewhere."""
+_STORED = {"cpp": torch.float32, "cpp-bf16": torch.bfloat16}
 NO_BF16 = "this processor does not compute in bfloat16"
 
 
@@ -77,19 +86,30 @@ class Engine:
     ) -> None:
         if classifier.device.type != "cpu":
             raise ConfigError(f"--runtime {runtime}: runs on the CPU, not on {classifier.device}")
-        if not in_hardware(runtime):
-            raise UserError(f"--runtime {runtime}: {NO_BF16}; use openvino")
-        model: bytes | Path
-        if runtime in copies.SUFFIXES:
-            model = copies.require_copy(classifier, runtime)
-        else:
-            model = network_model(classifier, normalise=True).SerializeToString()
+        if reason := obstacle(runtime, classifier):
+            other = f"; use {runtime.removesuffix('-bf16')}" if reason == NO_BF16 else ""
+            raise UserError(f"--runtime {runtime}: {reason}{other}")
         self.runtime = runtime
-        self._logits = _SESSIONS[runtime](model, workers)
+        self._logits = _start(classifier, runtime, workers)
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Logits N×K, float32."""
-        return torch.from_numpy(self._logits(pictures.cpu().contiguous().numpy())[LOGITS])
+        return self._logits(pictures.cpu())
+
+
+def _start(classifier: Classifier, runtime: str, workers: int) -> Callable[[Tensor], Tensor]:
+    if runtime in _STORED:
+        assert isinstance(classifier.network, MobileNetV2)
+        mean, scale = (part.flatten() for part in classifier.normalisation())
+        compiled = CppInference(classifier.network, mean, scale, _STORED[runtime])
+        return partial(compiled.logits, threads=None if workers == 1 else 1)
+    model: bytes | Path
+    if runtime in copies.SUFFIXES:
+        model = copies.require_copy(classifier, runtime)
+    else:
+        model = network_model(classifier, normalise=True).SerializeToString()
+    session = _SESSIONS[runtime](model, workers)
+    return lambda pictures: torch.from_numpy(session(pictures.contiguous().numpy())[LOGITS])
 
 
 def available(runtime: str, classifier: Classifier) -> bool:
@@ -97,13 +117,17 @@ def available(runtime: str, classifier: Classifier) -> bool:
     return (
         installed(*LIBRARIES[runtime])
         and copies.has_copy(classifier, runtime)
-        and in_hardware(runtime)
+        and not obstacle(runtime, classifier)
     )
 
 
-def in_hardware(runtime: str) -> bool:
-    """Whether this processor computes in the precision of that (installed) runtime."""
-    return runtime != "openvino-bf16" or openvino_computes_in_bf16()
+def obstacle(runtime: str, classifier: Classifier) -> str:
+    """Why an installed runtime cannot run this classifier here; nothing if it can."""
+    if runtime in _STORED:
+        if runtime == "cpp-bf16" and not processor.multiplies_bf16():
+            return NO_BF16
+        return why_not(classifier.network, _STORED[runtime])
+    return NO_BF16 if runtime == "openvino-bf16" and not openvino_computes_in_bf16() else ""
 
 
 def precision(runtime: str) -> str:
@@ -116,3 +140,15 @@ def with_runtime(classifier: Classifier, runtime: str, workers: int = 1) -> Clas
     if runtime == "torch":
         return classifier
     return classifier.with_engine(Engine(classifier, runtime, workers))
+
+
+def as_trained(classifier: Classifier, fast_ops: str) -> Classifier:
+    """The classifier as its training measures it: compiled, in float32, if that trained it.
+
+    Args:
+        classifier: on any device.
+        fast_ops: the kind of operations that trained it.
+    """
+    if fast_ops != "cpp" or obstacle("cpp", classifier):
+        return classifier
+    return with_runtime(classifier, "cpp")

@@ -27,6 +27,11 @@ def weight_bits() -> int:
     return 7 if x86 and not EXACT & flags else 8
 
 
+def multiplies_bf16() -> bool:
+    """Whether it multiplies bfloat16 in hardware: x86 with AMX or AVX512-BF16, under Linux."""
+    return bool(_flags() & {"amx_bf16", "avx512_bf16"})
+
+
 def _flags() -> set[str]:
     """Instruction sets, where the processor is x86 and the system is Linux; else none."""
     return set(" ".join(_lines("flags")[:1]).split())

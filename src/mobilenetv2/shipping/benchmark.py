@@ -24,7 +24,7 @@ from mobilenetv2.errors import ConfigError, DataError, Mobilenetv2Error, WorkFai
 from mobilenetv2.evaluation.metrics import Array
 from mobilenetv2.extras import pip_install
 from mobilenetv2.runtimes import copies, memory
-from mobilenetv2.runtimes.engine import LIBRARIES, NO_BF16, Engine, in_hardware
+from mobilenetv2.runtimes.engine import LIBRARIES, Engine, obstacle
 from mobilenetv2.runtimes.installed import EXTRAS, installed
 from mobilenetv2.shipping.benchmark_report import Measurement, Report, Timing
 from mobilenetv2.shipping.held_out import held_out
@@ -139,8 +139,8 @@ def _absent(name: str, classifier: Classifier) -> str:
         needs += MAKERS[name]
     absent = [library for library in dict.fromkeys(needs) if not installed(library)]
     if not absent:
-        if not in_hardware(name):
-            return NO_BF16
+        if reason := obstacle(name, classifier):
+            return reason
         return "" if copies.has_copy(classifier, name) else NO_PICTURES
     return f"{', '.join(absent)} not installed ({pip_install(EXTRAS[absent[0]])})"
 

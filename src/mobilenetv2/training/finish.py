@@ -8,6 +8,7 @@ from mobilenetv2.data.sources import DataSet
 from mobilenetv2.evaluation import plots
 from mobilenetv2.evaluation.evaluate import evaluate
 from mobilenetv2.network.cost import count_madds, count_params
+from mobilenetv2.runtimes.engine import as_trained
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.device import Device
 from mobilenetv2.training.head import FrozenFeatures
@@ -56,6 +57,8 @@ def measure(
     """
     look = evaluate if features is None else features.evaluate
     classifier.network.to(device.device)
+    if features is None:
+        classifier = as_trained(classifier, device.fast_ops.kind)
     train, val = look(classifier, train_sample), look(classifier, data.val)
     test = None if data.test is None else look(classifier, data.test)
     shown, pictures = (val, data.val) if test is None or data.test is None else (test, data.test)

@@ -17,6 +17,7 @@ from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
+from mobilenetv2.runtimes.engine import as_trained
 from mobilenetv2.training import portions
 from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
@@ -262,6 +263,7 @@ class Training(RunState):
         classifier = self.classifier.with_network(self.averaged or self.network)
         if self.features is not None:
             return self.features.evaluate(classifier, pictures)
+        classifier = as_trained(classifier, self.device.fast_ops.kind)
         return evaluate(classifier, pictures, processes=self.processes)
 
     def _peak_lr(self, begun: Start) -> float:

@@ -1,0 +1,241 @@
+"""A finished MobileNetV2 as one call of `fast_inference.cpp`: pictures in, logits out.
+
+On a CPU this takes a fraction of the time of PyTorch's operations, and needs no other library than
+a C++ compiler, once. In float32 the answers are PyTorch's but for rounding; in bfloat16 they are
+as exact as that. A picture's answer is the same to the last bit in any batch and for any number of
+threads.
+"""
+
+import ctypes
+import functools
+import threading
+import weakref
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mobilenetv2.network import native
+from mobilenetv2.network.folding import fold_norms
+from mobilenetv2.network.kernels import STORED
+from mobilenetv2.network.mobilenetv2 import InvertedResidual, KerasPaddedConv2d, MobileNetV2
+
+SOURCE = Path(__file__).with_name("fast_inference.cpp")
+
+
+class _Weights(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
+
+
+class _Block(ctypes.Structure):
+    _fields_ = (
+        ("in_channels", ctypes.c_int64),
+        ("hidden_channels", ctypes.c_int64),
+        ("out_channels", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("has_shortcut", ctypes.c_int64),
+        ("expansion", _Weights),
+        ("depthwise", _Weights),
+        ("projection", _Weights),
+    )
+
+
+class _Description(ctypes.Structure):
+    _fields_ = (
+        ("picture_channels", ctypes.c_int64),
+        ("stem_stride", ctypes.c_int64),
+        ("keras", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+        ("features", ctypes.c_int64),
+        ("classes", ctypes.c_int64),
+        ("mean", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("blocks", ctypes.POINTER(_Block)),
+        ("head", _Weights),
+        ("classifier", _Weights),
+    )
+
+
+class _Pictures(ctypes.Structure):
+    _fields_ = (
+        ("bytes", ctypes.c_void_p),
+        ("images", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+    )
+
+
+class CppInference:
+    """A network's weights, prepared for the compiled kernels; training it on changes nothing here.
+
+    Args:
+        network: on the CPU; it is copied.
+        mean: float32, one for each channel of the pictures, of values 0…255.
+        scale: likewise; the network sees ``(value - mean) * scale``.
+        dtype: of the maps between the layers and of the products' factors: float32 or bfloat16.
+            Sums are float32.
+
+    Raises:
+        BuildError: the kernels cannot be compiled here.
+        OSError: the library cannot be loaded.
+        AttributeError: the library lacks a function.
+    """
+
+    def __init__(
+        self, network: MobileNetV2, mean: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._library = _load(dtype)
+        folded = fold_norms(network)
+        assert isinstance(folded, MobileNetV2)
+        description, kept = _described(folded, mean, scale)
+        self._channels = description.picture_channels
+        self._features, self._classes = description.features, description.classes
+        self._network = self._library.network_new(ctypes.byref(description))
+        weakref.finalize(self, self._library.network_free, self._network)
+        del kept  # the weights that were described are copied now
+        self._own = threading.local()
+
+    def logits(self, pictures: Tensor, threads: int | None = None) -> Tensor:
+        """Pictures uint8 N×C×H×W of any size to logits N×K, float32.
+
+        Args:
+            pictures: on the CPU.
+            threads: to work with; PyTorch's number unless given. Several threads may call at the
+                same time.
+
+        Raises:
+            ValueError: they are no such pictures.
+        """
+        logits = torch.empty(len(pictures), self._classes)
+        self._run(pictures, threads, None, logits)
+        return logits
+
+    def features(self, pictures: Tensor, threads: int | None = None) -> Tensor:
+        """As :meth:`logits`, to the features N×F that the classifier sees."""
+        features = torch.empty(len(pictures), self._features)
+        self._run(pictures, threads, features, None)
+        return features
+
+    def _run(
+        self, pictures: Tensor, threads: int | None, features: Tensor | None, logits: Tensor | None
+    ) -> None:
+        images, channels, height, width = pictures.shape if pictures.ndim == 4 else (0,) * 4
+        if (
+            pictures.dtype is not torch.uint8
+            or pictures.device.type != "cpu"
+            or channels != self._channels
+            or min(height, width) < 1
+        ):
+            raise ValueError(
+                f"pictures must be uint8 N×{self._channels}×H×W on the CPU; got {pictures.dtype} of "
+                f"shape {tuple(pictures.shape)} on {pictures.device}"
+            )
+        if images == 0:
+            return
+        pictures = pictures.contiguous()
+        what = _Pictures(pictures.data_ptr(), images, height, width)
+        threads = threads or torch.get_num_threads()
+        needed = self._library.network_memory(self._network, ctypes.byref(what), threads)
+        self._library.network_run(
+            self._network, ctypes.byref(what), threads, self._memory(needed).data_ptr(),
+            _pointer(features), _pointer(logits),
+        )  # fmt: skip
+
+    def _memory(self, needed: int) -> Tensor:
+        """To work in, kept for the next call of this thread."""
+        memory: Tensor | None = getattr(self._own, "memory", None)
+        if memory is None or len(memory) < needed:
+            self._own.memory = memory = torch.empty(needed, dtype=torch.uint8)
+        return memory
+
+
+def is_built(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the kernels are there already, so that nobody waits for a compiler."""
+    try:
+        return native.is_built(SOURCE, *_flags(dtype))
+    except (native.BuildError, OSError):
+        return False
+
+
+def why_not(network: nn.Module, dtype: torch.dtype = torch.float32) -> str:
+    """Why the kernels cannot run this network here; nothing if they can.
+
+    Compiles them where that was not done yet, which takes some seconds.
+    """
+    if not isinstance(network, MobileNetV2):
+        return "the compiled kernels are for MobileNetV2 alone"
+    if next(network.parameters()).device.type != "cpu":
+        return "the compiled kernels run on the CPU alone"
+    try:
+        _load(dtype)
+    except (native.BuildError, OSError, AttributeError) as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def _load(dtype: torch.dtype) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(native.build(SOURCE, *_flags(dtype))))
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    library.network_new.argtypes, library.network_new.restype = (pointer,), pointer
+    library.network_free.argtypes, library.network_free.restype = (pointer,), None
+    library.network_memory.argtypes = (pointer, pointer, count)
+    library.network_memory.restype = count
+    library.network_run.argtypes = (pointer, pointer, count, *(pointer,) * 3)
+    library.network_run.restype = None
+    return library
+
+
+def _flags(dtype: torch.dtype) -> tuple[str, ...]:
+    return (f"-DSTORED={STORED[dtype]}",)
+
+
+def _described(
+    folded: MobileNetV2, mean: Tensor, scale: Tensor
+) -> tuple[_Description, list[object]]:
+    """The network for the library, and what has to live while it is read."""
+    kept: list[object] = []
+
+    def floats(tensor: Tensor) -> int:
+        plain = tensor.detach().to(torch.float32).contiguous()
+        kept.append(plain)
+        return plain.data_ptr()
+
+    def weights(layer: nn.Conv2d | nn.Linear) -> _Weights:
+        assert layer.bias is not None
+        return _Weights(floats(layer.weight), floats(layer.bias))
+
+    stem, *residuals, head = (_convolutions(part) for part in folded.features)
+    blocks = []
+    for place, (part, layers) in enumerate(zip(folded.features[1:-1], residuals, strict=True)):
+        assert isinstance(part, InvertedResidual)
+        *expansion, depthwise, projection = layers
+        first = expansion[0] if expansion else stem[0]
+        assert bool(expansion) == (place > 0)
+        blocks.append(
+            _Block(
+                first.in_channels, depthwise.in_channels, projection.out_channels,
+                depthwise.stride[0], part.has_shortcut, weights(first), weights(depthwise),
+                weights(projection),
+            )
+        )  # fmt: skip
+    strided = [layer for layers in (stem, *residuals) for layer in layers if layer.stride[0] == 2]
+    keras = any(isinstance(layer, KerasPaddedConv2d) for layer in strided)
+    classifier = folded.classifier[1]
+    assert isinstance(classifier, nn.Linear)
+    table = (_Block * len(blocks))(*blocks)
+    kept.append(table)
+    description = _Description(
+        stem[0].in_channels, stem[0].stride[0], keras, len(blocks), head[0].out_channels,
+        classifier.out_features, floats(mean), floats(scale), table, weights(head[0]),
+        weights(classifier),
+    )  # fmt: skip
+    return description, kept
+
+
+def _convolutions(part: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in part.modules() if isinstance(module, nn.Conv2d)]
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
