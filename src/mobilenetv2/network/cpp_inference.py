@@ -205,17 +205,22 @@ def _described(
         assert layer.bias is not None
         return _Weights(floats(layer.weight), floats(layer.bias))
 
+    def by_pixel(layer: nn.Conv2d) -> _Weights:
+        assert layer.bias is not None
+        return _Weights(floats(layer.weight.permute(0, 2, 3, 1)), floats(layer.bias))
+
     stem, *residuals, head = (_convolutions(part) for part in folded.features)
     blocks = []
     for place, (part, layers) in enumerate(zip(folded.features[1:-1], residuals, strict=True)):
         assert isinstance(part, InvertedResidual)
         *expansion, depthwise, projection = layers
-        first = expansion[0] if expansion else stem[0]
         assert bool(expansion) == (place > 0)
+        first = expansion[0] if expansion else stem[0]
         blocks.append(
             _Block(
                 first.in_channels, depthwise.in_channels, projection.out_channels,
-                depthwise.stride[0], part.has_shortcut, weights(first), weights(depthwise),
+                depthwise.stride[0], part.has_shortcut,
+                weights(first) if expansion else by_pixel(first), weights(depthwise),
                 weights(projection),
             )
         )  # fmt: skip

@@ -24,8 +24,8 @@
 #define STORED float
 #endif
 
-// What Python describes. Weights are Real<T>, out × in as PyTorch's; a depthwise kernel is
-// channels × 9, the stem's out × channels × 9.
+// What Python describes. Weights are out × in, as PyTorch's; a depthwise kernel is channels × 9, the
+// stem's out × 9 × channels.
 extern "C" struct Weights {
   const float *weight, *bias;
 };
@@ -356,7 +356,15 @@ void expand(Tiles& tiles, const T* x, Index stride, Index rows, const Matrix& ma
            });
 }
 
-// `rows` pixels of x, x_stride apart, through one slice of a projection, plus `residual` (may be
+// `rows` pixels of `count` channels, kSlice apart, to `to`, `stride` apart.
+void keep(const R* from, Index rows, Index count, T* to, Index stride) {
+  for (Index r = 0; r < rows; ++r)
+    for_channels<T>(count, [&](auto lanes, Index c) {
+      store<lanes>(to + r * stride + c, load<lanes>(from + r * kSlice + c));
+    });
+}
+
+// `rows` pixels of x through one slice of a projection, plus `residual` (may be
 // null); to `to`. Both begin at the first pixel's first channel.
 void project(Tiles& tiles, const T* x, Index rows, const Matrix& matrix, Index slice,
              const T* residual, T* to) {
@@ -498,6 +506,7 @@ class Network {
     const Index images = what.images;
     Memory common((char*)round_up((Index)memory, kAlignment));
     T* const maps[2] = {common.take<T>(plan.map), common.take<T>(plan.map)};
+    T* const stem_map = maps[1];  // where a shortcut leads around the first block
     T* const pooled = common.take<T>(images * head_.out());
     T* const shared_filtered = (T*)common.free;  // the first thread's comes first
     std::vector<std::atomic<Index>> counters(2 * layers_.size() + 3);
@@ -540,9 +549,13 @@ class Network {
           plan.pictures.prepare(what.bytes + image * plan.pictures.bytes(), first, last, lines);
         for (Index s = from; s < end; ++s) {
           hidden_map(number, image, x, first, last, s);
-          depthwise(Band{slice, first}, grid, layer.depthwise, s * kSlice,
-                    std::min(kSlice, layer.hidden() - s * kSlice), row, row_end, zeros,
-                    to + s * kSlice, layer.hidden());
+          const Index channel = s * kSlice, hidden = layer.hidden();
+          const Index count = std::min(kSlice, hidden - channel);
+          depthwise(Band{slice, first}, grid, layer.depthwise, channel, count, row, row_end, zeros,
+                    to + channel, hidden);
+          if (number == 0 && layer.has_shortcut)
+            keep(slice + (row - first) * grid.width * kSlice, (row_end - row) * grid.width, count,
+                 stem_map + (image * grid.pixels() + row * grid.width) * hidden + channel, hidden);
         }
       };
 
@@ -560,7 +573,8 @@ class Network {
         const Share& share = plan.shares[number];
         const Grid& grid = share.grid;
         T* const y = maps[number % 2];
-        const T* const residual = layer.has_shortcut ? x : nullptr;
+        const T* const input = number == 0 ? stem_map : x;
+        const T* const residual = layer.has_shortcut ? input : nullptr;
         const Matrix& projection = layer.projection;
         if (share.by_channels) {
           share_out(images * layer.slices(), [&](Index i) {
