@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
     from mobilenetv2.network.first_version import FirstVersion
     from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
+    from mobilenetv2.runtimes.engine import with_runtime
     from mobilenetv2.training.load import load
     from mobilenetv2.training.recipes import configure
     from mobilenetv2.training.train import resume, train
@@ -74,6 +75,7 @@ _HOME = {
     "resume": "training.train",
     "stride_plan": "network.mobilenetv2",
     "train": "training.train",
+    "with_runtime": "runtimes.engine",
 }
 
 __all__ = [
@@ -107,6 +109,7 @@ __all__ = [
     "resume",
     "stride_plan",
     "train",
+    "with_runtime",
 ]
 
 

@@ -51,6 +51,21 @@ def test_leaves_nothing_else_in_the_cache(cache, source):
     assert names == {library.name, library.with_suffix(".sha256").name}
 
 
+def test_what_it_includes_counts(cache, source):
+    """A header, and a header of that."""
+    source.write_text(
+        '#include <omp.h>\n#include "one.h"\n\nextern "C" int answer() { return TWO; }'
+    )
+    source.with_name("one.h").write_text('#include "two.h"\n')
+    source.with_name("two.h").write_text("#define TWO 42\n")
+    first = native.build(source)
+    assert answer(first) == 42
+    source.with_name("two.h").write_text("#define TWO 43\n")
+    second = native.build(source)
+    assert second != first
+    assert answer(second) == 43
+
+
 @pytest.mark.parametrize("flag", ["-O2", "-g"])
 def test_other_flags_or_source_are_another_library(cache, source, monkeypatch, flag):
     first = native.build(source)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from PIL import Image
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import NetworkConfig, Preprocessing
-from mobilenetv2.errors import ModelFileError, UserError
+from mobilenetv2.errors import ConfigError, ModelFileError, UserError
+from mobilenetv2.network.cpp_inference import why_not
+from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.runtimes import copies, memory
-from mobilenetv2.runtimes.engine import Engine, with_runtime
+from mobilenetv2.runtimes.engine import LIBRARIES, Engine, as_trained, with_runtime
 from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.onnx_network import network_model
 from mobilenetv2.runtimes.sessions import onnxruntime_session, openvino_core
@@ -33,12 +36,23 @@ def noise(classifier: Classifier, count: int = 5) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+@pytest.fixture
+def compiled() -> None:
+    if reason := why_not(MobileNetV2(width=0.1)):
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize(
+    ("library", "network"),
+    [
+        ("cpp", "mobilenetv2"),
+        *product(["onnxruntime", "openvino"], ["mobilenetv2", "first-version"]),
+    ],
+)
 @pytest.mark.parametrize("padding", ["symmetric", "keras"])
-@pytest.mark.parametrize("network", ["mobilenetv2", "first-version"])
-def test_the_same_logits(library: str, padding: str, network: str) -> None:
-    pytest.importorskip("onnx")
-    pytest.importorskip(library)
+def test_the_same_logits(library: str, padding: str, network: str, compiled: None) -> None:
+    for needed in LIBRARIES[library]:
+        pytest.importorskip(needed)
     torch.manual_seed(0)
     wanted = Preprocessing(
         colour="rgb", height=37, width=50, resize=40, mean=(0.5,) * 3, std=(0.2,) * 3
@@ -62,12 +76,12 @@ def test_the_same_logits(library: str, padding: str, network: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("library", ["cpp", "onnxruntime", "openvino"])
 def test_threads_do_not_mix_their_pictures(
-    library: str, workers: int, small_classifier: Classifier
+    library: str, workers: int, small_classifier: Classifier, compiled: None
 ) -> None:
-    pytest.importorskip("onnx")
-    pytest.importorskip(library)
+    for needed in LIBRARIES[library]:
+        pytest.importorskip(needed)
     fast = with_runtime(small_classifier, library, workers)
     pictures = noise(small_classifier, 64)
     expected = small_classifier.logits(pictures)
@@ -79,7 +93,6 @@ def test_threads_do_not_mix_their_pictures(
 
 def test_the_fastest_is_remembered(small_classifier: Classifier, runtime_notes: Path) -> None:
     assert memory.recall(small_classifier) == []
-    assert memory.fastest(small_classifier, 1000).engine is None
     memory.remember(small_classifier, "openvino-bf16", "onnxruntime")
     assert memory.recall(small_classifier) == ["openvino-bf16", "onnxruntime"]
     # Another network of the same shape: nobody knows what less than float32 does to it.
@@ -121,6 +134,59 @@ def test_bf16_only_where_the_processor_has_it(
     if not native:
         with pytest.raises(UserError, match="does not compute in bfloat16; use openvino"):
             with_runtime(small_classifier, "openvino-bf16")
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_our_bf16_only_where_the_processor_has_it(
+    native: bool, small_classifier: Classifier, compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobilenetv2.runtimes.processor.multiplies_bf16", lambda: native)
+    memory.remember(small_classifier, "cpp-bf16", "cpp")
+    fast = memory.fastest(small_classifier, 1000)
+    assert isinstance(fast.engine, Engine)
+    assert fast.engine.runtime == ("cpp-bf16" if native else "cpp")
+    if native:
+        pictures = noise(small_classifier, 64)
+        off = (fast.logits(pictures) - small_classifier.logits(pictures)).abs()
+        assert 0 < off.max() < 0.1
+    else:
+        with pytest.raises(UserError, match=r"does not compute in bfloat16; use cpp$"):
+            with_runtime(small_classifier, "cpp-bf16")
+
+
+def test_what_takes_over_where_nothing_was_measured(
+    small_classifier: Classifier, compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for built, worth, name in ((True, 10**12, "cpp"), (False, 1, "cpp"), (False, 10**12, None)):
+        monkeypatch.setattr("mobilenetv2.network.cpp_inference.is_built", lambda built=built: built)
+        monkeypatch.setattr(memory, "WORTH_COMPILING", worth)
+        engine = memory.fastest(small_classifier, 1000).engine
+        assert (None if engine is None else engine.runtime) == name
+    memory.remember(small_classifier, "torch", "torch")
+    assert memory.fastest(small_classifier, 1000).engine is None, "it was faster here"
+
+
+def test_measured_as_it_was_trained(small_classifier: Classifier, compiled: None) -> None:
+    fast = as_trained(small_classifier, "cpp")
+    assert isinstance(fast.engine, Engine)
+    assert fast.engine.runtime == "cpp"
+    for kind in ("torch", "off", "triton", ""):
+        assert as_trained(small_classifier, kind) is small_classifier
+    config = NetworkConfig(network="first-version")
+    other = Classifier.create(config, small_classifier.preprocessing, small_classifier.labels)
+    assert as_trained(other, "cpp") is other
+    with pytest.raises(UserError, match="--runtime cpp: the compiled kernels are for MobileNetV2"):
+        with_runtime(other, "cpp")
+
+
+def test_a_runtime_that_there_is_not(small_classifier: Classifier) -> None:
+    with pytest.raises(ConfigError, match="runtime tflite: there is torch, cpp,"):
+        with_runtime(small_classifier, "tflite")
+
+
+def test_back_to_pytorch(small_classifier: Classifier, compiled: None) -> None:
+    fast = with_runtime(small_classifier, "cpp")
+    assert with_runtime(fast, "torch").engine is None
 
 
 def test_few_pictures_are_not_worth_it(small_classifier: Classifier) -> None:

@@ -136,9 +136,22 @@ def precision(runtime: str) -> str:
 
 
 def with_runtime(classifier: Classifier, runtime: str, workers: int = 1) -> Classifier:
-    """The classifier, run by that library from now on, for so many threads at the same time."""
+    """The classifier, run by that library from now on.
+
+    Args:
+        classifier: on the CPU; its weights are copied.
+        runtime: one of :data:`LIBRARIES`.
+        workers: threads that will ask at the same time, each of which then computes alone; with
+            one, all cores work on what it asks.
+
+    Raises:
+        ConfigError: there is no such runtime, or the classifier does not lie on the CPU.
+        UserError: it cannot run here; says why.
+    """
+    if runtime not in LIBRARIES:
+        raise ConfigError(f"runtime {runtime}: there is {', '.join(LIBRARIES)}")
     if runtime == "torch":
-        return classifier
+        return classifier.with_engine(None)
     return classifier.with_engine(Engine(classifier, runtime, workers))
 
 
