@@ -127,8 +127,8 @@ class CppInference:
             or min(height, width) < 1
         ):
             raise ValueError(
-                f"pictures must be uint8 N×{self._channels}×H×W on the CPU; got {pictures.dtype} of "
-                f"shape {tuple(pictures.shape)} on {pictures.device}"
+                f"pictures must be uint8 N×{self._channels}×H×W on the CPU; got "
+                f"{pictures.dtype} of shape {tuple(pictures.shape)} on {pictures.device}"
             )
         if images == 0:
             return

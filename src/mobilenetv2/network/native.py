@@ -1,8 +1,8 @@
-"""Compile a C++ file (with what it includes from beside it) once, keep the library in a cache folder, load it from there.
+"""Compile a C++ file once, keep the library in a cache folder, load it from there.
 
-The library has a plain C interface, so it needs no header of PyTorch's and compiles in seconds. It
-is linked against the OpenMP runtime that PyTorch has loaded: one pool of threads, not two that
-fight for the same cores.
+A file may include others from its folder. The library has a plain C interface, so it needs no
+header of PyTorch's and compiles in seconds. It is linked against the OpenMP runtime that PyTorch
+has loaded: one pool of threads, not two that fight for the same cores.
 """
 
 import hashlib
