@@ -23,6 +23,7 @@ from PIL import Image
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.cli import main
 from mobilenetv2.config import NetworkConfig, Preprocessing
+from mobilenetv2.network import native
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +32,15 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("MOBILENETV2_TEST_DATA names no folder with real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """For tests of compiled kernels: with a compiler these must come, or the test fails."""
+    try:
+        native._compiler()
+    except native.BuildError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)

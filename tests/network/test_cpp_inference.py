@@ -17,15 +17,10 @@ from mobilenetv2.network.first_version import FirstVersion
 from mobilenetv2.network.folding import fold_norms
 from mobilenetv2.network.mobilenetv2 import PAPER_STRIDES, MobileNetV2
 
+pytestmark = pytest.mark.usefixtures("compiler")
 MEAN, SCALE = torch.tensor([118.0, 100.0, 130.0]), 1 / torch.tensor([58.0, 50.0, 60.0])
 WIDE_AWAKE = (1, 1, 1, 1, 1, 1, 1, 1)
 ALL_TWOS = (2, 2, 2, 2, 2, 2, 2, 2)
-
-
-@pytest.fixture(autouse=True)
-def _compiled() -> None:
-    if reason := cpp_inference.why_not(MobileNetV2(width=0.1)):
-        pytest.skip(reason)
 
 
 def trained(network: nn.Module, channels: int = 3, side: int = 64) -> nn.Module:

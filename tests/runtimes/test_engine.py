@@ -16,8 +16,6 @@ from PIL import Image
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.errors import ConfigError, ModelFileError, UserError
-from mobilenetv2.network.cpp_inference import why_not
-from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import LIBRARIES, Engine, as_trained, with_runtime
 from mobilenetv2.runtimes.installed import require
@@ -36,12 +34,6 @@ def noise(classifier: Classifier, count: int = 5) -> torch.Tensor:
     )
 
 
-@pytest.fixture
-def compiled() -> None:
-    if reason := why_not(MobileNetV2(width=0.1)):
-        pytest.skip(reason)
-
-
 @pytest.mark.parametrize(
     ("library", "network"),
     [
@@ -50,7 +42,7 @@ def compiled() -> None:
     ],
 )
 @pytest.mark.parametrize("padding", ["symmetric", "keras"])
-def test_the_same_logits(library: str, padding: str, network: str, compiled: None) -> None:
+def test_the_same_logits(library: str, padding: str, network: str, compiler: None) -> None:
     for needed in LIBRARIES[library]:
         pytest.importorskip(needed)
     torch.manual_seed(0)
@@ -78,7 +70,7 @@ def test_the_same_logits(library: str, padding: str, network: str, compiled: Non
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("library", ["cpp", "onnxruntime", "openvino"])
 def test_threads_do_not_mix_their_pictures(
-    library: str, workers: int, small_classifier: Classifier, compiled: None
+    library: str, workers: int, small_classifier: Classifier, compiler: None
 ) -> None:
     for needed in LIBRARIES[library]:
         pytest.importorskip(needed)
@@ -138,7 +130,7 @@ def test_bf16_only_where_the_processor_has_it(
 
 @pytest.mark.parametrize("native", [False, True])
 def test_our_bf16_only_where_the_processor_has_it(
-    native: bool, small_classifier: Classifier, compiled: None, monkeypatch: pytest.MonkeyPatch
+    native: bool, small_classifier: Classifier, compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mobilenetv2.runtimes.processor.multiplies_bf16", lambda: native)
     memory.remember(small_classifier, "cpp-bf16", "cpp")
@@ -155,7 +147,7 @@ def test_our_bf16_only_where_the_processor_has_it(
 
 
 def test_what_takes_over_where_nothing_was_measured(
-    small_classifier: Classifier, compiled: None, monkeypatch: pytest.MonkeyPatch
+    small_classifier: Classifier, compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for built, worth, name in ((True, 10**12, "cpp"), (False, 1, "cpp"), (False, 10**12, None)):
         monkeypatch.setattr("mobilenetv2.network.cpp_inference.is_built", lambda built=built: built)
@@ -166,7 +158,7 @@ def test_what_takes_over_where_nothing_was_measured(
     assert memory.fastest(small_classifier, 1000).engine is None, "it was faster here"
 
 
-def test_measured_as_it_was_trained(small_classifier: Classifier, compiled: None) -> None:
+def test_measured_as_it_was_trained(small_classifier: Classifier, compiler: None) -> None:
     fast = as_trained(small_classifier, "cpp")
     assert isinstance(fast.engine, Engine)
     assert fast.engine.runtime == "cpp"
@@ -184,7 +176,7 @@ def test_a_runtime_that_there_is_not(small_classifier: Classifier) -> None:
         with_runtime(small_classifier, "tflite")
 
 
-def test_back_to_pytorch(small_classifier: Classifier, compiled: None) -> None:
+def test_back_to_pytorch(small_classifier: Classifier, compiler: None) -> None:
     fast = with_runtime(small_classifier, "cpp")
     assert with_runtime(fast, "torch").engine is None
 

@@ -102,7 +102,8 @@ class Matrix {
         bias_(weights.bias, weights.bias + out) {
     for (Index slice = 0; slice < slices(); ++slice) {
       panels_.emplace_back(memory_.get() + slice * slice_memory_, in_, columns(slice));
-      panels_.back().fill_transposed(weights.weight + slice * kSlice * in, in);
+      panels_.back().clear_from(in);
+      panels_.back().fill_columns(weights.weight + slice * kSlice * in, in, 0, columns(slice));
     }
   }
   Index in() const { return in_; }

@@ -20,6 +20,8 @@
 
 #include <omp.h>
 
+#include <cmath>
+
 #include "products.h"
 
 // ---------------------------------------------------------------------------- batch norm

@@ -167,20 +167,25 @@ class Panels {
   // Takes weights that lie transposed, columns × depth (or less: zeros follow).
   void fill_transposed(const Real<T>* weights, Index depth) const {
     parallel(columns_, [&](Index, Index column, Index end) {
-      for (; column < end; ++column) {
-        if (depth % kStep<T> != 0) at(depth - 1, column)[1] = T{};
-        for_channels<T>(depth, [&](auto lanes, Index k) {
-          T values[lanes];
-          store<lanes>(values, load<lanes>(weights + column * depth + k));
-          constexpr Index at_once = lanes % kStep<T> == 0 ? kStep<T> : 1;
-          for (Index i = 0; i < lanes; i += at_once) {
-            const Index step = (k + i) / kStep<T> * kStep<T>;
-            std::memcpy(at(step, column) + (k + i - step), values + i, at_once * sizeof(T));
-          }
-        });
-      }
+      fill_columns(weights, depth, column, end);
     });
     if (depth < depth_) clear_from(depth);
+  }
+
+  // The same for columns [column, end), without the zeros.
+  void fill_columns(const Real<T>* weights, Index depth, Index column, Index end) const {
+    for (; column < end; ++column) {
+      if (depth % kStep<T> != 0) at(depth - 1, column)[1] = T{};
+      for_channels<T>(depth, [&](auto lanes, Index k) {
+        T values[lanes];
+        store<lanes>(values, load<lanes>(weights + column * depth + k));
+        constexpr Index at_once = lanes % kStep<T> == 0 ? kStep<T> : 1;
+        for (Index i = 0; i < lanes; i += at_once) {
+          const Index step = (k + i) / kStep<T> * kStep<T>;
+          std::memcpy(at(step, column) + (k + i - step), values + i, at_once * sizeof(T));
+        }
+      });
+    }
   }
 
   // Zeros in the steps behind row k.
