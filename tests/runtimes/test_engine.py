@@ -16,8 +16,9 @@ from PIL import Image
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.errors import ConfigError, ModelFileError, UserError
+from mobilenetv2.network.cpp_inference import CppInference
 from mobilenetv2.runtimes import copies, memory
-from mobilenetv2.runtimes.engine import LIBRARIES, Engine, as_trained, with_runtime
+from mobilenetv2.runtimes.engine import LIBRARIES, Engine, agrees, with_runtime
 from mobilenetv2.runtimes.installed import require
 from mobilenetv2.runtimes.onnx_network import network_model
 from mobilenetv2.runtimes.sessions import onnxruntime_session, openvino_core
@@ -158,15 +159,22 @@ def test_what_takes_over_where_nothing_was_measured(
     assert memory.fastest(small_classifier, 1000).engine is None, "it was faster here"
 
 
-def test_measured_as_it_was_trained(small_classifier: Classifier, compiler: None) -> None:
-    fast = as_trained(small_classifier, "cpp")
-    assert isinstance(fast.engine, Engine)
-    assert fast.engine.runtime == "cpp"
-    for kind in ("torch", "off", "triton", ""):
-        assert as_trained(small_classifier, kind) is small_classifier
+def test_one_that_does_not_agree(
+    small_classifier: Classifier, compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert agrees(small_classifier, "cpp")
+    assert memory.fastest(small_classifier, 10**9).engine is not None
+    first = CppInference.logits
+    monkeypatch.setattr(CppInference, "logits", lambda *given, **more: 0.01 + first(*given, **more))
+    assert not agrees(small_classifier, "cpp")
+    assert memory.fastest(small_classifier, 10**9).engine is None
+
+
+def test_a_network_that_the_kernels_do_not_know(
+    small_classifier: Classifier, compiler: None
+) -> None:
     config = NetworkConfig(network="first-version")
     other = Classifier.create(config, small_classifier.preprocessing, small_classifier.labels)
-    assert as_trained(other, "cpp") is other
     with pytest.raises(UserError, match="--runtime cpp: the compiled kernels are for MobileNetV2"):
         with_runtime(other, "cpp")
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mobilenetv2.cli.arguments import made, parse
 from mobilenetv2.cli.runtime import in_runtime
@@ -13,6 +13,7 @@ from mobilenetv2.errors import DataError
 from mobilenetv2.terminal import print_evaluation
 
 if TYPE_CHECKING:
+    from mobilenetv2.classifier import Classifier
     from mobilenetv2.data.sources import DataSet
     from mobilenetv2.distributed import Processes
 
@@ -32,7 +33,6 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     from mobilenetv2.evaluation import plots
     from mobilenetv2.evaluation.evaluate import evaluate
     from mobilenetv2.files import write_text
-    from mobilenetv2.runtimes.engine import as_trained
     from mobilenetv2.training.device import find_device
     from mobilenetv2.training.load import load, own_data
 
@@ -42,8 +42,7 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     runtime = config.machine.runtime
     if config.data is None:
         if runtime == "auto":  # the run's numbers to the last digit
-            runtime = "torch"
-            classifier = as_trained(classifier, classifier.training.get("fast_ops", ""))
+            runtime = _measured_by(classifier)
         places = config.source.model_dump(exclude={"data_dir"})
         data = own_data(config.model, config.source.data_dir).model_copy(update=places)
         own = load_data(data, wanted, teller(config.quiet))
@@ -79,6 +78,18 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         write_text(config.report / "evaluation.json", text)
     return 0
+
+
+def _measured_by(classifier: "Classifier") -> Literal["torch", "cpp"]:
+    """What measured a run while it was trained; PyTorch where that cannot be had."""
+    from mobilenetv2.runtimes.engine import obstacle
+
+    if classifier.training.get("measured_by") != "cpp" or classifier.device.type != "cpu":
+        return "torch"
+    reason = obstacle("cpp", classifier)
+    if reason:
+        remark(f"measured by PyTorch, and not as the run was, so last digits may differ: {reason}")
+    return "torch" if reason else "cpp"
 
 
 def _tell_what_changed(own: "DataSet", model: Path) -> None:

@@ -1,9 +1,9 @@
 """A finished MobileNetV2 as one call of `fast_inference.cpp`: pictures in, logits out.
 
 On a CPU this takes a fraction of the time of PyTorch's operations, and needs no other library than
-a C++ compiler, once. In float32 the answers are PyTorch's but for rounding; in bfloat16 they are
-as exact as that. A picture's answer is the same to the last bit in any batch and for any number of
-threads.
+a C++ compiler, once. In float32 the answers are PyTorch's but for rounding; in bfloat16, where maps
+and weights have eight significant bits, labels are the same for nearly all pictures. A picture's
+answer is the same to the last bit in any batch and for any number of threads.
 """
 
 import ctypes
@@ -21,6 +21,13 @@ from mobilenetv2.network.kernels import STORED
 from mobilenetv2.network.mobilenetv2 import InvertedResidual, KerasPaddedConv2d, MobileNetV2
 
 SOURCE = Path(__file__).with_name("fast_inference.cpp")
+MOST_CHANNELS = 5
+"""Of pictures: three pixels beside one another fit into what is copied at once."""
+PIXELS_AT_ONCE = 2**21
+"""Of pictures: more would take memory without being sooner."""
+MOST_THREADS = 1024
+TOO_MANY_CHANNELS = f"the compiled kernels are for pictures of up to {MOST_CHANNELS} channels"
+NO_MEMORY = "there is too little memory for the compiled kernels"
 
 
 class _Weights(ctypes.Structure):
@@ -76,6 +83,7 @@ class CppInference:
             Sums are float32.
 
     Raises:
+        ValueError: mean and scale do not fit the network, or its pictures have too many channels.
         BuildError: the kernels cannot be compiled here.
         OSError: the library cannot be loaded.
         AttributeError: the library lacks a function.
@@ -84,14 +92,20 @@ class CppInference:
     def __init__(
         self, network: MobileNetV2, mean: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32
     ) -> None:
-        self._library = _load(dtype)
         folded = fold_norms(network)
         assert isinstance(folded, MobileNetV2)
         description, kept = _described(folded, mean, scale)
-        self._channels = description.picture_channels
+        self._channels = int(description.picture_channels)
         self._features, self._classes = description.features, description.classes
-        self._network = self._library.network_new(ctypes.byref(description))
-        weakref.finalize(self, self._library.network_free, self._network)
+        if not mean.shape == scale.shape == (self._channels,):
+            raise ValueError(
+                f"mean and scale must have a number for each of {self._channels} channels; got "
+                f"{tuple(mean.shape)} and {tuple(scale.shape)}"
+            )
+        if self._channels > MOST_CHANNELS:
+            raise ValueError(TOO_MANY_CHANNELS)
+        self._library = _load(dtype)
+        self._network = _Prepared(self._library, description)
         del kept  # the weights that were described are copied now
         self._own = threading.local()
 
@@ -106,47 +120,66 @@ class CppInference:
         Raises:
             ValueError: they are no such pictures.
         """
-        logits = torch.empty(len(pictures), self._classes)
-        self._run(pictures, threads, None, logits)
-        return logits
+        return self._run(pictures, threads, self._classes, is_logits=True)
 
     def features(self, pictures: Tensor, threads: int | None = None) -> Tensor:
         """As :meth:`logits`, to the features N×F that the classifier sees."""
-        features = torch.empty(len(pictures), self._features)
-        self._run(pictures, threads, features, None)
-        return features
+        return self._run(pictures, threads, self._features, is_logits=False)
 
-    def _run(
-        self, pictures: Tensor, threads: int | None, features: Tensor | None, logits: Tensor | None
-    ) -> None:
-        images, channels, height, width = pictures.shape if pictures.ndim == 4 else (0,) * 4
+    def _run(self, pictures: Tensor, threads: int | None, numbers: int, is_logits: bool) -> Tensor:
+        """So many numbers for each picture."""
         if (
-            pictures.dtype is not torch.uint8
+            pictures.ndim != 4
+            or pictures.dtype is not torch.uint8
             or pictures.device.type != "cpu"
-            or channels != self._channels
-            or min(height, width) < 1
+            or pictures.shape[1] != self._channels
+            or 0 in pictures.shape[2:]
         ):
             raise ValueError(
                 f"pictures must be uint8 N×{self._channels}×H×W on the CPU; got "
                 f"{pictures.dtype} of shape {tuple(pictures.shape)} on {pictures.device}"
             )
-        if images == 0:
-            return
-        pictures = pictures.contiguous()
-        what = _Pictures(pictures.data_ptr(), images, height, width)
-        threads = threads or torch.get_num_threads()
-        needed = self._library.network_memory(self._network, ctypes.byref(what), threads)
-        self._library.network_run(
-            self._network, ctypes.byref(what), threads, self._memory(needed).data_ptr(),
-            _pointer(features), _pointer(logits),
-        )  # fmt: skip
+        threads = torch.get_num_threads() if threads is None else threads
+        if not 1 <= threads <= MOST_THREADS:
+            raise ValueError(f"threads: from 1 to {MOST_THREADS}, not {threads}")
+        found = torch.empty(len(pictures), numbers, dtype=torch.float32, device="cpu")
+        height, width = pictures.shape[2:]
+        together = max(threads, PIXELS_AT_ONCE // (height * width))
+        for few, answers in zip(pictures.split(together), found.split(together), strict=True):
+            if len(few):
+                self._run_few(few.contiguous(), threads, answers, is_logits)
+        return found
+
+    def _run_few(self, pictures: Tensor, threads: int, answers: Tensor, is_logits: bool) -> None:
+        images, _, height, width = pictures.shape
+        what = ctypes.byref(_Pictures(pictures.data_ptr(), images, height, width))
+        needed = self._library.network_memory(self._network.handle, what, threads)
+        memory = self._memory(needed) if needed >= 0 else None
+        features, logits = (None, answers) if is_logits else (answers, None)
+        if memory is None or not self._library.network_run(
+            self._network.handle, what, threads, memory.data_ptr(), _pointer(features),
+            _pointer(logits),
+        ):  # fmt: skip
+            raise MemoryError(NO_MEMORY)
 
     def _memory(self, needed: int) -> Tensor:
         """To work in, kept for the next call of this thread."""
         memory: Tensor | None = getattr(self._own, "memory", None)
         if memory is None or len(memory) < needed:
-            self._own.memory = memory = torch.empty(needed, dtype=torch.uint8)
+            memory = torch.empty(needed, dtype=torch.uint8, device="cpu")
+            self._own.memory = memory
         return memory
+
+
+class _Prepared:
+    """A network that the library holds, for as long as this object lives."""
+
+    def __init__(self, library: ctypes.CDLL, description: _Description) -> None:
+        self.handle = library.network_new(ctypes.byref(description))
+        if not self.handle:
+            raise MemoryError(NO_MEMORY)
+        # Not where Python ends: another thread may be at work in it.
+        weakref.finalize(self, library.network_free, self.handle).atexit = False
 
 
 def is_built(dtype: torch.dtype = torch.float32) -> bool:
@@ -164,7 +197,10 @@ def why_not(network: nn.Module, dtype: torch.dtype = torch.float32) -> str:
     """
     if not isinstance(network, MobileNetV2):
         return "the compiled kernels are for MobileNetV2 alone"
-    if next(network.parameters()).device.type != "cpu":
+    stem = _convolutions(network)[0]
+    if stem.in_channels > MOST_CHANNELS:
+        return TOO_MANY_CHANNELS
+    if stem.weight.device.type != "cpu":
         return "the compiled kernels run on the CPU alone"
     try:
         _load(dtype)
@@ -182,7 +218,7 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL:
     library.network_memory.argtypes = (pointer, pointer, count)
     library.network_memory.restype = count
     library.network_run.argtypes = (pointer, pointer, count, *(pointer,) * 3)
-    library.network_run.restype = None
+    library.network_run.restype = ctypes.c_int
     return library
 
 
@@ -197,7 +233,7 @@ def _described(
     kept: list[object] = []
 
     def floats(tensor: Tensor) -> int:
-        plain = tensor.detach().to(torch.float32).contiguous()
+        plain = tensor.detach().to("cpu", torch.float32).contiguous()
         kept.append(plain)
         return plain.data_ptr()
 

@@ -54,6 +54,7 @@ namespace {
 
 using T = STORED;
 using R = Real<T>;
+static_assert(std::is_same_v<R, float>, "weights come as floats");
 
 constexpr int kTaps = 9;
 
@@ -78,12 +79,12 @@ Index size(Index count) {
 }
 
 struct Memory {
-  char* free;
-  explicit Memory(char* begin) : free(begin) {}
+  char* rest;
+  explicit Memory(char* begin) : rest(begin) {}
   template <class E>
   E* take(Index count) {
-    E* const taken = (E*)free;
-    free += size<E>(count);
+    E* const taken = (E*)rest;
+    rest += size<E>(count);
     return taken;
   }
 };
@@ -209,19 +210,19 @@ inline void depthwise_row(const R* const rows[3], const Grid& grid, const R* tap
     }
     store<lanes>(to, relu6(before));
   } else {
-    V from_left[3] = {};
-    if (grid.left == 0) column(from_left, 0);
+    V shared[3] = {};  // the column left of an output's, and right of the last one's
+    if (grid.left == 0) column(shared, 0);
     for (Index ox = 0; ox < grid.out_width; ++ox, to += to_stride) {
       const Index center = 2 * ox + 1 - grid.left;
       V sum = bias, other = {};
-      add(sum, from_left, first);
+      add(sum, shared, first);
       column(x, center);
       add(other, x, middle);
       if (center + 1 < grid.width)
-        column(from_left, center + 1);
+        column(shared, center + 1);
       else
-        unrolled<3>([&](auto ky) { from_left[ky] = V{}; });
-      add(sum, from_left, last);
+        unrolled<3>([&](auto ky) { shared[ky] = V{}; });
+      add(sum, shared, last);
       store<lanes>(to, relu6(sum + other));
     }
   }
@@ -260,6 +261,7 @@ inline Vector<R, lanes> numbers(Vector<std::uint8_t, lanes> bytes) {
 // channel, with zeros where the stem's kernel looks over the edge.
 class Normalised {
  public:
+  static constexpr Index kAtOnce = 16;  // numbers; three pixels have to fit in
   Normalised(const std::vector<R>& mean, const std::vector<R>& scale, const Grid& grid)
       : grid_(grid), channels_(mean.size()) {
     for (Index x = 0; x < grid.width; ++x) {
@@ -269,20 +271,22 @@ class Normalised {
   }
 
   Index bytes() const { return channels_ * grid_.pixels(); }
-  // What one output of the stem sees: the rows of its 3×3 in turn, then something that weighs
-  // nothing. Outputs lie `stride()` apart.
-  Index stride() const { return round_up(kTaps * channels_ + 1, 32); }
+  // What one output of the stem sees: the rows of its 3×3 in turn, then something finite that weighs
+  // nothing. Outputs lie so far apart.
+  Index seen_stride() const { return round_up(kTaps * channels_ + 1, 32); }
   // Numbers of the rows that so many rows of outputs see.
   Index rows_size(Index rows) const {
     return ((rows - 1) * grid_.stride + 3) * row_size() + kAtOnce;
   }
   // Numbers that all outputs of a row see.
-  Index seen_size() const { return grid_.out_width * stride() + kAtOnce; }
+  Index seen_size() const { return grid_.out_width * seen_stride() + kAtOnce; }
 
   // The rows that the outputs of rows [row, row_end) see.
   void prepare(const std::uint8_t* picture, Index row, Index row_end, T* rows) const {
     const Index first = row * grid_.stride - grid_.top;
-    for (Index y = first; y < (row_end - 1) * grid_.stride - grid_.top + 3; ++y) {
+    const Index last = (row_end - 1) * grid_.stride - grid_.top + 3;
+    std::fill_n(rows + (last - first) * row_size(), kAtOnce, T{});  // read, but weighs nothing
+    for (Index y = first; y < last; ++y) {
       T* const to = rows + (y - first) * row_size();
       std::fill_n(to, row_size(), T{});
       if (y >= 0 && y < grid_.height)
@@ -294,13 +298,12 @@ class Normalised {
   void gather(const T* rows, Index number, T* to) const {
     const Index side = 3 * channels_, step = grid_.stride * channels_;
     const T* from = rows + number * grid_.stride * row_size();
-    for (Index ox = 0; ox < grid_.out_width; ++ox, from += step, to += stride())
+    for (Index ox = 0; ox < grid_.out_width; ++ox, from += step, to += seen_stride())
       for (Index ky = 0; ky < 3; ++ky)  // what is too much is overwritten by the next
         std::memcpy(to + ky * side, from + ky * row_size(), kAtOnce * sizeof(T));
   }
 
  private:
-  static constexpr Index kAtOnce = 16;  // numbers, of which three pixels' are wanted
   Index row_size() const { return (grid_.width + 2) * channels_; }
 
   void prepare_row(const std::uint8_t* row, T* to) const {
@@ -325,13 +328,23 @@ class Normalised {
   // Numbers 16 · part to 16 · part + 15 of three channels beside one another.
   template <int part>
   static Vector<std::uint8_t, 16> beside(const Vector<std::uint8_t, 16> (&c)[3]) {
-    return [&]<int... i>(std::integer_sequence<int, i...>) {
-      constexpr auto place = [](int at) { return (16 * part + at) / 3; };
-      constexpr auto channel = [](int at) { return (16 * part + at) % 3; };
-      const auto two = __builtin_shufflevector(
-          c[0], c[1], (channel(i) == 2 ? 0 : 16 * channel(i) + place(i))...);
-      return __builtin_shufflevector(two, c[2], (channel(i) == 2 ? 16 + place(i) : i)...);
-    }(std::make_integer_sequence<int, 16>());
+    using Bytes = Vector<std::uint8_t, 16>;
+    Bytes of_two = {}, of_three = {};  // constants: where each number is taken from
+    for (int i = 0; i < 16; ++i) {
+      const int place = (16 * part + i) / 3, channel = (16 * part + i) % 3;
+      of_two[i] = channel == 1 ? 16 + place : place;
+      of_three[i] = channel == 2 ? 16 + place : i;
+    }
+#if defined(__clang__)
+    Bytes all;
+    for (int i = 0; i < 16; ++i) {
+      const int two = of_two[i], three = of_three[i];
+      all[i] = three >= 16 ? c[2][three - 16] : two >= 16 ? c[1][two - 16] : c[0][two];
+    }
+    return all;
+#else
+    return __builtin_shuffle(__builtin_shuffle(c[0], c[1], of_two), c[2], of_three);
+#endif
   }
 
   Grid grid_;
@@ -468,7 +481,8 @@ class Network {
   struct Plan {
     Normalised pictures;
     std::vector<Share> shares;
-    Index map = 0, slice = 0, filtered = 0, zeros = 0, lines, seen;  // numbers
+    Index map = 0, slice = 0, filtered = 0, common_filtered = 0, zeros = 0;  // numbers
+    Index lines, seen;
     Index per_thread, bytes;
 
     Plan(const Network& network, const Pictures& what, Index threads)
@@ -487,8 +501,9 @@ class Network {
         const Grid& grid = share.grid;
         map = std::max(map, what.images * grid.out_pixels() * layer->projection.out());
         slice = std::max(slice, share.seen_rows() * grid.width * kSlice);
-        filtered = std::max(filtered, share.rows * grid.out_width * hidden *
-                                          (share.by_channels ? what.images : 1));
+        Index& room = share.by_channels ? common_filtered : filtered;
+        room = std::max(room, share.rows * grid.out_width * hidden *
+                                  (share.by_channels ? what.images : 1));
         zeros = std::max(zeros, grid.width * kSlice);
         height = grid.out_height, width = grid.out_width;
       }
@@ -497,6 +512,7 @@ class Network {
       per_thread = size<T>(filtered) + size<R>(slice) + size<T>(lines) + size<T>(seen) +
                    size<R>(zeros);
       bytes = 2 * size<T>(map) + size<T>(what.images * network.head_.out()) +
+              size<T>(common_filtered) +
               threads * per_thread + kAlignment;
     }
   };
@@ -509,12 +525,12 @@ class Network {
     T* const maps[2] = {common.take<T>(plan.map), common.take<T>(plan.map)};
     T* const stem_map = maps[1];  // where a shortcut leads around the first block
     T* const pooled = common.take<T>(images * head_.out());
-    T* const shared_filtered = (T*)common.free;  // the first thread's comes first
+    T* const common_filtered = common.take<T>(plan.common_filtered);
     std::vector<std::atomic<Index>> counters(2 * layers_.size() + 3);
 
 #pragma omp parallel num_threads(threads)
     {
-      Memory own(common.free + omp_get_thread_num() * plan.per_thread);
+      Memory own(common.rest + omp_get_thread_num() * plan.per_thread);
       T* const own_filtered = own.take<T>(plan.filtered);
       R* const slice = own.take<R>(plan.slice);
       T* const lines = own.take<T>(plan.lines);
@@ -535,7 +551,7 @@ class Network {
         }
         for (Index row = 0; row < last - first; ++row) {
           plan.pictures.gather(lines, row, seen);
-          expand(tiles, seen, plan.pictures.stride(), grid.width, stem_, s,
+          expand(tiles, seen, plan.pictures.seen_stride(), grid.width, stem_, s,
                  slice + row * grid.width * kSlice);
         }
       };
@@ -561,9 +577,9 @@ class Network {
       };
 
       // Calls body(i) for the items that this thread gets: who is done takes the next.
-      Index step = 0;
+      Index round = 0;
       auto share_out = [&](Index items, const auto& body) {
-        std::atomic<Index>& next = counters[step++];
+        std::atomic<Index>& next = counters[round++];
         for (Index i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(i);
 #pragma omp barrier
       };
@@ -581,10 +597,10 @@ class Network {
           share_out(images * layer.slices(), [&](Index i) {
             const Index image = i / layer.slices(), s = i % layer.slices();
             filter(number, image, x, 0, grid.out_height, s, s + 1,
-                   shared_filtered + image * grid.out_pixels() * layer.hidden());
+                   common_filtered + image * grid.out_pixels() * layer.hidden());
           });
           share_out(projection.slices(), [&](Index s) {
-            project(tiles, shared_filtered, images * grid.out_pixels(), projection, s, residual,
+            project(tiles, common_filtered, images * grid.out_pixels(), projection, s, residual,
                     y);
           });
         } else {
@@ -631,19 +647,36 @@ class Network {
 
 extern "C" {
 
-void* network_new(const Description* what) { return new Network(*what); }
+// Null where memory is short.
+void* network_new(const Description* what) {
+  try {
+    return new Network(*what);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
 
 void network_free(void* network) { delete (Network*)network; }
 
-// Bytes that a call needs to work in.
+// Bytes that a call needs to work in; -1 where memory is short.
 Index network_memory(const void* network, const Pictures* what, Index threads) {
-  return Network::Plan(*(const Network*)network, *what, threads).bytes;
+  try {
+    return Network::Plan(*(const Network*)network, *what, threads).bytes;
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
 }
 
-// `features` (images × features) and `logits` (images × classes) may be null.
-void network_run(const void* network, const Pictures* what, Index threads, void* memory,
-                 float* features, float* logits) {
-  ((const Network*)network)->run(*what, threads, memory, features, logits);
+// `features` (images × features) and `logits` (images × classes) may be null. Says whether there was
+// memory enough.
+int network_run(const void* network, const Pictures* what, Index threads, void* memory,
+                float* features, float* logits) {
+  try {
+    ((const Network*)network)->run(*what, threads, memory, features, logits);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
 }
 
 }

@@ -43,6 +43,10 @@ PRECISIONS = {
 }  # fmt: skip
 """Of the arithmetic; float32 elsewhere."""
 _STORED = {"cpp": torch.float32, "cpp-bf16": torch.bfloat16}
+DIFFERENCE = 1e-3
+"""Largest |Δlogit| of a runtime in float32 that may stand for PyTorch; relative, above 1."""
+AGREEING = 4
+"""Pictures that an unmeasured runtime is tried on."""
 NO_BF16 = "this processor does not compute in bfloat16"
 
 
@@ -155,13 +159,12 @@ def with_runtime(classifier: Classifier, runtime: str, workers: int = 1) -> Clas
     return classifier.with_engine(Engine(classifier, runtime, workers))
 
 
-def as_trained(classifier: Classifier, fast_ops: str) -> Classifier:
-    """The classifier as its training measures it: compiled, in float32, if that trained it.
-
-    Args:
-        classifier: on any device.
-        fast_ops: the kind of operations that trained it.
-    """
-    if fast_ops != "cpp" or obstacle("cpp", classifier):
-        return classifier
-    return with_runtime(classifier, "cpp")
+def agrees(classifier: Classifier, runtime: str) -> bool:
+    """Whether a float32 runtime that nobody measured gives PyTorch's logits, on a little noise."""
+    wanted = classifier.preprocessing
+    size = (AGREEING, wanted.channels, wanted.height, wanted.width)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+    expected = classifier.for_inference().logits(noise)
+    found = with_runtime(classifier, runtime).logits(noise)
+    return bool(((found - expected).abs() <= DIFFERENCE * expected.abs().clamp(min=1)).all())

@@ -20,7 +20,7 @@ from mobilenetv2.files import write_text
 from mobilenetv2.network import cpp_inference
 from mobilenetv2.runtimes import processor
 from mobilenetv2.runtimes.copies import fingerprint, shape
-from mobilenetv2.runtimes.engine import LIBRARIES, available, with_runtime
+from mobilenetv2.runtimes.engine import LIBRARIES, agrees, available, with_runtime
 
 WORTH = 64
 """Pictures from which on another runtime repays its start."""
@@ -34,7 +34,7 @@ def fastest(classifier: Classifier, pictures: int, workers: int = 1) -> Classifi
     """The classifier in the runtime that was measured to be fastest here, where that pays.
 
     One that cannot start, as its copy of the network is damaged, is passed over. Where nothing was
-    measured, this package's own runtime in float32 takes PyTorch's place.
+    measured, this package's own runtime in float32 takes PyTorch's place, if it agrees on noise.
 
     Args:
         classifier: on any device; other runtimes serve the CPU alone.
@@ -46,8 +46,9 @@ def fastest(classifier: Classifier, pictures: int, workers: int = 1) -> Classifi
     wanted = classifier.preprocessing
     pixels = pictures * wanted.height * wanted.width
     unmeasured = ["cpp"] if cpp_inference.is_built() or pixels >= WORTH_COMPILING else []
-    for runtime in [*recall(classifier), *unmeasured]:
-        if available(runtime, classifier):
+    known = recall(classifier)
+    for runtime in [*known, *unmeasured]:
+        if available(runtime, classifier) and (runtime in known or agrees(classifier, runtime)):
             with suppress(UserError):  # nobody asked for this one
                 return with_runtime(classifier, runtime, workers)
     return classifier

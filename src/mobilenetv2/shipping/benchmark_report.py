@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mobilenetv2.runtimes.engine import precision
+from mobilenetv2.runtimes.engine import DIFFERENCE, precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AGREEMENT = 0.99
 """Share of labels that a runtime in less than float32 must share with PyTorch to be chosen."""
-DIFFERENCE = 1e-3
-"""Largest |Δlogit| of a runtime in float32 that may be chosen."""
 CHOSEN, OTHER, DISAGREES = "#2a9d6f", "#1f6fb4", "#b8bec6"
 
 

@@ -9,11 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import MachineConfig
 from mobilenetv2.errors import ConfigError
-from mobilenetv2.network import fast_ops
+from mobilenetv2.network import cpp_inference, fast_ops
 from mobilenetv2.network.cpp_sgd import CppSgd
 from mobilenetv2.network.fast_ops import FastOps
+from mobilenetv2.runtimes.engine import agrees, obstacle
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,20 @@ class Device:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+    def measuring_runtime(self, classifier: Classifier, tell: Callable[[str], None]) -> str:
+        """What measures while it trains: the compiled kernels where they train it, else PyTorch.
+
+        Args:
+            classifier: that is trained.
+            tell: is called with a line for the user where there is something to wait for.
+        """
+        if self.fast_ops.kind != "cpp":
+            return "torch"
+        if not cpp_inference.is_built():
+            tell("compiling the operations that validate for this processor, once: some seconds")
+        usable = not obstacle("cpp", classifier) and agrees(classifier, "cpp")
+        return "cpp" if usable else "torch"
 
     @property
     def sgd(self) -> CppSgd | None:

@@ -8,7 +8,7 @@ from mobilenetv2.data.sources import DataSet
 from mobilenetv2.evaluation import plots
 from mobilenetv2.evaluation.evaluate import evaluate
 from mobilenetv2.network.cost import count_madds, count_params
-from mobilenetv2.runtimes.engine import as_trained
+from mobilenetv2.runtimes.engine import with_runtime
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.device import Device
 from mobilenetv2.training.head import FrozenFeatures
@@ -48,17 +48,18 @@ def measure(
     train_sample: LabelledPictures,
     folder: RunFolder,
     device: Device,
+    measured_by: str,
     features: FrozenFeatures | None = None,
 ) -> dict[str, Any]:
     """The figures of ``result.json`` that say what the classifier is worth; draws the pictures.
 
-    The test set is used here and nowhere else. Where only the head was fitted, ``features`` spare a
-    second look at the pictures.
+    The test set is used here and nowhere else. The runtime ``measured_by`` runs the network. Where
+    only the head was fitted, ``features`` spare a second look at the pictures.
     """
     look = evaluate if features is None else features.evaluate
     classifier.network.to(device.device)
     if features is None:
-        classifier = as_trained(classifier, device.fast_ops.kind)
+        classifier = with_runtime(classifier, measured_by)
     train, val = look(classifier, train_sample), look(classifier, data.val)
     test = None if data.test is None else look(classifier, data.test)
     shown, pictures = (val, data.val) if test is None or data.test is None else (test, data.test)

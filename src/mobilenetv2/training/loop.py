@@ -17,7 +17,7 @@ from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
-from mobilenetv2.runtimes.engine import as_trained
+from mobilenetv2.runtimes.engine import with_runtime
 from mobilenetv2.training import portions
 from mobilenetv2.training.announce import announcement
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
@@ -68,6 +68,8 @@ class Training(RunState):
             self.train_sample = portions.to_measure(begun.data)
         for line in announcement(begun, self.batches.steps_per_epoch, folder):
             self._say(line)
+        found = begun.device.measuring_runtime(begun.classifier, self._say)
+        self.measured_by = processes.from_first(found)
         started = time.perf_counter()
         head_seen = self._solve_head(begun) if checkpoint is None else 0
         head_seconds = time.perf_counter() - started
@@ -234,6 +236,7 @@ class Training(RunState):
             "device": str(self.device.device),
             "precision": self.device.precision,
             "fast_ops": self.device.fast_ops.kind,
+            "measured_by": self.measured_by,
             "compiled": self.device.compiled,
             "cuda_graphs": self.device.recorded,
             "weights": self.config.transfer.weights,
@@ -245,8 +248,9 @@ class Training(RunState):
             for note in notes:
                 self._say(note)
             figures = measure(
-                classifier, self.data, self.train_sample, self.folder, self.device, self.features
-            )
+                classifier, self.data, self.train_sample, self.folder, self.device,
+                self.measured_by, self.features,
+            )  # fmt: skip
         self.tick()
         speed = {
             "seconds": self.history.seconds,
@@ -263,7 +267,7 @@ class Training(RunState):
         classifier = self.classifier.with_network(self.averaged or self.network)
         if self.features is not None:
             return self.features.evaluate(classifier, pictures)
-        classifier = as_trained(classifier, self.device.fast_ops.kind)
+        classifier = with_runtime(classifier, self.measured_by)
         return evaluate(classifier, pictures, processes=self.processes)
 
     def _peak_lr(self, begun: Start) -> float:
