@@ -22,6 +22,7 @@ from rich.console import Console
 import mobilenetv2
 from mobilenetv2.errors import ConfigError, ModelFileError, NonFiniteLoss
 from mobilenetv2.files import write_text
+from mobilenetv2.network.cpp_inference import CppInference
 from mobilenetv2.training.checkpoints import Checkpoint, to_archive
 from mobilenetv2.training.run_folder import RunFolder
 
@@ -132,6 +133,42 @@ def test_evaluate_reproduces_the_result_to_the_last_digit(
     assert report["validation"]["accuracy"] == result["val_accuracy"]
     assert report["validation"]["loss"] == result["val_loss"]
     assert f"{result['test_accuracy']:.2%}" in out
+
+
+@pytest.mark.parametrize("fast_ops", ["cpp", "torch"])
+def test_what_trains_a_run_measures_it(
+    fast_ops: str,
+    quick: Callable[..., mobilenetv2.TrainConfig],
+    tmp_path: Path,
+    run_cli: Callable[..., tuple[int, str, str]],
+    compiler: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And `evaluate` measures with the same, to the last digit; where it cannot, it says so."""
+    calls = []
+    first = CppInference.logits
+    monkeypatch.setattr(
+        CppInference, "logits", lambda *given, **more: calls.append(1) or first(*given, **more)
+    )
+
+    def measured() -> tuple[float, bool, bool]:
+        """The loss, whether compiled kernels found it, and whether that was excused."""
+        calls.clear()
+        code, _, err = run_cli("evaluate", tmp_path / "run", "--report", tmp_path / "report")
+        assert code == 0
+        report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+        return report["validation"]["loss"], bool(calls), "digits may differ: no comp" in err
+
+    mobilenetv2.train(quick(epochs=1, fast_ops=fast_ops))
+    compiled = fast_ops == "cpp"
+    assert bool(calls) == compiled
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["measured_by"] == fast_ops
+    assert measured() == (result["val_loss"], compiled, False)
+    monkeypatch.setattr("mobilenetv2.runtimes.engine.why_not", lambda *_: "no compiler")
+    loss, *rest = measured()
+    assert loss == pytest.approx(result["val_loss"], rel=1e-4)
+    assert rest == [False, compiled]
 
 
 def test_every_form_of_a_model_loads(rich_run: Path) -> None:
