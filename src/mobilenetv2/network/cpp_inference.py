@@ -190,6 +190,17 @@ def is_built(dtype: torch.dtype = torch.float32) -> bool:
         return False
 
 
+def prepare(dtype: torch.dtype = torch.float32) -> None:
+    """Compile the kernels, unless that was done.
+
+    Raises:
+        BuildError: they cannot be compiled here.
+        OSError: the library cannot be loaded.
+        AttributeError: the library lacks a function.
+    """
+    _load(dtype)
+
+
 def why_not(network: nn.Module, dtype: torch.dtype = torch.float32) -> str:
     """Why the kernels cannot run this network here; nothing if they can.
 
@@ -203,7 +214,7 @@ def why_not(network: nn.Module, dtype: torch.dtype = torch.float32) -> str:
     if stem.weight.device.type != "cpu":
         return "the compiled kernels run on the CPU alone"
     try:
-        _load(dtype)
+        prepare(dtype)
     except (native.BuildError, OSError, AttributeError) as error:
         return str(error)
     return ""

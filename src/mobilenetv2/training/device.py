@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -42,19 +43,14 @@ class Device:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def measuring_runtime(self, classifier: Classifier, tell: Callable[[str], None]) -> str:
-        """What measures while it trains: the compiled kernels where they train it, else PyTorch.
+    def measuring_runtime(self, classifier: Classifier) -> str:
+        """What measures a classifier in training: compiled kernels where they train it, or PyTorch.
 
-        Args:
-            classifier: that is trained.
-            tell: is called with a line for the user where there is something to wait for.
+        Kernels that cannot be had, or do not agree with PyTorch, are not taken.
         """
-        if self.fast_ops.kind != "cpp":
+        if self.fast_ops.kind != "cpp" or obstacle("cpp", classifier):
             return "torch"
-        if not cpp_inference.is_built():
-            tell("compiling the operations that validate for this processor, once: some seconds")
-        usable = not obstacle("cpp", classifier) and agrees(classifier, "cpp")
-        return "cpp" if usable else "torch"
+        return "cpp" if agrees(classifier, "cpp") else "torch"
 
     @property
     def sgd(self) -> CppSgd | None:
@@ -86,7 +82,10 @@ def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _:
     compiled = config.compile == "on" and not dist.is_initialized()
     # What torch.compile takes apart and fuses must be PyTorch's.
     requested = "torch" if compiled and config.fast_ops != "off" else config.fast_ops
-    operations = fast_ops.choose(device, requested, _stored(precision), tell)
+    with ThreadPoolExecutor(1) as beside:  # a compiler takes one core
+        if device.type == "cpu" and requested in ("auto", "cpp"):
+            beside.submit(cpp_inference.prepare)
+        operations = fast_ops.choose(device, requested, _stored(precision), tell)
     # PyTorch's own bf16 operations on a CPU gain from AMX only; the compiled ones always do.
     gains = device.type != "cpu" or operations.kind == "cpp" or _has_amx()
     if config.precision == "auto" and not gains:

@@ -68,7 +68,7 @@ class Training(RunState):
             self.train_sample = portions.to_measure(begun.data)
         for line in announcement(begun, self.batches.steps_per_epoch, folder):
             self._say(line)
-        found = begun.device.measuring_runtime(begun.classifier, self._say)
+        found = begun.device.measuring_runtime(begun.classifier)
         self.measured_by = processes.from_first(found)
         started = time.perf_counter()
         head_seen = self._solve_head(begun) if checkpoint is None else 0
