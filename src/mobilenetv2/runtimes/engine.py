@@ -91,8 +91,8 @@ class Engine:
         if classifier.device.type != "cpu":
             raise ConfigError(f"--runtime {runtime}: runs on the CPU, not on {classifier.device}")
         if reason := obstacle(runtime, classifier):
-            other = f"; use {runtime.removesuffix('-bf16')}" if reason == NO_BF16 else ""
-            raise UserError(f"--runtime {runtime}: {reason}{other}")
+            other = runtime.removesuffix("-bf16") if reason == NO_BF16 else "torch"
+            raise UserError(f"--runtime {runtime}: {reason}; use {other}")
         self.runtime = runtime
         self._logits = _start(classifier, runtime, workers)
 
