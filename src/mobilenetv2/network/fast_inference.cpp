@@ -248,6 +248,7 @@ void depthwise(Band band, const Grid& grid, const Taps& taps, Index channel, Ind
   }
 }
 
+// Bytes as floats.
 template <int lanes>
 inline Vector<R, lanes> numbers(Vector<std::uint8_t, lanes> bytes) {
 #if defined(__AVX512F__)  // one instruction, which GCC 12 does not find
@@ -262,6 +263,7 @@ inline Vector<R, lanes> numbers(Vector<std::uint8_t, lanes> bytes) {
 class Normalised {
  public:
   static constexpr Index kAtOnce = 16;  // numbers; three pixels have to fit in
+
   Normalised(const std::vector<R>& mean, const std::vector<R>& scale, const Grid& grid)
       : grid_(grid), channels_(mean.size()) {
     for (Index x = 0; x < grid.width; ++x) {
@@ -378,8 +380,8 @@ void keep(const R* from, Index rows, Index count, T* to, Index stride) {
     });
 }
 
-// `rows` pixels of x through one slice of a projection, plus `residual` (may be
-// null); to `to`. Both begin at the first pixel's first channel.
+// `rows` pixels of x through one slice of a projection, plus `residual` (may be null); to `to`.
+// Both begin at the first pixel's first channel.
 void project(Tiles& tiles, const T* x, Index rows, const Matrix& matrix, Index slice,
              const T* residual, T* to) {
   const Index out = matrix.out(), first = slice * kSlice;
@@ -512,8 +514,7 @@ class Network {
       per_thread = size<T>(filtered) + size<R>(slice) + size<T>(lines) + size<T>(seen) +
                    size<R>(zeros);
       bytes = 2 * size<T>(map) + size<T>(what.images * network.head_.out()) +
-              size<T>(common_filtered) +
-              threads * per_thread + kAlignment;
+              size<T>(common_filtered) + threads * per_thread + kAlignment;
     }
   };
 
