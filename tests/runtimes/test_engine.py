@@ -184,6 +184,23 @@ def test_a_runtime_that_there_is_not(small_classifier: Classifier) -> None:
         with_runtime(small_classifier, "tflite")
 
 
+@pytest.mark.parametrize(("workers", "threads"), [(1, None), (4, 1)])
+def test_several_workers_compute_alone(
+    workers: int, threads: int | None, small_classifier: Classifier, compiler: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    seen: list[int | None] = []
+    first = CppInference.logits
+
+    def logits(self: CppInference, pictures: torch.Tensor, threads: int | None = None) -> Any:
+        seen.append(threads)
+        return first(self, pictures, threads)
+
+    monkeypatch.setattr(CppInference, "logits", logits)
+    with_runtime(small_classifier, "cpp", workers).logits(noise(small_classifier))
+    assert seen == [threads]
+
+
 def test_back_to_pytorch(small_classifier: Classifier, compiler: None) -> None:
     fast = with_runtime(small_classifier, "cpp")
     assert with_runtime(fast, "torch").engine is None

@@ -23,6 +23,7 @@ import mobilenetv2
 from mobilenetv2.errors import ConfigError, ModelFileError, NonFiniteLoss
 from mobilenetv2.files import write_text
 from mobilenetv2.network.cpp_inference import CppInference
+from mobilenetv2.training import loop
 from mobilenetv2.training.checkpoints import Checkpoint, to_archive
 from mobilenetv2.training.run_folder import RunFolder
 
@@ -159,9 +160,16 @@ def test_what_trains_a_run_measures_it(
         report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
         return report["validation"]["loss"], bool(calls), "digits may differ: no comp" in err
 
+    validated = []
+    finish = loop.measure
+    monkeypatch.setattr(
+        loop, "measure", lambda *given: validated.append(len(calls)) or finish(*given)
+    )
     mobilenetv2.train(quick(epochs=1, fast_ops=fast_ops))
     compiled = fast_ops == "cpp"
-    assert bool(calls) == compiled
+    # One look to see that it agrees; then the sample of training pictures and validation.
+    assert validated == [3 if compiled else 0]
+    assert (len(calls) > 3) == compiled
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["measured_by"] == fast_ops
     assert measured() == (result["val_loss"], compiled, False)
