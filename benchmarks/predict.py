@@ -6,7 +6,7 @@ same process and once in a DataLoader with a worker per core. Both sides start w
 in memory, take turns, and write every label and probability.
 
     python benchmarks/predict.py runs/photos photos/ --rounds 5
-    python benchmarks/predict.py runs/photos photos/ --runtime onnxruntime openvino-bf16
+    python benchmarks/predict.py runs/photos photos/ --runtime cpp cpp-bf16 openvino-bf16
 """
 
 import argparse
@@ -131,12 +131,15 @@ def main() -> None:
                 if number:  # the first round warms up
                     rates[side].append(rate)
                     print(f"  round {number}  {side:<24}{rate:8.1f} pictures/s", flush=True)
-        same = agreement(folder / "0.csv", folder / "1.csv")
+        places = range(len(sides))
+        same = [agreement(folder / f"{place}.csv", folder / "1.csv") for place in places]
     medians = {side: statistics.median(values) for side, values in rates.items()}
     plainest = max(rate for side, rate in medians.items() if side.startswith("plain"))
-    for side, rate in medians.items():
-        print(f"{side:<24}{rate:8.1f} pictures/s, {rate / plainest:.2f} times the best plain way")
-    print(f"the same first label for {same:.1%} of {len(paths)} pictures")
+    for (side, rate), share in zip(medians.items(), same, strict=True):
+        print(
+            f"{side:<24}{rate:8.1f} pictures/s, {rate / plainest:.2f} times the best plain way, "
+            f"{share:.1%} of {len(paths)} labels as the plain way's"
+        )
     if arguments.json:
         report = {"machine": describe(), "pictures": len(paths), "same": same, "rates": rates}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -33,8 +33,8 @@ class RuntimeConfig(DeviceConfig):
     runtime: Literal["auto"] | RuntimeName = "auto"
     """The library that runs the network on a CPU, in float32 unless its name says another
     precision; auto: for 64 pictures or more the fastest that `mobilenetv2 benchmark` found in
-    agreement for this model, or cpp where it is compiled, else PyTorch. int8 and litert run copies
-    that `benchmark` makes."""
+    agreement for this model, or cpp where it is compiled or repays that, else PyTorch; for a run's
+    own data what measured it in training. int8 and litert run copies that `benchmark` makes."""
 
 
 class EvaluateConfig(OutputConfig):

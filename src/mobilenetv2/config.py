@@ -228,8 +228,8 @@ class MachineConfig(DeviceConfig):
     deterministic: bool = False
     """Refuse operations that may give other bits from run to run; on a GPU this costs time."""
     fast_ops: Annotated[Literal["auto", "cpp", "triton", "torch", "off"], YamlWord] = "auto"
-    """Faster training operations: compiled C++ or PyTorch only on a CPU, Triton on an NVIDIA GPU,
-    or none."""
+    """Faster training operations: compiled C++ (which then validates too) or PyTorch only on a CPU,
+    Triton on an NVIDIA GPU, or none."""
     compile: Annotated[Literal["auto", "on", "off"], YamlWord] = "auto"
     """torch.compile for the training steps; takes the place of faster operations, and a minute or
     more before the first step. auto: off."""

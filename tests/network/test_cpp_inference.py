@@ -187,11 +187,11 @@ def test_large_batches_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     x = pictures(7, 3, 40, 40)
     together = run.logits(x)
     sizes = []
-    first = CppInference._run_few
+    first = CppInference._run
     monkeypatch.setattr(cpp_inference, "PIXELS_AT_ONCE", 3 * 1600)
     monkeypatch.setattr(
         CppInference,
-        "_run_few",
+        "_run",
         lambda self, few, *rest: sizes.append(len(few)) or first(self, few, *rest),
     )
     assert torch.equal(run.logits(x, threads=1), together)
@@ -201,16 +201,16 @@ def test_large_batches_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_as_many_threads_as_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     run = compiled(network_of(width=0.1))
     seen = []
-    first = CppInference._run_few
+    first = CppInference._run
     monkeypatch.setattr(
         CppInference,
-        "_run_few",
+        "_run",
         lambda self, few, threads, *rest: seen.append(threads) or first(self, few, threads, *rest),
     )
     x = pictures(1, 3, 8, 8)
     run.logits(x)
     run.logits(x, 3)
-    run.features(x, 1)
+    run.logits(x, 1)
     assert seen == [torch.get_num_threads(), 3, 1]
     for wrong in (0, -1, 10**6):
         with pytest.raises(ValueError, match="threads: from 1 to 1024"):
@@ -238,22 +238,6 @@ def test_what_was_in_memory_does_not_matter(
         for few, answers in zip(x.split(2), expected.split(2), strict=True):
             assert torch.equal(run.logits(few, threads), answers)
     assert filled
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_features(dtype: torch.dtype) -> None:
-    network = network_of(width=0.35)
-    x = pictures(3, 3, 64, 64)
-    run = compiled(network, dtype)
-    features = run.features(x)
-    with torch.inference_mode():
-        expected = network.pooled_features(normalised(x))
-        logits = network.classifier[1](features)
-    most = 1e-4 if dtype is torch.float32 else 1.0
-    torch.testing.assert_close(features, expected, atol=most, rtol=0)
-    assert (features - expected).abs().mean() < most / 10
-    most = 1e-4 if dtype is torch.float32 else 0.05  # the classifier's weights are rounded too
-    torch.testing.assert_close(run.logits(x), logits, atol=most, rtol=0)
 
 
 def test_calls_of_several_threads() -> None:
@@ -345,6 +329,10 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     class Library:
         network_memory = staticmethod(lambda *_: -1)
 
+    with monkeypatch.context() as patch, pytest.raises(MemoryError, match="too little memory"):
+        patch.setattr(run, "_library", Library)
+        run.logits(pictures(1, 3, 8, 8))
+    Library.network_memory = staticmethod(lambda *_: 2**62)
     monkeypatch.setattr(run, "_library", Library)
     with pytest.raises(MemoryError, match="too little memory"):
         run.logits(pictures(1, 3, 8, 8))

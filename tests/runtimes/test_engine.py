@@ -15,7 +15,7 @@ from PIL import Image
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import NetworkConfig, Preprocessing
-from mobilenetv2.errors import ConfigError, ModelFileError, UserError
+from mobilenetv2.errors import ConfigError, ModelFileError, UserError, WorkFailed
 from mobilenetv2.network.cpp_inference import CppInference
 from mobilenetv2.runtimes import copies, memory
 from mobilenetv2.runtimes.engine import LIBRARIES, Engine, agrees, with_runtime
@@ -199,6 +199,19 @@ def test_several_workers_compute_alone(
     monkeypatch.setattr(CppInference, "logits", logits)
     with_runtime(small_classifier, "cpp", workers).logits(noise(small_classifier))
     assert seen == [threads]
+
+
+def test_too_little_memory(
+    small_classifier: Classifier, compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logits(*_: Any, **__: Any) -> torch.Tensor:
+        raise MemoryError("there is too little memory")
+
+    fast = with_runtime(small_classifier, "cpp")
+    assert isinstance(fast.engine, Engine)
+    monkeypatch.setattr(fast.engine, "_logits", logits)
+    with pytest.raises(WorkFailed, match="--runtime cpp: there is too little memory; use torch"):
+        fast.logits(noise(small_classifier))
 
 
 def test_back_to_pytorch(small_classifier: Classifier, compiler: None) -> None:

@@ -152,10 +152,10 @@ def test_what_trains_a_run_measures_it(
         CppInference, "logits", lambda *given, **more: calls.append(1) or first(*given, **more)
     )
 
-    def measured() -> tuple[float, bool, bool]:
+    def measured(model: str = "run") -> tuple[float, bool, bool]:
         """The loss, whether compiled kernels found it, and whether that was excused."""
         calls.clear()
-        code, _, err = run_cli("evaluate", tmp_path / "run", "--report", tmp_path / "report")
+        code, _, err = run_cli("evaluate", tmp_path / model, "--report", tmp_path / "report")
         assert code == 0
         report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
         return report["validation"]["loss"], bool(calls), "digits may differ: no comp" in err
@@ -173,6 +173,7 @@ def test_what_trains_a_run_measures_it(
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["measured_by"] == fast_ops
     assert measured() == (result["val_loss"], compiled, False)
+    assert measured("run/best.pth.tar") == (result["val_loss"], compiled, False)
     monkeypatch.setattr("mobilenetv2.runtimes.engine.why_not", lambda *_: "no compiler")
     loss, *rest = measured()
     assert loss == pytest.approx(result["val_loss"], rel=1e-4)

@@ -42,7 +42,7 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     runtime = config.machine.runtime
     if config.data is None:
         if runtime == "auto":  # the run's numbers to the last digit
-            runtime = _measured_by(classifier)
+            runtime = _measured_by(classifier, processes)
         places = config.source.model_dump(exclude={"data_dir"})
         data = own_data(config.model, config.source.data_dir).model_copy(update=places)
         own = load_data(data, wanted, teller(config.quiet))
@@ -80,8 +80,8 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     return 0
 
 
-def _measured_by(classifier: "Classifier") -> Literal["torch", "cpp"]:
-    """What measured a run while it was trained; PyTorch where that cannot be had."""
+def _measured_by(classifier: "Classifier", processes: "Processes") -> Literal["torch", "cpp"]:
+    """What measured a run while it was trained; PyTorch where some process cannot have that."""
     from mobilenetv2.runtimes.engine import obstacle
 
     if classifier.training.get("measured_by") != "cpp":
@@ -89,7 +89,7 @@ def _measured_by(classifier: "Classifier") -> Literal["torch", "cpp"]:
     reason = obstacle("cpp", classifier)
     if reason:
         remark(f"measured by PyTorch, and not as the run was, so last digits may differ: {reason}")
-    return "torch" if reason else "cpp"
+    return "torch" if processes.largest(int(bool(reason))) else "cpp"
 
 
 def _tell_what_changed(own: "DataSet", model: Path) -> None:

@@ -133,7 +133,8 @@ def _without_margin(pictures: LabelledPictures, classifier: Classifier) -> Label
 def measuring_batch(pictures: LabelledPictures) -> int:
     """How many pictures of this size are measured at a time.
 
-    Sums are rounded differently in batches of other sizes; who wants the same bits takes the same.
+    PyTorch rounds sums differently in batches of other sizes; who wants the same bits takes the
+    same.
     """
     height, width = pictures.pictures.shape[-2:]
     return max(1, min(BATCH_SIZE, BATCH_PIXELS // (height * width)))

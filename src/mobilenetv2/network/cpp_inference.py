@@ -96,7 +96,7 @@ class CppInference:
         assert isinstance(folded, MobileNetV2)
         description, kept = _described(folded, mean, scale)
         self._channels = int(description.picture_channels)
-        self._features, self._classes = description.features, description.classes
+        self._classes = int(description.classes)
         if not mean.shape == scale.shape == (self._channels,):
             raise ValueError(
                 f"mean and scale must have a number for each of {self._channels} channels; got "
@@ -119,15 +119,8 @@ class CppInference:
 
         Raises:
             ValueError: they are no such pictures.
+            MemoryError: there is too little.
         """
-        return self._run(pictures, threads, self._classes, is_logits=True)
-
-    def features(self, pictures: Tensor, threads: int | None = None) -> Tensor:
-        """As :meth:`logits`, to the features N×F that the classifier sees."""
-        return self._run(pictures, threads, self._features, is_logits=False)
-
-    def _run(self, pictures: Tensor, threads: int | None, numbers: int, is_logits: bool) -> Tensor:
-        """So many numbers for each picture."""
         if (
             pictures.ndim != 4
             or pictures.dtype is not torch.uint8
@@ -139,34 +132,36 @@ class CppInference:
                 f"pictures must be uint8 N×{self._channels}×H×W on the CPU; got "
                 f"{pictures.dtype} of shape {tuple(pictures.shape)} on {pictures.device}"
             )
-        threads = torch.get_num_threads() if threads is None else threads
+        threads = min(torch.get_num_threads(), MOST_THREADS) if threads is None else threads
         if not 1 <= threads <= MOST_THREADS:
             raise ValueError(f"threads: from 1 to {MOST_THREADS}, not {threads}")
-        found = torch.empty(len(pictures), numbers, dtype=torch.float32, device="cpu")
+        logits = torch.empty(len(pictures), self._classes, dtype=torch.float32, device="cpu")
         height, width = pictures.shape[2:]
         together = max(threads, PIXELS_AT_ONCE // (height * width))
-        for few, answers in zip(pictures.split(together), found.split(together), strict=True):
+        for few, answers in zip(pictures.split(together), logits.split(together), strict=True):
             if len(few):
-                self._run_few(few.contiguous(), threads, answers, is_logits)
-        return found
+                self._run(few.contiguous(), threads, answers)
+        return logits
 
-    def _run_few(self, pictures: Tensor, threads: int, answers: Tensor, is_logits: bool) -> None:
+    def _run(self, pictures: Tensor, threads: int, logits: Tensor) -> None:
         images, _, height, width = pictures.shape
         what = ctypes.byref(_Pictures(pictures.data_ptr(), images, height, width))
         needed = self._library.network_memory(self._network.handle, what, threads)
         memory = self._memory(needed) if needed >= 0 else None
-        features, logits = (None, answers) if is_logits else (answers, None)
         if memory is None or not self._library.network_run(
-            self._network.handle, what, threads, memory.data_ptr(), _pointer(features),
-            _pointer(logits),
-        ):  # fmt: skip
+            self._network.handle, what, threads, memory.data_ptr(), logits.data_ptr()
+        ):
             raise MemoryError(NO_MEMORY)
 
     def _memory(self, needed: int) -> Tensor:
         """To work in, kept for the next call of this thread."""
         memory: Tensor | None = getattr(self._own, "memory", None)
         if memory is None or len(memory) < needed:
-            memory = torch.empty(needed, dtype=torch.uint8, device="cpu")
+            self._own.memory = None  # given back before more is taken
+            try:
+                memory = torch.empty(needed, dtype=torch.uint8, device="cpu")
+            except RuntimeError as error:  # PyTorch's word for it
+                raise MemoryError(NO_MEMORY) from error
             self._own.memory = memory
         return memory
 
@@ -228,7 +223,7 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL:
     library.network_free.argtypes, library.network_free.restype = (pointer,), None
     library.network_memory.argtypes = (pointer, pointer, count)
     library.network_memory.restype = count
-    library.network_run.argtypes = (pointer, pointer, count, *(pointer,) * 3)
+    library.network_run.argtypes = (pointer, pointer, count, pointer, pointer)
     library.network_run.restype = ctypes.c_int
     return library
 
@@ -287,7 +282,3 @@ def _described(
 
 def _convolutions(part: nn.Module) -> list[nn.Conv2d]:
     return [module for module in part.modules() if isinstance(module, nn.Conv2d)]
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -518,8 +518,7 @@ class Network {
     }
   };
 
-  void run(const Pictures& what, Index threads, void* memory, float* features,
-           float* logits) const {
+  void run(const Pictures& what, Index threads, void* memory, float* logits) const {
     const Plan plan(*this, what, threads);
     const Index images = what.images;
     Memory common((char*)round_up((Index)memory, kAlignment));
@@ -527,7 +526,7 @@ class Network {
     T* const stem_map = maps[1];  // where a shortcut leads around the first block
     T* const pooled = common.take<T>(images * head_.out());
     T* const common_filtered = common.take<T>(plan.common_filtered);
-    std::vector<std::atomic<Index>> counters(2 * layers_.size() + 3);
+    std::vector<std::atomic<Index>> counters(2 * layers_.size() + 2);
 
 #pragma omp parallel num_threads(threads)
     {
@@ -625,14 +624,8 @@ class Network {
         const Index s = i / images, image = i % images;
         pool(tiles, x + image * pixels * head_.in(), pixels, head_, s, pooled + image * count);
       });
-      if (features)
-        share_out(images, [&](Index image) {
-          for (Index i = image * count; i < (image + 1) * count; ++i)
-            features[i] = load<1>(pooled + i)[0];
-        });
-      if (logits)
-        share_out(classifier_.slices(),
-                  [&](Index s) { classify(tiles, pooled, images, classifier_, s, logits); });
+      share_out(classifier_.slices(),
+                [&](Index s) { classify(tiles, pooled, images, classifier_, s, logits); });
     }
   }
 
@@ -668,12 +661,11 @@ Index network_memory(const void* network, const Pictures* what, Index threads) {
   }
 }
 
-// `features` (images × features) and `logits` (images × classes) may be null. Says whether there was
-// memory enough.
+// `logits` are images × classes. Says whether there was memory enough.
 int network_run(const void* network, const Pictures* what, Index threads, void* memory,
-                float* features, float* logits) {
+                float* logits) {
   try {
-    ((const Network*)network)->run(*what, threads, memory, features, logits);
+    ((const Network*)network)->run(*what, threads, memory, logits);
     return true;
   } catch (const std::bad_alloc&) {
     return false;

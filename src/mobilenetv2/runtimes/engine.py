@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mobilenetv2.classifier import Classifier
-from mobilenetv2.errors import ConfigError, UserError
+from mobilenetv2.errors import ConfigError, UserError, WorkFailed
 from mobilenetv2.network.cpp_inference import CppInference, why_not
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.runtimes import copies, processor
@@ -36,15 +36,18 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "openvino-int8": ("openvino",),
     "litert": ("ai_edge_litert",),
 }
-"""What each runtime needs; cpp is this package's own, which a C++ compiler makes on first use."""
+"""The runtimes, and the packages that each needs; a C++ compiler makes this package's own, cpp, on
+first use."""
 PRECISIONS = {
     "cpp-bf16": "bfloat16", "openvino-bf16": "bfloat16", "onnxruntime-int8": "8 bits",
     "openvino-int8": "8 bits",
 }  # fmt: skip
 """Of the arithmetic; float32 elsewhere."""
-_STORED = {"cpp": torch.float32, "cpp-bf16": torch.bfloat16}
+STORED = {"cpp": torch.float32, "cpp-bf16": torch.bfloat16}
+"""What this package's own runtimes keep maps as."""
 DIFFERENCE = 1e-3
-"""Largest |Δlogit| of a runtime in float32 that may stand for PyTorch; relative, above 1."""
+"""Largest |Δlogit| of a runtime in float32 that may stand for PyTorch; in :func:`agrees`, where
+logits may have any size, relative for those above 1."""
 AGREEING = 4
 """Pictures that an unmeasured runtime is tried on."""
 NO_BF16 = "this processor does not compute in bfloat16"
@@ -97,15 +100,22 @@ class Engine:
         self._logits = _start(classifier, runtime, workers)
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """Logits N×K, float32."""
-        return self._logits(pictures.cpu())
+        """Logits N×K, float32.
+
+        Raises:
+            WorkFailed: the memory is too little.
+        """
+        try:
+            return self._logits(pictures.cpu())
+        except MemoryError as error:
+            raise WorkFailed(f"--runtime {self.runtime}: {error}; use torch") from error
 
 
 def _start(classifier: Classifier, runtime: str, workers: int) -> Callable[[Tensor], Tensor]:
-    if runtime in _STORED:
+    if runtime in STORED:
         assert isinstance(classifier.network, MobileNetV2)
         mean, scale = (part.flatten() for part in classifier.normalisation())
-        compiled = CppInference(classifier.network, mean, scale, _STORED[runtime])
+        compiled = CppInference(classifier.network, mean, scale, STORED[runtime])
         return partial(compiled.logits, threads=None if workers == 1 else 1)
     model: bytes | Path
     if runtime in copies.SUFFIXES:
@@ -126,11 +136,14 @@ def available(runtime: str, classifier: Classifier) -> bool:
 
 
 def obstacle(runtime: str, classifier: Classifier) -> str:
-    """Why an installed runtime cannot run this classifier here; nothing if it can."""
-    if runtime in _STORED:
+    """Why an installed runtime cannot run this classifier here; nothing if it can.
+
+    To know, it compiles this package's own, once.
+    """
+    if runtime in STORED:
         if runtime == "cpp-bf16" and not processor.multiplies_bf16():
             return NO_BF16
-        return why_not(classifier.network, _STORED[runtime])
+        return why_not(classifier.network, STORED[runtime])
     return NO_BF16 if runtime == "openvino-bf16" and not openvino_computes_in_bf16() else ""
 
 
@@ -140,13 +153,15 @@ def precision(runtime: str) -> str:
 
 
 def with_runtime(classifier: Classifier, runtime: str, workers: int = 1) -> Classifier:
-    """The classifier, run by that library from now on.
+    """A classifier that answers the same, run by that runtime; the weights are copied.
 
     Args:
-        classifier: on the CPU; its weights are copied.
-        runtime: one of :data:`LIBRARIES`.
+        classifier: on the CPU.
+        runtime: cpp or cpp-bf16 (a C++ compiler under Linux), onnxruntime, openvino or
+            openvino-bf16 (`pip install "mobilenetv2[export]"`); onnxruntime-int8, openvino-int8 or
+            litert, whose copies of the network `mobilenetv2 benchmark` makes; torch for PyTorch.
         workers: threads that will ask at the same time, each of which then computes alone; with
-            one, all cores work on what it asks.
+            one, PyTorch's number of threads works on what it asks.
 
     Raises:
         ConfigError: there is no such runtime, or the classifier does not lie on the CPU.

@@ -151,7 +151,7 @@ class Visit:
 
     Attributes:
         milliseconds: of every batch, by batch size.
-        start: seconds until it was ready, compiling included.
+        start: seconds until it was ready, see :class:`.Measurement`.
         memory: megabytes, see :class:`.Measurement`.
         logits: for the pictures, where they were asked for.
     """

@@ -40,7 +40,8 @@ class Measurement:
     Attributes:
         runtime: its name.
         timings: one per batch size.
-        start: seconds until it was ready, compiling included, the first time.
+        start: seconds until it was ready, the first time; torch.compile's compiling included, that
+            of this package's own kernels not, as they stay compiled.
         memory: most resident megabytes while it started and worked, beyond Python, PyTorch and the
             loaded classifier; None where the system does not tell.
         agreement: share of labels shared with PyTorch.

@@ -16,6 +16,7 @@ from mobilenetv2.errors import ConfigError
 from mobilenetv2.network import cpp_inference, fast_ops
 from mobilenetv2.network.cpp_sgd import CppSgd
 from mobilenetv2.network.fast_ops import FastOps
+from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.runtimes.engine import agrees, obstacle
 
 
@@ -43,14 +44,17 @@ class Device:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def measuring_runtime(self, classifier: Classifier) -> str:
-        """What measures a classifier in training: compiled kernels where they train it, or PyTorch.
+    def why_pytorch_measures(self, classifier: Classifier) -> str | None:
+        """Why compiled kernels do not measure it in training; None where they do.
 
-        Kernels that cannot be had, or do not agree with PyTorch, are not taken.
+        They do where they train it, can be had, and agree with PyTorch. An empty reason is one that
+        nobody has to be told.
         """
-        if self.fast_ops.kind != "cpp" or obstacle("cpp", classifier):
-            return "torch"
-        return "cpp" if agrees(classifier, "cpp") else "torch"
+        if self.fast_ops.kind != "cpp" or not isinstance(classifier.network, MobileNetV2):
+            return ""
+        if reason := obstacle("cpp", classifier):
+            return reason
+        return None if agrees(classifier, "cpp") else "the compiled kernels gave other logits"
 
     @property
     def sgd(self) -> CppSgd | None:

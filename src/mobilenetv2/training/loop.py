@@ -6,6 +6,7 @@ of these is one short method below it. Everything the loop needs was built befor
 
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -68,13 +69,17 @@ class Training(RunState):
             self.train_sample = portions.to_measure(begun.data)
         for line in announcement(begun, self.batches.steps_per_epoch, folder):
             self._say(line)
-        found = begun.device.measuring_runtime(begun.classifier)
-        self.measured_by = processes.from_first(found)
+        reason = begun.device.why_pytorch_measures(begun.classifier)
+        # All by the same, or figures would depend on who measured which batch.
+        self.measured_by = "torch" if processes.largest(int(reason is not None)) else "cpp"
+        if reason:
+            self._say(f"validated by PyTorch: {reason}")
         started = time.perf_counter()
         head_seen = self._solve_head(begun) if checkpoint is None else 0
         head_seconds = time.perf_counter() - started
         lr = self._peak_lr(begun) if checkpoint is None else checkpoint.lr
         super().__init__(begun, lr, self.batches.steps_per_epoch)
+        self.classifier = replace(self.classifier, training={"measured_by": self.measured_by})
         self.history.training_seconds += head_seconds
         self.history.pictures += head_seen
         self.parallel = ParallelTraining(
