@@ -94,9 +94,16 @@ def ours(classifier: mobilenetv2.Classifier, paths: Sequence[Path], target: Path
 
 def agreement(a: Path, b: Path) -> float:
     """Share of the files that get the same first label on both sides."""
-    ours = [row["label_1"] for row in csv.DictReader(a.open(encoding="utf-8"))]
-    theirs = [row[1] for row in csv.reader(b.open(encoding="utf-8"))]
-    return statistics.mean(x == y for x, y in zip(ours, theirs, strict=True))
+    labels = zip(first_labels(a), first_labels(b), strict=True)
+    return statistics.mean(one == other for one, other in labels)
+
+
+def first_labels(table: Path) -> list[str]:
+    """Of a table of ours, or of one without a header whose second column they are."""
+    first, *rows = csv.reader(table.read_text(encoding="utf-8").splitlines())
+    if "label_1" in first:
+        return [row[first.index("label_1")] for row in rows]
+    return [row[1] for row in (first, *rows)]
 
 
 def main() -> None:
