@@ -337,16 +337,7 @@ class Normalised {
       of_two[i] = channel == 1 ? 16 + place : place;
       of_three[i] = channel == 2 ? 16 + place : i;
     }
-#if defined(__clang__)
-    Bytes all;
-    for (int i = 0; i < 16; ++i) {
-      const int two = of_two[i], three = of_three[i];
-      all[i] = three >= 16 ? c[2][three - 16] : two >= 16 ? c[1][two - 16] : c[0][two];
-    }
-    return all;
-#else
     return __builtin_shuffle(__builtin_shuffle(c[0], c[1], of_two), c[2], of_three);
-#endif
   }
 
   Grid grid_;

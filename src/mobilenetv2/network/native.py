@@ -125,10 +125,10 @@ def _compiler() -> list[str]:
         raise BuildError(f"compiled operations are built on Linux only, not {platform.system()}")
     if chosen := shlex.split(os.environ.get("CXX", "")):
         return chosen
-    for name in ("c++", "g++", "clang++"):
+    for name in ("g++", "c++"):
         if shutil.which(name):
             return [name]
-    raise BuildError("no C++ compiler was found (c++, g++, clang++ or $CXX)")
+    raise BuildError("no C++ compiler was found (g++, c++ or $CXX)")
 
 
 def _openmp_runtime() -> Path:

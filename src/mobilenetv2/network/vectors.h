@@ -2,6 +2,12 @@
 
 #pragma once
 
+// Clang's parallel loops call an OpenMP runtime of its own beside GCC's, which PyTorch has loaded: two
+// that do not know each other's threads.
+#if defined(__clang__)
+#error "these kernels need GCC, whose OpenMP PyTorch uses; this is Clang"
+#endif
+
 #include <omp.h>
 
 #include <algorithm>
