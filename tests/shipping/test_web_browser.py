@@ -84,7 +84,8 @@ def assets() -> Path:
         if fetched.returncode:
             pytest.skip("npm cannot fetch onnxruntime-web")
         with tarfile.open(cache / f"{name}.tgz") as archive:
-            archive.extractall(cache, filter="data")
+            safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4
+            archive.extractall(cache, **safely)
     return cache / "package/dist"
 
 
