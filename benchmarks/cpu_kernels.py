@@ -1,8 +1,8 @@
 """How long the compiled kernels take on each layer of a training step, beside a copy.
 
     python benchmarks/cpu_kernels.py --setting 28-fine
-    git show HEAD~1:src/mobilenetv2/network/fast_ops.cpp > before.cpp
-    python benchmarks/cpu_kernels.py --other before.cpp
+    mkdir before && git archive HEAD~1 src/mobilenetv2/network | tar x -C before
+    python benchmarks/cpu_kernels.py --other before/src/mobilenetv2/network/fast_ops.cpp
 
 With ``--other`` the kernels of another source, whose functions take the same arguments, take turns
 with ours, call by call, so that a noisy machine treats both alike. The bytes are those of the
@@ -27,7 +27,7 @@ from machine import headline
 from mobilenetv2.network import native
 from mobilenetv2.network.cpp_kernels import SOURCE, CppKernels
 from mobilenetv2.network.fast_ops import prepare_allocator
-from mobilenetv2.network.kernels import STORED, MapShape
+from mobilenetv2.network.kernels import MapShape, stored_as
 from train_step import DTYPES, SETTINGS, Setting, convolutions, peaks
 
 FEWEST = 5
@@ -126,8 +126,7 @@ def main() -> None:
     sources = [SOURCE, *([arguments.other] if arguments.other else [])]
     try:
         kinds = [
-            CppKernels(str(native.build(source, f"-DSTORED={STORED[dtype]}")), dtype)
-            for source in sources
+            CppKernels(str(native.build(source, stored_as(dtype))), dtype) for source in sources
         ]
     except (native.BuildError, AttributeError) as error:
         sys.exit(f"cpu_kernels.py: {error}")  # such as a function that another source does not have

@@ -58,7 +58,7 @@ class Classifier:
         labels: K class names, in the order of the logits.
         training: a summary of how it was made; free of meaning for prediction.
         engine: runs prepared pictures uint8 N×C×H×W to logits N×K in place of the network, where
-            another library does it faster; None for PyTorch.
+            another runtime does it faster; None for PyTorch.
     """
 
     network: nn.Module
@@ -176,7 +176,7 @@ class Classifier:
         return replace(self, network=network, engine=None)
 
     def with_engine(self, engine: Callable[[Tensor], Tensor] | None) -> "Classifier":
-        """The same classifier, run by another library."""
+        """The same classifier, run by another runtime."""
         return replace(self, engine=engine)
 
     def metadata(self) -> dict[str, Any]:

@@ -245,6 +245,28 @@ def test_gradcheck_of_the_strided_depthwise_convolution():
     assert torch.autograd.gradcheck(StridedDepthwise.apply, (x, kernel))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (4, 1), (2, 2)], ids=str)
+def test_repaired_taps_that_see_only_padding_have_no_gradient(size, monkeypatch):
+    """PyTorch leaves what was in memory there; NaN here, as memory cannot be relied on."""
+    torch.manual_seed(0)
+    kernel = torch.randn(8, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(6, 8, *size, dtype=torch.float64)
+    torch.nn.functional.conv2d(x, kernel, None, 2, 1, 1, 8).sum().backward()
+    expected, kernel.grad = kernel.grad, None
+    own = torch.ops.aten.convolution_backward
+
+    def leaving_rubbish(*given):
+        gx, g_kernel, g_bias = own(*given)
+        unseen = torch.zeros(3, 3, dtype=torch.bool)
+        unseen[::2] |= size[0] == 1
+        unseen[:, ::2] |= size[1] == 1
+        return gx, g_kernel.masked_fill(unseen, float("nan")), g_bias
+
+    monkeypatch.setattr(torch.ops.aten, "convolution_backward", leaving_rubbish)
+    StridedDepthwise.apply(x, kernel).sum().backward()
+    torch.testing.assert_close(kernel.grad, expected)
+
+
 def small_network(side: int = 20, **settings) -> MobileNetV2:
     torch.manual_seed(2)
     settings = {"in_channels": 1, "width": 0.1, "dropout": 0} | settings

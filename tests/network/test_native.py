@@ -64,6 +64,9 @@ def test_what_it_includes_counts(cache, source):
     second = native.build(source)
     assert second != first
     assert answer(second) == 43
+    source.with_name("two.h").unlink()
+    with pytest.raises(native.BuildError, match=r"failed: .*two\.h"):
+        native.build(source)
 
 
 @pytest.mark.parametrize("flag", ["-O2", "-g"])

@@ -15,10 +15,10 @@ def in_runtime(
 ) -> "Classifier":
     """The classifier run by the library that was asked for, or that is the fastest here."""
     from mobilenetv2.network.cpp_inference import is_built
-    from mobilenetv2.runtimes.engine import STORED, Engine, precision, with_runtime
+    from mobilenetv2.runtimes.engine import OWN, Engine, precision, with_runtime
     from mobilenetv2.runtimes.memory import fastest, recall
 
-    if runtime.startswith("cpp") and not is_built(STORED[runtime]):
+    if runtime in OWN and not is_built(OWN[runtime]):
         _say("compiling the kernels for this processor, once: some seconds", quiet)
     if runtime != "auto":
         return with_runtime(classifier, runtime, workers)

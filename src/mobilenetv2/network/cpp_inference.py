@@ -1,7 +1,7 @@
 """A finished MobileNetV2 as one call of `fast_inference.cpp`: pictures in, logits out.
 
-On a CPU this takes a fraction of the time of PyTorch's operations, and needs no other library than
-a C++ compiler, once. In float32 the answers are PyTorch's but for rounding; in bfloat16, where maps
+On a CPU this takes a fraction of the time of PyTorch's operations, and needs no other library, only
+GCC, once. In float32 the answers are PyTorch's but for rounding; in bfloat16, where maps
 and weights have eight significant bits, labels are the same for nearly all pictures. A picture's
 answer is the same to the last bit in any batch and for any number of threads.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mobilenetv2.network import native
 from mobilenetv2.network.folding import fold_norms
-from mobilenetv2.network.kernels import STORED
+from mobilenetv2.network.kernels import stored_as
 from mobilenetv2.network.mobilenetv2 import InvertedResidual, KerasPaddedConv2d, MobileNetV2
 
 SOURCE = Path(__file__).with_name("fast_inference.cpp")
@@ -180,7 +180,7 @@ class _Prepared:
 def is_built(dtype: torch.dtype = torch.float32) -> bool:
     """Whether the kernels are there already, so that nobody waits for a compiler."""
     try:
-        return native.is_built(SOURCE, *_flags(dtype))
+        return native.is_built(SOURCE, stored_as(dtype))
     except (native.BuildError, OSError):
         return False
 
@@ -217,7 +217,7 @@ def why_not(network: nn.Module, dtype: torch.dtype = torch.float32) -> str:
 
 @functools.cache
 def _load(dtype: torch.dtype) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(native.build(SOURCE, *_flags(dtype))))
+    library = ctypes.CDLL(str(native.build(SOURCE, stored_as(dtype))))
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.network_new.argtypes, library.network_new.restype = (pointer,), pointer
     library.network_free.argtypes, library.network_free.restype = (pointer,), None
@@ -226,10 +226,6 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL:
     library.network_run.argtypes = (pointer, pointer, count, pointer, pointer)
     library.network_run.restype = ctypes.c_int
     return library
-
-
-def _flags(dtype: torch.dtype) -> tuple[str, ...]:
-    return (f"-DSTORED={STORED[dtype]}",)
 
 
 def _described(

@@ -14,7 +14,7 @@ from mobilenetv2.network import cpp_structures as structures
 from mobilenetv2.network import native
 from mobilenetv2.network.cpp_chain import ChainFunctions, CppChain, by_tap
 from mobilenetv2.network.cpp_sgd import CppSgd
-from mobilenetv2.network.kernels import STORED, Chain, ChainCall, Kernels, MapShape, real_dtype
+from mobilenetv2.network.kernels import Chain, ChainCall, Kernels, MapShape, real_dtype, stored_as
 
 SOURCE = Path(__file__).with_name("fast_ops.cpp")
 
@@ -206,19 +206,15 @@ def load(dtype: torch.dtype) -> CppKernels:
         OSError: the library cannot be loaded.
         AttributeError: the library lacks a function.
     """
-    return CppKernels(str(native.build(SOURCE, *_flags(dtype))), dtype)
+    return CppKernels(str(native.build(SOURCE, stored_as(dtype))), dtype)
 
 
 def must_compile(dtype: torch.dtype) -> bool:
     """Whether :func:`load` would compile now, which takes a while."""
     try:
-        return not native.is_built(SOURCE, *_flags(dtype))
+        return not native.is_built(SOURCE, stored_as(dtype))
     except (native.BuildError, OSError):
         return False  # and why not, it will say
-
-
-def _flags(dtype: torch.dtype) -> tuple[str, ...]:
-    return (f"-DSTORED={STORED[dtype]}",)
 
 
 def _uninitialised(like: Tensor, *shape: int) -> Tensor:

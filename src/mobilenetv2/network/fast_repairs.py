@@ -1,4 +1,4 @@
-"""Two slow paths of stock PyTorch avoided, for where there is no compiler."""
+"""Slow paths of stock PyTorch avoided, and one wrong one, for where there is no compiler."""
 
 from typing import Any, cast
 
@@ -15,6 +15,9 @@ class StridedDepthwise(torch.autograd.Function):
 
     In bfloat16 PyTorch's own way takes up to 100 times as long as the forward pass. Spreading the
     gradient over a grid of zeros and convolving that with the flipped kernel gives the same.
+
+    And where a side of the map is one pixel, PyTorch 2.14 leaves whatever was in memory, NaN too,
+    as the gradient of the taps that see nothing but padding; here it is zero.
     """
 
     @staticmethod
@@ -38,6 +41,10 @@ class StridedDepthwise(torch.autograd.Function):
                 g, x, kernel, None, (2, 2), (1, 1), (1, 1), False, (0, 0), len(kernel),
                 (False, True, False),
             )  # fmt: skip
+            if x.shape[2] == 1:
+                g_kernel[:, :, ::2] = 0
+            if x.shape[3] == 1:
+                g_kernel[..., ::2] = 0
         return gx, g_kernel
 
 

@@ -18,6 +18,11 @@ STORED = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "bf16
 """What activations may be stored as, and its name in C++."""
 
 
+def stored_as(dtype: torch.dtype) -> str:
+    """The compiler's flag for kernels that store activations so."""
+    return f"-DSTORED={STORED[dtype]}"
+
+
 class MapShape(NamedTuple):
     """What a 3×3 convolution works on; height, width and channels are those of its input.
 

@@ -86,10 +86,14 @@ def _library(source: Path, compiler: list[str], openmp: Path, flags: Sequence[st
 
 
 def _text(source: Path) -> str:
-    """A source, and behind it the files beside it that it includes."""
+    """A source, and behind it the files beside it that it includes.
+
+    One that is not there is left to the compiler to name.
+    """
     text = source.read_text(encoding="utf-8")
-    included = re.findall(r'^#include "(.+)"$', text, re.MULTILINE)
-    return "\0".join([text, *(_text(source.with_name(name)) for name in included)])
+    names = re.findall(r'^#include "(.+)"$', text, re.MULTILINE)
+    included = [file for name in names if (file := source.with_name(name)).is_file()]
+    return "\0".join([text, *map(_text, included)])
 
 
 def _compile(compiler: list[str], source: Path, openmp: Path, library: Path) -> None:

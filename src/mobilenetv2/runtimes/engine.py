@@ -36,15 +36,15 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "openvino-int8": ("openvino",),
     "litert": ("ai_edge_litert",),
 }
-"""The runtimes, and the packages that each needs; a C++ compiler makes this package's own, cpp, on
-first use."""
+"""The runtimes, and the packages that each needs; GCC makes this package's own, cpp, on first
+use."""
 PRECISIONS = {
     "cpp-bf16": "bfloat16", "openvino-bf16": "bfloat16", "onnxruntime-int8": "8 bits",
     "openvino-int8": "8 bits",
 }  # fmt: skip
 """Of the arithmetic; float32 elsewhere."""
-STORED = {"cpp": torch.float32, "cpp-bf16": torch.bfloat16}
-"""What this package's own runtimes keep maps as."""
+OWN = {"cpp": torch.float32, "cpp-bf16": torch.bfloat16}
+"""This package's own runtimes, and what they keep maps as."""
 DIFFERENCE = 1e-3
 """Largest |Δlogit| of a runtime in float32 that may stand for PyTorch; in :func:`agrees`, where
 logits may have any size, relative for those above 1."""
@@ -112,10 +112,10 @@ class Engine:
 
 
 def _start(classifier: Classifier, runtime: str, workers: int) -> Callable[[Tensor], Tensor]:
-    if runtime in STORED:
+    if runtime in OWN:
         assert isinstance(classifier.network, MobileNetV2)
         mean, scale = (part.flatten() for part in classifier.normalisation())
-        compiled = CppInference(classifier.network, mean, scale, STORED[runtime])
+        compiled = CppInference(classifier.network, mean, scale, OWN[runtime])
         return partial(compiled.logits, threads=None if workers == 1 else 1)
     model: bytes | Path
     if runtime in copies.SUFFIXES:
@@ -140,10 +140,10 @@ def obstacle(runtime: str, classifier: Classifier) -> str:
 
     To know, it compiles this package's own, once.
     """
-    if runtime in STORED:
+    if runtime in OWN:
         if runtime == "cpp-bf16" and not processor.multiplies_bf16():
             return NO_BF16
-        return why_not(classifier.network, STORED[runtime])
+        return why_not(classifier.network, OWN[runtime])
     return NO_BF16 if runtime == "openvino-bf16" and not openvino_computes_in_bf16() else ""
 
 
@@ -157,7 +157,7 @@ def with_runtime(classifier: Classifier, runtime: str, workers: int = 1) -> Clas
 
     Args:
         classifier: on the CPU.
-        runtime: cpp or cpp-bf16 (a C++ compiler under Linux), onnxruntime, openvino or
+        runtime: cpp or cpp-bf16 (GCC under Linux), onnxruntime, openvino or
             openvino-bf16 (`pip install "mobilenetv2[export]"`); onnxruntime-int8, openvino-int8 or
             litert, whose copies of the network `mobilenetv2 benchmark` makes; torch for PyTorch.
         workers: threads that will ask at the same time, each of which then computes alone; with

@@ -3,6 +3,8 @@
 import platform
 from pathlib import Path
 
+import torch
+
 EXACT = {"avx512_vnni", "avx_vnni", "amx_int8"}
 """Instruction sets of x86 that add products of 8 bits in 32."""
 X86 = {"x86_64", "amd64", "i386", "i486", "i586", "i686", "x86"}
@@ -28,8 +30,13 @@ def weight_bits() -> int:
 
 
 def multiplies_bf16() -> bool:
-    """Whether it multiplies bfloat16 in hardware: x86 with AMX or AVX512-BF16, under Linux."""
-    return bool(_flags() & {"amx_bf16", "avx512_bf16"})
+    """Whether it multiplies bfloat16 in hardware: x86 with AMX or AVX512-BF16."""
+    return bool(torch.cpu._is_avx512_bf16_supported()) or has_amx()
+
+
+def has_amx() -> bool:
+    """Whether it has matrix tiles that may be used."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _flags() -> set[str]:

@@ -17,6 +17,7 @@ from mobilenetv2.network import cpp_inference, fast_ops
 from mobilenetv2.network.cpp_sgd import CppSgd
 from mobilenetv2.network.fast_ops import FastOps
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.runtimes import processor
 from mobilenetv2.runtimes.engine import agrees, obstacle
 
 
@@ -91,7 +92,7 @@ def choose_device(config: MachineConfig, tell: Callable[[str], None] = lambda _:
             beside.submit(cpp_inference.prepare)
         operations = fast_ops.choose(device, requested, _stored(precision), tell)
     # PyTorch's own bf16 operations on a CPU gain from AMX only; the compiled ones always do.
-    gains = device.type != "cpu" or operations.kind == "cpp" or _has_amx()
+    gains = device.type != "cpu" or operations.kind == "cpp" or processor.has_amx()
     if config.precision == "auto" and not gains:
         precision = "fp32"
     recorded = (
@@ -140,17 +141,13 @@ def has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported()) or _has_amx()
+        return processor.multiplies_bf16()
     return False
 
 
 def _stored(precision: str) -> torch.dtype:
     """What the forward pass keeps activations as."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def _has_amx() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def find_device(name: str) -> torch.device:

@@ -58,8 +58,7 @@ def measure(
     """
     look = evaluate if features is None else features.evaluate
     classifier.network.to(device.device)
-    if features is None:
-        classifier = with_runtime(classifier, measured_by)
+    classifier = with_runtime(classifier, measured_by)
     train, val = look(classifier, train_sample), look(classifier, data.val)
     test = None if data.test is None else look(classifier, data.test)
     shown, pictures = (val, data.val) if test is None or data.test is None else (test, data.test)

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from mobilenetv2 import __version__
+from mobilenetv2.classifier import Classifier
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.distributed import ALONE, Processes
@@ -180,7 +181,9 @@ class Training(RunState):
         """Measure, remember the one to keep, tell, save; only a good epoch is ever saved."""
         self.parallel.agree(self.network, self.averaged)
         with self.stop.at_once():
-            train, val = self._measure(self.train_sample), self._measure(self.data.val)
+            classifier = self._to_measure()
+            train = self._measure(classifier, self.train_sample)
+            val = self._measure(classifier, self.data.val)
         lr = float(self.schedule.get_last_lr()[0])
         if not math.isfinite(val.loss):
             step, epoch = self.history.steps, self.epoch + 1
@@ -268,11 +271,14 @@ class Training(RunState):
         self.folder.previous.unlink(missing_ok=True)
         return result | {"run": str(self.folder.path)}
 
-    def _measure(self, pictures: LabelledPictures) -> Evaluation:
+    def _to_measure(self) -> Classifier:
+        """What would be delivered now; compiled kernels copy its weights."""
         classifier = self.classifier.with_network(self.averaged or self.network)
+        return with_runtime(classifier, self.measured_by)
+
+    def _measure(self, classifier: Classifier, pictures: LabelledPictures) -> Evaluation:
         if self.features is not None:
             return self.features.evaluate(classifier, pictures)
-        classifier = with_runtime(classifier, self.measured_by)
         return evaluate(classifier, pictures, processes=self.processes)
 
     def _peak_lr(self, begun: Start) -> float:
