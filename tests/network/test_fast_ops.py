@@ -262,8 +262,9 @@ def test_repaired_taps_that_see_only_padding_have_no_gradient(size, monkeypatch)
         unseen[:, ::2] |= size[1] == 1
         return gx, g_kernel.masked_fill(unseen, float("nan")), g_bias
 
-    monkeypatch.setattr(torch.ops.aten, "convolution_backward", leaving_rubbish)
-    StridedDepthwise.apply(x, kernel).sum().backward()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.aten, "convolution_backward", leaving_rubbish)
+        StridedDepthwise.apply(x, kernel).sum().backward()
     torch.testing.assert_close(kernel.grad, expected)
 
 
