@@ -27,6 +27,7 @@ from mobilenetv2.network.coverage import (
     stem_shape,
     working_dtype,
 )
+from mobilenetv2.network.duplicate import duplicate
 from mobilenetv2.network.fast_functions import (
     ChainFunction,
     InvertedResidualFunction,
@@ -118,6 +119,23 @@ class FastMobileNetV2(MobileNetV2):
         if waiting.x is pictures:  # else other modules have to run first
             kernels.last_calls[self] = state, call
         return cast(Tensor, ChainFunction.apply(call, dtype, waiting.x, *call.parameters))
+
+
+def rehearse(network: FastMobileNetV2, pictures: Tensor) -> None:
+    """Compile what a training step on such pictures will launch; the network stays as it is.
+
+    Args:
+        network: in the mode that it trains in, and in the step's autocast.
+        pictures: N×C×H×W; what they show does not matter.
+    """
+    dtype = working_dtype(pictures)
+    if dtype is None:
+        return
+    stand_in = cast(FastMobileNetV2, duplicate(network))
+    with _kernels(pictures, dtype).rehearsal():
+        features = stand_in.pooled_features(pictures)
+        if features.requires_grad:
+            features.backward(torch.empty_like(features))
 
 
 class _Waiting:

@@ -9,6 +9,7 @@ There are two: :mod:`.cpp_kernels` for a CPU, :mod:`.gpu` for an NVIDIA GPU.
 
 from abc import ABC, abstractmethod
 from collections.abc import MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +116,13 @@ class Kernels(ABC):
 
     has_chains = False
     last_calls: MutableMapping[nn.Module, tuple[Any, "ChainCall"]]
+
+    def rehearsal(self) -> AbstractContextManager[None]:
+        """A block in which kernels that are compiled at first use are only that, all at once.
+
+        What calls return in it holds nothing.
+        """
+        return nullcontext()
 
     @abstractmethod
     def statistics(self, y: Tensor, module: nn.BatchNorm2d) -> Tensor:

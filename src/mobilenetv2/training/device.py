@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import MachineConfig
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.network import cpp_inference, fast_ops
 from mobilenetv2.network.cpp_sgd import CppSgd
+from mobilenetv2.network.fast_blocks import FastMobileNetV2, rehearse
 from mobilenetv2.network.fast_ops import FastOps
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.runtimes import processor
@@ -56,6 +57,16 @@ class Device:
         if reason := obstacle("cpp", classifier):
             return reason
         return None if agrees(classifier, "cpp") else "the compiled kernels gave other logits"
+
+    def compile_ahead(self, network: nn.Module, pictures: Tensor) -> None:
+        """Compile at once what a training step on such pictures will need, N×C×H×W on the device.
+
+        Else kernels are compiled one by one, as the first step comes to them.
+        """
+        if self.fast_ops.kind == "triton" and isinstance(network, FastMobileNetV2):
+            inputs = torch.empty(pictures.shape, device=pictures.device)
+            with self.autocast():
+                rehearse(network, inputs.contiguous(memory_format=torch.channels_last))
 
     @property
     def sgd(self) -> CppSgd | None:

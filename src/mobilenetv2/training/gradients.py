@@ -48,8 +48,14 @@ class RecordedGradients(Gradients):
     What a step is must not change between batches: which parameters learn, the mode of the modules.
     """
 
-    def __init__(self, network: nn.Module, loss_of: LossOf) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        loss_of: LossOf,
+        compile_ahead: Callable[[nn.Module, Tensor], None] = lambda *_: None,
+    ) -> None:
         super().__init__(network, loss_of)
+        self._network, self._compile_ahead = network, compile_ahead
         self._seen: set[Any] = set()
         self._recordings: dict[Any, _Recording] = {}
         self._last: _Recording | None = None
@@ -60,8 +66,11 @@ class RecordedGradients(Gradients):
         shape = _shape(batch)
         recording = self._recordings.get(shape)
         if recording is None:
-            if shape not in self._seen or len(self._recordings) >= self._most:
-                self._seen.add(shape)
+            is_new = shape not in self._seen
+            if is_new or len(self._recordings) >= self._most:
+                if is_new:
+                    self._compile_ahead(self._network, batch.pictures)
+                    self._seen.add(shape)
                 self._last = None
                 return super().of(batch)
             self._forget()

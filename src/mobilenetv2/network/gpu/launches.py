@@ -4,6 +4,7 @@ The same calls as :class:`mobilenetv2.network.kernels.Kernels` has for a CPU.
 """
 
 import functools
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from mobilenetv2.network.gpu import (
     pointwise,
     stem,
 )
+from mobilenetv2.network.gpu.launcher import Launcher
 from mobilenetv2.network.gpu.plans import Plan
 from mobilenetv2.network.kernels import Kernels, MapShape, real_dtype
 
@@ -39,13 +41,15 @@ class GpuKernels(Kernels):
     def __init__(self, dtype: torch.dtype, processors: int, most_stages: int = 3) -> None:
         self._dtype = dtype
         self._real = real_dtype(dtype)
-        self._processors = processors
-        self._most_stages = most_stages
+        self._launcher = Launcher(processors, most_stages)
         self._constants: dict[str, Any] = {
             "REAL": tl.float64 if self._real is torch.float64 else tl.float32
         }
         # Products of float32 would be rounded to 10 bits on the way.
         self._products = {"PRECISION": "tf32" if dtype is torch.bfloat16 else "ieee"}
+
+    def rehearsal(self) -> AbstractContextManager[None]:
+        return self._launcher.rehearsal()
 
     # ---------------------------------------------------------------------------- batch norm
 
@@ -54,19 +58,21 @@ class GpuKernels(Kernels):
         if not module.training:
             return self._frozen(y, module)
         plan = plans.elementwise(channels)
-        grid = self._grid(plan, rows, "ROWS", channels, "CHANNELS")
+        grid = self._launcher.grid(plan, rows, "ROWS", channels, "CHANNELS")
         moments = self._partial(y, grid[0], 3, channels)
-        norms.norm_statistics[grid](
-            y, moments, rows, channels, **self._options(plan), **self._constants
-        )
+        self._launcher.launch(
+            norms.norm_statistics, grid,
+            y, moments, rows, channels, plan=plan, **self._constants,
+        )  # fmt: skip
         return self._finish(moments, module)
 
     def apply(self, y: Tensor, norm: Tensor, activate: bool, residual: Tensor | None) -> Tensor:
         rows, channels = y.shape
         z = torch.empty_like(y)
         plan = plans.elementwise(channels)
-        norms.norm_apply[_tiles(rows, channels, plan)](
-            y, norm, residual, z, rows, channels, ACTIVATE=activate, **self._options(plan),
+        self._launcher.launch(
+            norms.norm_apply, _tiles(rows, channels, plan),
+            y, norm, residual, z, rows, channels, ACTIVATE=activate, plan=plan,
             **self._constants,
         )  # fmt: skip
         return z
@@ -75,19 +81,22 @@ class GpuKernels(Kernels):
         rows, channels = y.shape
         pooled = y.new_empty(images, channels)
         grid = (images, triton.cdiv(channels, 128))
-        norms.norm_pool[grid](
-            y, norm, pooled, rows // images, channels, ROWS=16, CHANNELS=128, **self._constants
-        )
+        self._launcher.launch(
+            norms.norm_pool, grid,
+            y, norm, pooled, rows // images, channels, ROWS=16, CHANNELS=128,
+            **self._constants,
+        )  # fmt: skip
         return pooled
 
     def backward(self, g: Tensor, y: Tensor, norm: Tensor, activated: bool) -> Tensor:
         rows, channels = y.shape
         plan = plans.elementwise(channels)
-        grid = self._grid(plan, rows, "ROWS", channels, "CHANNELS")
+        grid = self._launcher.grid(plan, rows, "ROWS", channels, "CHANNELS")
         sums = self._partial(y, grid[0], 2, channels)
-        norms.norm_backward[grid](
+        self._launcher.launch(
+            norms.norm_backward, grid,
             g, rows // len(g), y, norm, sums, rows, channels, ACTIVATED=activated,
-            **self._options(plan), **self._constants,
+            plan=plan, **self._constants,
         )  # fmt: skip
         gradient, _ = self._finish_backward(sums, 2 * channels, norm)
         assert gradient is not None
@@ -97,8 +106,9 @@ class GpuKernels(Kernels):
         rows, channels = y.shape
         gy = torch.empty_like(y)
         plan = plans.elementwise(channels)
-        norms.norm_backward_apply[_tiles(rows, channels, plan)](
-            g, rows // len(g), y, norm, gradient, gy, rows, channels, **self._options(plan),
+        self._launcher.launch(
+            norms.norm_backward_apply, _tiles(rows, channels, plan),
+            g, rows // len(g), y, norm, gradient, gy, rows, channels, plan=plan,
             **self._constants,
         )  # fmt: skip
         return gy
@@ -112,12 +122,13 @@ class GpuKernels(Kernels):
         out_channels = len(weight)
         y = x.new_empty(rows, out_channels)
         plan = plans.forward(in_channels, out_channels)
-        programs, blocks = self._grid(plan, rows, "ROWS", out_channels, "OUT")
+        programs, blocks = self._launcher.grid(plan, rows, "ROWS", out_channels, "OUT")
         moments = self._partial(x, programs, 3, out_channels) if module.training else None
-        pointwise.pointwise_forward[(programs * blocks,)](
+        self._launcher.launch(
+            pointwise.pointwise_forward, (programs * blocks,),
             x, x_norm, _matrix(weight), y, moments, rows, in_channels, out_channels,
             AT_ONCE=in_channels <= plan.block["IN"], EVEN=_fits(rows, plan),
-            WARPS=plan.warps, **self._options(plan), **self._products, **self._constants,
+            WARPS=plan.warps, plan=plan, **self._products, **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
@@ -160,13 +171,14 @@ class GpuKernels(Kernels):
         """Sums for the norm of ``x`` and for the weight, from one sweep over all."""
         rows, in_channels = x.shape
         out_channels = len(matrix)
-        programs, blocks = self._grid(plan, rows, "ROWS", in_channels, "IN")
+        programs, blocks = self._launcher.grid(plan, rows, "ROWS", in_channels, "IN")
         sums = None if x_norm is None else self._partial(x, programs, 2, in_channels)
         products = self._partial(x, programs, out_channels, in_channels) if wants_weight else None
-        pointwise.pointwise_backward[(programs * blocks,)](
+        self._launcher.launch(
+            pointwise.pointwise_backward, (programs * blocks,),
             *output, x, x_norm, matrix, residual, gx, sums, products, rows, in_channels,
             out_channels, EVEN=_fits(rows, plan), WARPS=plan.warps, **kinds,
-            **self._options(plan), **self._products, **self._constants,
+            plan=plan, **self._products, **self._constants,
         )  # fmt: skip
         return sums, products
 
@@ -177,11 +189,12 @@ class GpuKernels(Kernels):
         """Sums for the norm of ``x``."""
         rows, in_channels = x.shape
         plan = plans.backward_input(in_channels, len(matrix))
-        programs, blocks = self._grid(plan, rows, "ROWS", in_channels, "IN")
+        programs, blocks = self._launcher.grid(plan, rows, "ROWS", in_channels, "IN")
         sums = None if x_norm is None else self._partial(x, programs, 2, in_channels)
-        pointwise.pointwise_backward_input[(programs * blocks,)](
+        self._launcher.launch(
+            pointwise.pointwise_backward_input, (programs * blocks,),
             *output, x, x_norm, matrix, residual, gx, sums, rows, in_channels, len(matrix),
-            EVEN=_fits(rows, plan), **kinds, **self._options(plan), **self._products,
+            EVEN=_fits(rows, plan), **kinds, plan=plan, **self._products,
             **self._constants,
         )  # fmt: skip
         return sums
@@ -195,11 +208,13 @@ class GpuKernels(Kernels):
         plan = plans.backward_weight(in_channels, out_channels)
         of_out = triton.cdiv(out_channels, plan.block["OUT"])
         of_in = triton.cdiv(in_channels, plan.block["IN"])
-        programs = self._programs(plan, triton.cdiv(rows, plan.block["ROWS"]), of_in * of_out)
+        tiles = triton.cdiv(rows, plan.block["ROWS"])
+        programs = self._launcher.programs(plan, tiles, of_in * of_out)
         products = self._partial(x, programs, out_channels, in_channels)
-        pointwise.pointwise_backward_weight[(programs, of_in, of_out)](
+        self._launcher.launch(
+            pointwise.pointwise_backward_weight, (programs, of_in, of_out),
             *output, x, x_norm, products, rows, in_channels, out_channels, EVEN=_fits(rows, plan),
-            **kinds, **self._options(plan), **self._products, **self._constants,
+            **kinds, plan=plan, **self._products, **self._constants,
         )  # fmt: skip
         return products
 
@@ -213,12 +228,13 @@ class GpuKernels(Kernels):
         y = x.new_empty(shape.out_rows, channels)
         plan = plans.depthwise(channels, shape.stride, shape.out_height)
         strips = _strips(shape.images, shape.out_height, shape.out_width, plan)
-        grid = self._grid(plan, strips, "STRIPS", channels)
+        grid = self._launcher.grid(plan, strips, "STRIPS", channels)
         moments = self._partial(x, grid[0], 3, channels) if module.training else None
-        depthwise.depthwise_forward[grid](
+        self._launcher.launch(
+            depthwise.depthwise_forward, grid,
             x, norm, _taps(weight), y, moments, shape.images, shape.height, shape.width,
             shape.out_height, shape.out_width, channels, STRIDE=shape.stride,
-            PADDING=_padding(shape), DEPTH=self._depth(plan), **self._options(plan),
+            PADDING=_padding(shape), DEPTH=self._launcher.depth(plan), plan=plan,
             **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
@@ -231,13 +247,14 @@ class GpuKernels(Kernels):
         gx = torch.empty_like(x)
         plan = plans.depthwise_backward(channels, shape.stride, shape.height)
         strips = _strips(shape.images, shape.height, shape.width, plan)
-        grid = self._grid(plan, strips, "STRIPS", channels)
+        grid = self._launcher.grid(plan, strips, "STRIPS", channels)
         sums = self._partial(x, grid[0], 11, channels)
-        depthwise_backward.depthwise_backward[grid](
+        self._launcher.launch(
+            depthwise_backward.depthwise_backward, grid,
             g, y, y_norm, y_gradient, x, x_norm, _taps(weight), gx, sums, shape.images,
             shape.height, shape.width, shape.out_height, shape.out_width, channels,
-            STRIDE=shape.stride, PADDING=_padding(shape), DEPTH=self._depth(plan),
-            **self._options(plan), **self._constants,
+            STRIDE=shape.stride, PADDING=_padding(shape), DEPTH=self._launcher.depth(plan),
+            plan=plan, **self._constants,
         )  # fmt: skip
         norm_gradient, weight_gradient = self._finish_backward(
             sums, 11 * channels, x_norm, sums[:, 2:], weight, taps=True
@@ -254,9 +271,10 @@ class GpuKernels(Kernels):
         rows = shape.out_rows
         plan = plans.stem(shape.channels, out_channels)
         y = torch.empty(rows, out_channels, dtype=self._dtype, device=x.device)
-        programs, _ = self._grid(plan, rows, "ROWS", out_channels, "OUT")
+        programs, _ = self._launcher.grid(plan, rows, "ROWS", out_channels, "OUT")
         moments = self._partial(x, programs, 3, out_channels) if module.training else None
-        stem.stem_forward[(programs,)](
+        self._launcher.launch(
+            stem.stem_forward, (programs,),
             x, weight, y, moments, rows, shape.height, shape.width, shape.out_height,
             shape.out_width, out_channels, shape.channels, *weight.stride(), WARPS=plan.warps,
             **self._of_stem(plan, shape, rows),
@@ -269,9 +287,10 @@ class GpuKernels(Kernels):
     ) -> Tensor:  # fmt: skip
         rows, out_channels = y.shape
         plan = plans.stem_backward(shape.channels, out_channels)
-        programs, _ = self._grid(plan, rows, "ROWS", out_channels, "OUT")
+        programs, _ = self._launcher.grid(plan, rows, "ROWS", out_channels, "OUT")
         products = self._partial(x, programs, weight.numel())
-        stem.stem_backward_weight[(programs,)](
+        self._launcher.launch(
+            stem.stem_backward_weight, (programs,),
             g, y, norm, gradient, x, products, rows, shape.height, shape.width, shape.out_height,
             shape.out_width, out_channels, shape.channels, *weight.stride(),
             **self._of_stem(plan, shape, rows),
@@ -286,32 +305,12 @@ class GpuKernels(Kernels):
             "STRIDE": shape.stride,
             "PADDING": _padding(shape),
             "EVEN": _fits(rows, plan),
-            **self._options(plan),
+            "plan": plan,
             **self._products,
             **self._constants,
         }
 
     # --------------------------------------------------------------------------------- helpers
-
-    def _grid(
-        self, plan: Plan, rows: int, of_rows: str, channels: int, of_channels: str = "CHANNELS"
-    ) -> tuple[int, int]:
-        """Programs that share the rows, for each block of channels, and those blocks.
-
-        ``of_rows`` and ``of_channels`` are the plan's names of both blocks.
-        """
-        blocks = triton.cdiv(channels, plan.block[of_channels])
-        return self._programs(plan, triton.cdiv(rows, plan.block[of_rows]), blocks), blocks
-
-    def _programs(self, plan: Plan, tiles: int, blocks: int) -> int:
-        return max(1, min(tiles, plan.programs * self._processors // blocks))
-
-    def _options(self, plan: Plan) -> dict[str, Any]:
-        """What a launch takes of a plan."""
-        return plan.options(self._depth(plan))
-
-    def _depth(self, plan: Plan) -> int:
-        return min(plan.stages, self._most_stages)
 
     def _partial(self, like: Tensor, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self._real, device=like.device)
@@ -327,7 +326,8 @@ class GpuKernels(Kernels):
     ) -> Tensor:
         norm = self._partial(moments, 5, channels)
         block = _finishing(programs)
-        finish.finish_statistics[(triton.cdiv(channels, block["CHANNELS"]),)](
+        self._launcher.launch(
+            finish.finish_statistics, (triton.cdiv(channels, block["CHANNELS"]),),
             moments, programs, norm, module.weight, module.bias, module.running_mean,
             module.running_var, module.num_batches_tracked, module.eps, module.momentum or 0.0,
             channels, FROZEN=not module.training, **block,
@@ -358,7 +358,8 @@ class GpuKernels(Kernels):
             numbers, weight_apart = weight.numel(), weight_sums.stride(0)
             of_weight = triton.cdiv(numbers, block["CHANNELS"])
             channels = len(weight) if taps else channels
-        finish.finish_backward[(of_norm + of_weight,)](
+        self._launcher.launch(
+            finish.finish_backward, (of_norm + of_weight,),
             sums, apart, norm, gradient, channels, weight_sums, weight_apart, weight_gradient,
             numbers, len(left), TAPS=taps, **block,
         )  # fmt: skip
@@ -375,7 +376,7 @@ def load(dtype: torch.dtype, device: torch.device) -> GpuKernels:
     return GpuKernels(dtype, gpu.multi_processor_count, 3 if has_room else 2)
 
 
-def _finishing(programs: int) -> dict[str, int]:
+def _finishing(programs: int) -> dict[str, Any]:
     """Partial sums that a finishing kernel takes at once: of so many programs and channels."""
     if programs > 64:
         return {"PROGRAMS": 128, "CHANNELS": 8}

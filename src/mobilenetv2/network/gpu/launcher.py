@@ -1,0 +1,77 @@
+"""How kernels are launched: by a plan, on this many processors; or only compiled, side by side."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import triton
+from torch import Tensor
+
+from mobilenetv2.network.gpu.plans import Plan
+
+
+class Launcher:
+    """Launches kernels on one GPU.
+
+    Args:
+        processors: of the GPU; several programs run on each.
+        most_stages: rounds of a loop whose loads may be on their way at once.
+    """
+
+    def __init__(self, processors: int, most_stages: int) -> None:
+        self._processors = processors
+        self._most_stages = most_stages
+        self._rehearsed: list[tuple[Any, Any, list[Any], dict[str, Any]]] | None = None
+
+    def launch(
+        self, kernel: Any, grid: tuple[int, ...], *arguments: Any, plan: Plan | None = None,
+        **constants: Any,
+    ) -> None:  # fmt: skip
+        """Run a kernel on the GPU, as its plan says; in a rehearsal only note it."""
+        if plan is not None:
+            constants |= plan.options(self.depth(plan))
+        if self._rehearsed is None:
+            kernel[grid](*arguments, **constants)
+        else:
+            # Memory is not held: a kernel is compiled for what its tensors store.
+            types = [one.dtype if isinstance(one, Tensor) else one for one in arguments]
+            self._rehearsed.append((kernel, grid, types, constants))
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """A block in which nothing is launched; behind it all that it would have is compiled.
+
+        Kernel by kernel, as they are first launched, one core would compile what all of them can.
+        One that cannot be compiled says so when it is launched.
+        """
+        noted = self._rehearsed = []
+        try:
+            yield
+        finally:
+            self._rehearsed = None
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as threads,
+            triton.AsyncCompileMode(threads, ignore_errors=True),
+        ):
+            for kernel, grid, types, constants in noted:
+                kernel.warmup(*types, grid=grid, **constants)
+
+    def grid(
+        self, plan: Plan, rows: int, of_rows: str, channels: int, of_channels: str = "CHANNELS"
+    ) -> tuple[int, int]:
+        """Programs that share the rows, for each block of channels, and those blocks.
+
+        ``of_rows`` and ``of_channels`` are the plan's names of both blocks.
+        """
+        blocks = triton.cdiv(channels, plan.block[of_channels])
+        return self.programs(plan, triton.cdiv(rows, plan.block[of_rows]), blocks), blocks
+
+    def programs(self, plan: Plan, tiles: int, blocks: int) -> int:
+        """Those that share so many tiles, for each of so many blocks of channels."""
+        return max(1, min(tiles, plan.programs * self._processors // blocks))
+
+    def depth(self, plan: Plan) -> int:
+        """Rounds of a loop whose loads are on their way at once."""
+        return min(plan.stages, self._most_stages)
