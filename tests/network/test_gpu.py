@@ -194,6 +194,7 @@ def test_an_amd_gpu_runs_without(monkeypatch):
 
 def test_where_triton_fails_training_goes_on_without(monkeypatch):
     monkeypatch.setitem(sys.modules, "mobilenetv2.network.gpu.launches", None)
+    monkeypatch.delattr("mobilenetv2.network.gpu.launches", raising=False)
     chosen = choose(CUDA, "auto", torch.bfloat16)
     assert chosen.kind == "off"
     assert "because Triton says" in chosen.reason

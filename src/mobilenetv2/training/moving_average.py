@@ -52,8 +52,9 @@ class MovingAverage:
         is_copied = self.updates == 0 and not self._from_first_weights
         averaged, current = zip(*self._weights, strict=True)
         get_ema_multi_avg_fn(0.0 if is_copied else decay)(averaged, current, self.updates)
-        for old, new in self._counts:
-            old.copy_(new)
+        if self._counts:
+            old, new = zip(*self._counts, strict=True)
+            torch._foreach_copy_(old, new)
         self.updates += 1
 
 

@@ -32,27 +32,26 @@ def finish_statistics(
         mean = old_mean
         var = old_var
     else:
+        # Distances are from the first program's mean, so that squares lose nothing of a far one.
+        pivot = tl.load(moments + channels + channel, mask=is_channel, other=0.0).to(tl.float64)
         count = tl.zeros((PROGRAMS, CHANNELS), tl.float64)
         total = tl.zeros((PROGRAMS, CHANNELS), tl.float64)
-        for first in range(0, programs, PROGRAMS):
-            program = first + tl.arange(0, PROGRAMS)
-            is_here = (program < programs)[:, None] & is_channel[None, :]
-            at = moments + program[:, None] * 3 * channels + channel[None, :]
-            here = tl.load(at, mask=is_here, other=0.0).to(tl.float64)
-            count += here
-            total += here * tl.load(at + channels, mask=is_here, other=0.0).to(tl.float64)
-        pixels = tl.maximum(tl.sum(count, 0), 1.0)
-        mean = tl.sum(total, 0) / pixels
         square = tl.zeros((PROGRAMS, CHANNELS), tl.float64)
         for first in range(0, programs, PROGRAMS):
             program = first + tl.arange(0, PROGRAMS)
             is_here = (program < programs)[:, None] & is_channel[None, :]
             at = moments + program[:, None] * 3 * channels + channel[None, :]
             here = tl.load(at, mask=is_here, other=0.0).to(tl.float64)
-            distance = tl.load(at + channels, mask=is_here, other=0.0) - mean[None, :]
+            distance = tl.load(at + channels, mask=is_here, other=0.0) - pivot[None, :]
+            count += here
+            total += here * distance
             square += tl.load(at + 2 * channels, mask=is_here, other=0.0).to(tl.float64)
             square += here * distance * distance
-        squares = tl.sum(square, 0)
+        pixels = tl.maximum(tl.sum(count, 0), 1.0)
+        away = tl.sum(total, 0) / pixels
+        mean = pivot + away
+        squares = tl.sum(square, 0) - pixels * away * away
+        squares = tl.maximum(squares, 0.0, propagate_nan=tl.PropagateNan.ALL)
         var = squares / pixels
         new_mean = old_mean + momentum * (mean - old_mean)
         new_var = old_var + momentum * (squares / tl.maximum(pixels - 1, 1.0) - old_var)

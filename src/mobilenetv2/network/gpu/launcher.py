@@ -3,9 +3,11 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
@@ -51,12 +53,15 @@ class Launcher:
             yield
         finally:
             self._rehearsed = None
-        with (
-            ThreadPoolExecutor(os.cpu_count()) as threads,
-            triton.AsyncCompileMode(threads, ignore_errors=True),
-        ):
-            for kernel, grid, types, constants in noted:
-                kernel.warmup(*types, grid=grid, **constants)
+        on_this_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
+        with ThreadPoolExecutor(os.cpu_count(), initializer=on_this_gpu) as threads:
+            with triton.AsyncCompileMode(threads, ignore_errors=True):
+                compiled = [
+                    kernel.warmup(*types, grid=grid, **constants)
+                    for kernel, grid, types, constants in noted
+                ]
+            # An older Triton then compiles, in C, what launches each of them.
+            list(threads.map(_load, compiled))
 
     def grid(
         self, plan: Plan, rows: int, of_rows: str, channels: int, of_channels: str = "CHANNELS"
@@ -75,3 +80,11 @@ class Launcher:
     def depth(self, plan: Plan) -> int:
         """Rounds of a loop whose loads are on their way at once."""
         return min(plan.stages, self._most_stages)
+
+
+def _load(compiled: Any) -> None:
+    """Bring a kernel to the GPU."""
+    if isinstance(compiled, triton.FutureKernel):
+        compiled = compiled.result(ignore_errors=True)
+    with suppress(Exception):  # which comes again with the launch
+        getattr(compiled, "run", None)

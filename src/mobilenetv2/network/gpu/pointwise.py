@@ -151,9 +151,12 @@ def pointwise_backward(
     g, share, y, y_norm, y_gradient, x, x_norm, weight, residual, gx, sums, weight_sums, rows,
     in_channels, out_channels, ACTIVATED: tl.constexpr, PRECISION: tl.constexpr,
     REAL: tl.constexpr, ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
-    EVEN: tl.constexpr, SHARED: tl.constexpr, WARPS: tl.constexpr,
+    REST: tl.constexpr, EVEN: tl.constexpr, SHARED: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
-    """Both gradients of a 1×1 convolution in one sweep; a block holds all output channels.
+    """Both gradients of a 1×1 convolution in one sweep.
+
+    A block of ``OUT`` holds all output channels; or another one of ``REST`` holds those left over,
+    as a block is a power of two, and twice as large one would be half empty.
 
     Each program leaves 2 × in_channels ``sums`` for the norm of x, where x has one, and
     out_channels × in_channels ``weight_sums``, where the weight's gradient is wanted. Grid:
@@ -171,6 +174,10 @@ def pointwise_backward(
     total = tl.zeros((LEFT, IN), REAL)
     product = tl.zeros((LEFT, IN), REAL)
     of_weight = tl.zeros((OUT, IN), REAL)
+    if REST > 0:
+        other = OUT + tl.arange(0, REST)
+        other_w = matrix(weight, in_channels, 1, other, channel, out_channels, in_channels, stored)
+        of_other = tl.zeros((REST, IN), REAL)
     for tile in range(program, tl.cdiv(rows, ROWS), programs):
         row = tile * ROWS + tl.arange(0, ROWS)
         is_row = row < rows
@@ -180,6 +187,11 @@ def pointwise_backward(
             g, share, y, y_norm, y_gradient, row, is_row, out_channels, out, ACTIVATED, REAL, EVEN,
             SHARED,
         )  # fmt: skip
+        if REST > 0:
+            other_gy = gradient_of_output(
+                g, share, y, y_norm, y_gradient, row, is_row, out_channels, other, ACTIVATED, REAL,
+                EVEN, SHARED,
+            )  # fmt: skip
         value = tl.load(x + at, mask=is_here, other=0.0)
         seen = value
         if x_norm is not None:
@@ -191,8 +203,16 @@ def pointwise_backward(
             of_weight = tl.dot(
                 tl.trans(gy), seen, of_weight, input_precision=PRECISION, out_dtype=REAL
             )
+            if REST > 0:
+                of_other = tl.dot(
+                    tl.trans(other_gy), seen, of_other, input_precision=PRECISION, out_dtype=REAL
+                )
         if gx is not None:
             gradient = tl.dot(gy, w, input_precision=PRECISION, out_dtype=REAL)
+            if REST > 0:
+                gradient = tl.dot(
+                    other_gy, other_w, gradient, input_precision=PRECISION, out_dtype=REAL
+                )
             if x_norm is not None:
                 mean = per_channel(x_norm, MEAN, in_channels, channel, is_in)
                 gradient = where_relu6_passes(before, gradient)
@@ -207,9 +227,12 @@ def pointwise_backward(
         tl.store(to, tl.sum(total, 0), mask=is_in)
         tl.store(to + in_channels, tl.sum(product, 0), mask=is_in)
     if weight_sums is not None:
-        to = weight_sums + program * out_channels * in_channels
-        to += out[:, None] * in_channels + channel[None, :]
-        tl.store(to, of_weight, mask=(out < out_channels)[:, None] & is_in[None, :])
+        to = weight_sums + program * out_channels * in_channels + channel[None, :]
+        is_here = (out < out_channels)[:, None] & is_in[None, :]
+        tl.store(to + out[:, None] * in_channels, of_weight, mask=is_here)
+        if REST > 0:
+            is_here = (other < out_channels)[:, None] & is_in[None, :]
+            tl.store(to + other[:, None] * in_channels, of_other, mask=is_here)
 
 
 @triton.jit
