@@ -24,7 +24,7 @@ from torch import nn
 
 import machine
 from mobilenetv2.network.gpu import launches, plans
-from mobilenetv2.network.gpu.plans import Plan, block_of, power, segment_of, two_blocks
+from mobilenetv2.network.gpu.plans import Plan, block_of, power, segment_of
 from mobilenetv2.network.kernels import MapShape
 
 DEVICE = torch.device("cuda", 0)
@@ -125,9 +125,8 @@ def candidates(kernel: str, layer: tuple[int, int, int]) -> Iterator[Plan]:
                 for of_in in {min(whole_in, size) for size in (32, 64, 128, whole_in)}:
                     largest = max(rows * of_in, rows * whole_out, whole_out * of_in)
                     if largest <= 2048 * warps and (channels > out or of_in == whole_in):
-                        for of_out, rest in {(whole_out, 0), two_blocks(out)}:
-                            blocks = {"ROWS": rows, "OUT": of_out, "REST": rest, "IN": of_in}
-                            yield Plan(blocks, 0, warps, 3, registers)
+                        blocks = {"ROWS": rows, "OUT": whole_out, "IN": of_in}
+                        yield Plan(blocks, 0, warps, 3, registers)
             elif kernel == "backward_input" and rows > 32 and whole_in * whole_out > 8192:
                 for of_in in {min(whole_in, size) for size in (64, 128)}:
                     for of_out in (32, 64):

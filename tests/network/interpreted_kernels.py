@@ -66,11 +66,8 @@ def one_channel_block_after_the_other() -> None:
 
 def blocks_of_inputs_and_outputs() -> None:
     plans.forward = lambda *_: Plan({"ROWS": 128, "OUT": 16, "IN": 16}, 2)
-    for split in (plans.two_blocks, lambda out: (plans.power(out), 0)):
-        plans.backward = lambda _, out, split=split: Plan(
-            {"ROWS": 16, **dict(zip(("OUT", "REST"), split(out), strict=True)), "IN": 16}, 2
-        )
-        block("many channels")
+    plans.backward = lambda _, out: Plan({"ROWS": 16, "OUT": plans.power(out), "IN": 16}, 2)
+    block("many channels")
 
 
 def stem_kernels() -> None:

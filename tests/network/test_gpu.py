@@ -77,7 +77,11 @@ class Launches:
                 if isinstance(value, torch.Tensor):
                     signature[name] = types[value.dtype]
                     sixteens.append(name)
-                elif value is None or names.index(name) in self._kernel.constexprs or value == 1:
+                elif value is None or names.index(name) in self._kernel.constexprs:
+                    signature[name], values[name] = "constexpr", value
+                elif self._kernel.params[names.index(name)].do_not_specialize:
+                    signature[name] = "i32"
+                elif value == 1:
                     signature[name], values[name] = "constexpr", value
                 else:
                     signature[name] = "fp32" if isinstance(value, float) else "i32"

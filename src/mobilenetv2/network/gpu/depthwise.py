@@ -66,7 +66,7 @@ def store_row(
     return count, pivot, total, square
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "height", "width", "out_height", "out_width"])
 def depthwise_forward(
     x, norm, weight, y, moments, images, height, width, out_height, out_width, channels,
     STRIDE: tl.constexpr, PADDING: tl.constexpr, REAL: tl.constexpr, STRIPS: tl.constexpr,

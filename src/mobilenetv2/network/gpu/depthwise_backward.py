@@ -50,7 +50,7 @@ def store_input_gradient(
     return total, product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "height", "width", "out_height", "out_width"])
 def depthwise_backward(
     g, y, y_norm, y_gradient, x, x_norm, weight, gx, sums, images, height, width, out_height,
     out_width, channels, STRIDE: tl.constexpr, PADDING: tl.constexpr, REAL: tl.constexpr,

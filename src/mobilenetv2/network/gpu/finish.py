@@ -17,7 +17,7 @@ from mobilenetv2.network.gpu.norms import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def finish_statistics(
     moments, programs, norm, weight, bias, running_mean, running_var, tracked, eps, momentum,
     channels, FROZEN: tl.constexpr, PROGRAMS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -70,7 +70,7 @@ def finish_statistics(
     tl.store(to + PIXELS * channels, pixels, mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sums_apart", "weight_apart", "numbers", "programs"])
 def finish_backward(
     sums, sums_apart, norm, gradient, channels, weight_sums, weight_apart, weight_gradient, numbers,
     programs, TAPS: tl.constexpr, PROGRAMS: tl.constexpr, CHANNELS: tl.constexpr,

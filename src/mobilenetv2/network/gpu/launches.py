@@ -325,12 +325,12 @@ class GpuKernels(Kernels):
         self, moments: Tensor, programs: int, channels: int, module: nn.BatchNorm2d
     ) -> Tensor:
         norm = self._partial(moments, 5, channels)
-        block = _finishing(programs)
+        plan = plans.finish()
         self._launcher.launch(
-            finish.finish_statistics, (triton.cdiv(channels, block["CHANNELS"]),),
+            finish.finish_statistics, (triton.cdiv(channels, plan.block["CHANNELS"]),),
             moments, programs, norm, module.weight, module.bias, module.running_mean,
             module.running_var, module.num_batches_tracked, module.eps, module.momentum or 0.0,
-            channels, FROZEN=not module.training, **block,
+            channels, FROZEN=not module.training, plan=plan,
         )  # fmt: skip
         return norm
 
@@ -347,21 +347,22 @@ class GpuKernels(Kernels):
         gradient = weight_gradient = None
         left = sums if weight_sums is None else weight_sums
         assert left is not None
-        block = _finishing(len(left))
+        plan = plans.finish()
+        at_once = plan.block["CHANNELS"]
         if norm is not None:
             channels = norm.shape[1]
             gradient = self._partial(norm, 4, channels)
-            of_norm = triton.cdiv(channels, block["CHANNELS"])
+            of_norm = triton.cdiv(channels, at_once)
         if weight_sums is not None:
             assert weight is not None
             weight_gradient = torch.empty_like(weight)
             numbers, weight_apart = weight.numel(), weight_sums.stride(0)
-            of_weight = triton.cdiv(numbers, block["CHANNELS"])
+            of_weight = triton.cdiv(numbers, at_once)
             channels = len(weight) if taps else channels
         self._launcher.launch(
             finish.finish_backward, (of_norm + of_weight,),
             sums, apart, norm, gradient, channels, weight_sums, weight_apart, weight_gradient,
-            numbers, len(left), TAPS=taps, **block,
+            numbers, len(left), TAPS=taps, plan=plan,
         )  # fmt: skip
         return gradient, weight_gradient
 
@@ -374,13 +375,6 @@ def load(dtype: torch.dtype, device: torch.device) -> GpuKernels:
     # card 99; what the plans take of it is in the tests.
     has_room = getattr(gpu, "shared_memory_per_block_optin", 0) >= PLENTY_OF_SHARED_MEMORY
     return GpuKernels(dtype, gpu.multi_processor_count, 3 if has_room else 2)
-
-
-def _finishing(programs: int) -> dict[str, Any]:
-    """Partial sums that a finishing kernel takes at once: of so many programs and channels."""
-    if programs > 64:
-        return {"PROGRAMS": 128, "CHANNELS": 8}
-    return {"PROGRAMS": 16, "CHANNELS": 64}
 
 
 def _fits(rows: int, plan: Plan) -> bool:

@@ -114,7 +114,7 @@ def gather_moments(
     store_moments(moments, program, channels, channel, is_channel, all_of_them, whole, square)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def norm_statistics(
     y, moments, rows, channels, REAL: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
@@ -140,7 +140,7 @@ def norm_statistics(
     gather_moments(moments, program, channels, channel, is_channel, count, pivot, total, square)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def norm_apply(
     y, norm, residual, z, rows, channels, ACTIVATE: tl.constexpr, REAL: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -162,7 +162,7 @@ def norm_apply(
     tl.store(z + at, value.to(z.dtype.element_ty), mask=is_here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def norm_pool(
     y, norm, pooled, pixels, channels, REAL: tl.constexpr, ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -184,7 +184,7 @@ def norm_pool(
     tl.store(pooled + image * channels + channel, mean.to(pooled.dtype.element_ty), mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def norm_backward(
     g, share, y, norm, sums, rows, channels, ACTIVATED: tl.constexpr, REAL: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -215,7 +215,7 @@ def norm_backward(
     tl.store(to + channels, tl.sum(product, 0), mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def norm_backward_apply(
     g, share, y, norm, gradient, gy, rows, channels, REAL: tl.constexpr, ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,

@@ -54,13 +54,11 @@ def backward(in_channels: int, out_channels: int) -> Plan | None:
     channels, out = power(in_channels), power(out_channels)
     if channels * out > 8192:
         return None
-    most, rest = two_blocks(out_channels)
     if out > 128:
-        return Plan({"ROWS": 32, "OUT": most, "REST": rest, "IN": channels}, 2, warps=8)
+        return Plan({"ROWS": 32, "OUT": out, "IN": channels}, 2, warps=8)
     if channels > 128:
-        return Plan({"ROWS": 64, "OUT": out, "REST": 0, "IN": 32}, 4)
-    rows = 32 if channels > 32 else 64
-    return Plan({"ROWS": rows, "OUT": out, "REST": 0, "IN": channels}, 2)
+        return Plan({"ROWS": 64, "OUT": out, "IN": 32}, 4)
+    return Plan({"ROWS": 32 if channels > 32 else 64, "OUT": out, "IN": channels}, 2)
 
 
 def backward_input(in_channels: int, out_channels: int) -> Plan:
@@ -99,6 +97,11 @@ def stem_backward(in_channels: int, out_channels: int) -> Plan:
     return Plan({"ROWS": 128, "OUT": power(out_channels)}, 4)
 
 
+def finish() -> Plan:
+    """For adding up what programs have left; so many programs and channels at once."""
+    return Plan({"PROGRAMS": 64, "CHANNELS": 8}, programs=1, warps=8)
+
+
 def segment_of(height: int, most: int) -> int:
     """Rows, an even number, into which a map of this height is best divided.
 
@@ -117,17 +120,6 @@ def power(channels: int) -> int:
     [16, 32, 1024]
     """
     return int(max(16, 1 << (channels - 1).bit_length()))
-
-
-def two_blocks(channels: int) -> tuple[int, int]:
-    """Blocks that hold so many channels together; the second one may be missing.
-
-    >>> [two_blocks(channels) for channels in (24, 32, 96, 144, 192)]
-    [(32, 0), (32, 0), (64, 32), (128, 16), (128, 64)]
-    """
-    whole = power(channels)
-    rest = power(channels - whole // 2) if whole > 16 else whole
-    return (whole, 0) if rest >= whole // 2 else (whole // 2, rest)
 
 
 def block_of(channels: int, most: int) -> int:

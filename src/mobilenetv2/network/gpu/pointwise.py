@@ -99,7 +99,7 @@ def store_moments_of_product(
         store_moments(moments, program, channels, channel, is_channel, n, mean, square)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def pointwise_forward(
     x, x_norm, weight, y, moments, rows, in_channels, out_channels, PRECISION: tl.constexpr,
     REAL: tl.constexpr, ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
@@ -146,17 +146,14 @@ def pointwise_forward(
     store_moments_of_product(moments, program, out_channels, out, is_out, n, pivot, sums, squares)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def pointwise_backward(
     g, share, y, y_norm, y_gradient, x, x_norm, weight, residual, gx, sums, weight_sums, rows,
     in_channels, out_channels, ACTIVATED: tl.constexpr, PRECISION: tl.constexpr,
     REAL: tl.constexpr, ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
-    REST: tl.constexpr, EVEN: tl.constexpr, SHARED: tl.constexpr, WARPS: tl.constexpr,
+    EVEN: tl.constexpr, SHARED: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
-    """Both gradients of a 1×1 convolution in one sweep.
-
-    A block of ``OUT`` holds all output channels; or another one of ``REST`` holds those left over,
-    as a block is a power of two, and twice as large one would be half empty.
+    """Both gradients of a 1×1 convolution in one sweep; a block holds all output channels.
 
     Each program leaves 2 × in_channels ``sums`` for the norm of x, where x has one, and
     out_channels × in_channels ``weight_sums``, where the weight's gradient is wanted. Grid:
@@ -174,10 +171,6 @@ def pointwise_backward(
     total = tl.zeros((LEFT, IN), REAL)
     product = tl.zeros((LEFT, IN), REAL)
     of_weight = tl.zeros((OUT, IN), REAL)
-    if REST > 0:
-        other = OUT + tl.arange(0, REST)
-        other_w = matrix(weight, in_channels, 1, other, channel, out_channels, in_channels, stored)
-        of_other = tl.zeros((REST, IN), REAL)
     for tile in range(program, tl.cdiv(rows, ROWS), programs):
         row = tile * ROWS + tl.arange(0, ROWS)
         is_row = row < rows
@@ -187,11 +180,6 @@ def pointwise_backward(
             g, share, y, y_norm, y_gradient, row, is_row, out_channels, out, ACTIVATED, REAL, EVEN,
             SHARED,
         )  # fmt: skip
-        if REST > 0:
-            other_gy = gradient_of_output(
-                g, share, y, y_norm, y_gradient, row, is_row, out_channels, other, ACTIVATED, REAL,
-                EVEN, SHARED,
-            )  # fmt: skip
         value = tl.load(x + at, mask=is_here, other=0.0)
         seen = value
         if x_norm is not None:
@@ -203,16 +191,8 @@ def pointwise_backward(
             of_weight = tl.dot(
                 tl.trans(gy), seen, of_weight, input_precision=PRECISION, out_dtype=REAL
             )
-            if REST > 0:
-                of_other = tl.dot(
-                    tl.trans(other_gy), seen, of_other, input_precision=PRECISION, out_dtype=REAL
-                )
         if gx is not None:
             gradient = tl.dot(gy, w, input_precision=PRECISION, out_dtype=REAL)
-            if REST > 0:
-                gradient = tl.dot(
-                    other_gy, other_w, gradient, input_precision=PRECISION, out_dtype=REAL
-                )
             if x_norm is not None:
                 mean = per_channel(x_norm, MEAN, in_channels, channel, is_in)
                 gradient = where_relu6_passes(before, gradient)
@@ -227,15 +207,12 @@ def pointwise_backward(
         tl.store(to, tl.sum(total, 0), mask=is_in)
         tl.store(to + in_channels, tl.sum(product, 0), mask=is_in)
     if weight_sums is not None:
-        to = weight_sums + program * out_channels * in_channels + channel[None, :]
-        is_here = (out < out_channels)[:, None] & is_in[None, :]
-        tl.store(to + out[:, None] * in_channels, of_weight, mask=is_here)
-        if REST > 0:
-            is_here = (other < out_channels)[:, None] & is_in[None, :]
-            tl.store(to + other[:, None] * in_channels, of_other, mask=is_here)
+        to = weight_sums + program * out_channels * in_channels
+        to += out[:, None] * in_channels + channel[None, :]
+        tl.store(to, of_weight, mask=(out < out_channels)[:, None] & is_in[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def pointwise_backward_input(
     g, share, y, y_norm, y_gradient, x, x_norm, weight, residual, gx, sums, rows, in_channels,
     out_channels, ACTIVATED: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
@@ -283,7 +260,7 @@ def pointwise_backward_input(
         tl.store(to + in_channels, product, mask=is_in)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def pointwise_backward_weight(
     g, share, y, y_norm, y_gradient, x, x_norm, weight_sums, rows, in_channels, out_channels,
     ACTIVATED: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr, ROWS: tl.constexpr,

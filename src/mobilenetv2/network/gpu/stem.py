@@ -31,7 +31,7 @@ def windows(
     return tl.load(x + at, mask=is_inside, other=0.0).to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "height", "width", "out_height", "out_width"])
 def stem_forward(
     x, weight, y, moments, rows, height, width, out_height, out_width, out_channels,
     channels: tl.constexpr, of_out, of_in, of_down, of_right, PRECISION: tl.constexpr,
@@ -71,7 +71,7 @@ def stem_forward(
     store_moments_of_product(moments, program, out_channels, out, is_out, n, pivot, sums, squares)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "height", "width", "out_height", "out_width"])
 def stem_backward_weight(
     g, y, y_norm, y_gradient, x, weight_sums, rows, height, width, out_height, out_width,
     out_channels, channels: tl.constexpr, of_out, of_in, of_down, of_right,
