@@ -3,7 +3,14 @@
 import triton
 import triton.language as tl
 
-from mobilenetv2.network.gpu.norms import SCALE, SHIFT, gather_moments, per_channel, relu6
+from mobilenetv2.network.gpu.norms import (
+    SCALE,
+    SHIFT,
+    gather_moments,
+    in_eighths,
+    per_channel,
+    relu6,
+)
 
 
 @triton.jit
@@ -66,17 +73,18 @@ def store_row(
     return count, pivot, total, square
 
 
-@triton.jit(do_not_specialize=["images", "height", "width", "out_height", "out_width"])
+@triton.jit(do_not_specialize=["images", "height", "width", "out_height", "out_width", "channels"])
 def depthwise_forward(
     x, norm, weight, y, moments, images, height, width, out_height, out_width, channels,
-    STRIDE: tl.constexpr, PADDING: tl.constexpr, REAL: tl.constexpr, STRIPS: tl.constexpr,
-    SEGMENT: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
+    STRIDE: tl.constexpr, PADDING: tl.constexpr, EIGHTS: tl.constexpr, REAL: tl.constexpr,
+    STRIPS: tl.constexpr, SEGMENT: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """The 3×3 convolution and the moments of what comes out; grid as :func:`norm_statistics`'s.
 
     A strip is two columns of outputs. Going down, each row of inputs adds to the outputs that see
     it: it is read once for all of them. ``PADDING`` zeros lie above and left of the picture.
     """
+    channels = in_eighths(channels, EIGHTS)
     NORMALISE: tl.constexpr = norm is not None
     program = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)

@@ -10,6 +10,7 @@ from mobilenetv2.network.gpu.norms import (
     SCALE,
     SHIFT,
     SLOPE,
+    in_eighths,
     per_channel,
     through_norm,
     where_relu6_passes,
@@ -50,17 +51,19 @@ def store_input_gradient(
     return total, product
 
 
-@triton.jit(do_not_specialize=["images", "height", "width", "out_height", "out_width"])
+@triton.jit(do_not_specialize=["images", "height", "width", "out_height", "out_width", "channels"])
 def depthwise_backward(
     g, y, y_norm, y_gradient, x, x_norm, weight, gx, sums, images, height, width, out_height,
-    out_width, channels, STRIDE: tl.constexpr, PADDING: tl.constexpr, REAL: tl.constexpr,
-    STRIPS: tl.constexpr, SEGMENT: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
+    out_width, channels, STRIDE: tl.constexpr, PADDING: tl.constexpr, EIGHTS: tl.constexpr,
+    REAL: tl.constexpr, STRIPS: tl.constexpr, SEGMENT: tl.constexpr, CHANNELS: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Both gradients of the 3×3 convolution in one sweep down strips of two columns of inputs.
 
     Each program leaves 11 × channels sums: Σg and Σg(x - mean) for the norm of x, and those of the
     nine taps. What lies outside of a strip's rows is seen as zero, so that no product counts twice.
     """
+    channels = in_eighths(channels, EIGHTS)
     NORMALISE: tl.constexpr = x_norm is not None
     program = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)

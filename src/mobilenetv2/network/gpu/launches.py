@@ -62,7 +62,7 @@ class GpuKernels(Kernels):
         moments = self._partial(y, grid[0], 3, channels)
         self._launcher.launch(
             norms.norm_statistics, grid,
-            y, moments, rows, channels, plan=plan, **self._constants,
+            y, moments, rows, channels, EIGHTS=_eighths(channels), plan=plan, **self._constants,
         )  # fmt: skip
         return self._finish(moments, module)
 
@@ -72,8 +72,8 @@ class GpuKernels(Kernels):
         plan = plans.elementwise(channels)
         self._launcher.launch(
             norms.norm_apply, _tiles(rows, channels, plan),
-            y, norm, residual, z, rows, channels, ACTIVATE=activate, plan=plan,
-            **self._constants,
+            y, norm, residual, z, rows, channels, ACTIVATE=activate,
+            EIGHTS=_eighths(channels), plan=plan, **self._constants,
         )  # fmt: skip
         return z
 
@@ -84,7 +84,7 @@ class GpuKernels(Kernels):
         self._launcher.launch(
             norms.norm_pool, grid,
             y, norm, pooled, rows // images, channels, ROWS=16, CHANNELS=128,
-            **self._constants,
+            EIGHTS=_eighths(channels), **self._constants,
         )  # fmt: skip
         return pooled
 
@@ -96,7 +96,7 @@ class GpuKernels(Kernels):
         self._launcher.launch(
             norms.norm_backward, grid,
             g, rows // len(g), y, norm, sums, rows, channels, ACTIVATED=activated,
-            plan=plan, **self._constants,
+            EIGHTS=_eighths(channels), plan=plan, **self._constants,
         )  # fmt: skip
         gradient, _ = self._finish_backward(sums, 2 * channels, norm)
         assert gradient is not None
@@ -108,8 +108,8 @@ class GpuKernels(Kernels):
         plan = plans.elementwise(channels)
         self._launcher.launch(
             norms.norm_backward_apply, _tiles(rows, channels, plan),
-            g, rows // len(g), y, norm, gradient, gy, rows, channels, plan=plan,
-            **self._constants,
+            g, rows // len(g), y, norm, gradient, gy, rows, channels, EIGHTS=_eighths(channels),
+            plan=plan, **self._constants,
         )  # fmt: skip
         return gy
 
@@ -127,8 +127,8 @@ class GpuKernels(Kernels):
         self._launcher.launch(
             pointwise.pointwise_forward, (programs * blocks,),
             x, x_norm, _matrix(weight), y, moments, rows, in_channels, out_channels,
-            AT_ONCE=in_channels <= plan.block["IN"], EVEN=_fits(rows, plan),
-            WARPS=plan.warps, plan=plan, **self._products, **self._constants,
+            AT_ONCE=in_channels <= plan.block["IN"], WARPS=plan.warps, plan=plan,
+            **_fits(rows, plan, in_channels, out_channels), **self._products, **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
@@ -177,8 +177,8 @@ class GpuKernels(Kernels):
         self._launcher.launch(
             pointwise.pointwise_backward, (programs * blocks,),
             *output, x, x_norm, matrix, residual, gx, sums, products, rows, in_channels,
-            out_channels, EVEN=_fits(rows, plan), WARPS=plan.warps, **kinds,
-            plan=plan, **self._products, **self._constants,
+            out_channels, WARPS=plan.warps, plan=plan, **kinds,
+            **_fits(rows, plan, in_channels, out_channels), **self._products, **self._constants,
         )  # fmt: skip
         return sums, products
 
@@ -188,13 +188,14 @@ class GpuKernels(Kernels):
     ) -> Tensor | None:  # fmt: skip
         """Sums for the norm of ``x``."""
         rows, in_channels = x.shape
-        plan = plans.backward_input(in_channels, len(matrix))
+        out_channels = len(matrix)
+        plan = plans.backward_input(in_channels, out_channels)
         programs, blocks = self._launcher.grid(plan, rows, "ROWS", in_channels, "IN")
         sums = None if x_norm is None else self._partial(x, programs, 2, in_channels)
         self._launcher.launch(
             pointwise.pointwise_backward_input, (programs * blocks,),
-            *output, x, x_norm, matrix, residual, gx, sums, rows, in_channels, len(matrix),
-            EVEN=_fits(rows, plan), **kinds, plan=plan, **self._products,
+            *output, x, x_norm, matrix, residual, gx, sums, rows, in_channels, out_channels,
+            plan=plan, **_fits(rows, plan, in_channels, out_channels), **kinds, **self._products,
             **self._constants,
         )  # fmt: skip
         return sums
@@ -213,8 +214,9 @@ class GpuKernels(Kernels):
         products = self._partial(x, programs, out_channels, in_channels)
         self._launcher.launch(
             pointwise.pointwise_backward_weight, (programs, of_in, of_out),
-            *output, x, x_norm, products, rows, in_channels, out_channels, EVEN=_fits(rows, plan),
-            **kinds, plan=plan, **self._products, **self._constants,
+            *output, x, x_norm, products, rows, in_channels, out_channels, plan=plan,
+            **_fits(rows, plan, in_channels, out_channels), **kinds, **self._products,
+            **self._constants,
         )  # fmt: skip
         return products
 
@@ -234,8 +236,8 @@ class GpuKernels(Kernels):
             depthwise.depthwise_forward, grid,
             x, norm, _taps(weight), y, moments, shape.images, shape.height, shape.width,
             shape.out_height, shape.out_width, channels, STRIDE=shape.stride,
-            PADDING=_padding(shape), DEPTH=self._launcher.depth(plan), plan=plan,
-            **self._constants,
+            PADDING=_padding(shape), EIGHTS=_eighths(channels), DEPTH=self._launcher.depth(plan),
+            plan=plan, **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
@@ -253,8 +255,8 @@ class GpuKernels(Kernels):
             depthwise_backward.depthwise_backward, grid,
             g, y, y_norm, y_gradient, x, x_norm, _taps(weight), gx, sums, shape.images,
             shape.height, shape.width, shape.out_height, shape.out_width, channels,
-            STRIDE=shape.stride, PADDING=_padding(shape), DEPTH=self._launcher.depth(plan),
-            plan=plan, **self._constants,
+            STRIDE=shape.stride, PADDING=_padding(shape), EIGHTS=_eighths(channels),
+            DEPTH=self._launcher.depth(plan), plan=plan, **self._constants,
         )  # fmt: skip
         norm_gradient, weight_gradient = self._finish_backward(
             sums, 11 * channels, x_norm, sums[:, 2:], weight, taps=True
@@ -277,7 +279,7 @@ class GpuKernels(Kernels):
             stem.stem_forward, (programs,),
             x, weight, y, moments, rows, shape.height, shape.width, shape.out_height,
             shape.out_width, out_channels, shape.channels, *weight.stride(), WARPS=plan.warps,
-            **self._of_stem(plan, shape, rows),
+            **self._of_stem(plan, shape, rows, out_channels),
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
@@ -293,18 +295,18 @@ class GpuKernels(Kernels):
             stem.stem_backward_weight, (programs,),
             g, y, norm, gradient, x, products, rows, shape.height, shape.width, shape.out_height,
             shape.out_width, out_channels, shape.channels, *weight.stride(),
-            **self._of_stem(plan, shape, rows),
+            **self._of_stem(plan, shape, rows, out_channels),
         )  # fmt: skip
         _, weight_gradient = self._finish_backward(None, 0, None, products, weight)
         assert weight_gradient is not None
         return weight_gradient
 
-    def _of_stem(self, plan: Plan, shape: MapShape, rows: int) -> dict[str, Any]:
+    def _of_stem(self, plan: Plan, shape: MapShape, rows: int, out_channels: int) -> dict[str, Any]:
         return {
             "TAPS": plans.power(9 * shape.channels),
             "STRIDE": shape.stride,
             "PADDING": _padding(shape),
-            "EVEN": _fits(rows, plan),
+            **_fits(rows, plan, out_channels),
             "plan": plan,
             **self._products,
             **self._constants,
@@ -377,9 +379,14 @@ def load(dtype: torch.dtype, device: torch.device) -> GpuKernels:
     return GpuKernels(dtype, gpu.multi_processor_count, 3 if has_room else 2)
 
 
-def _fits(rows: int, plan: Plan) -> bool:
-    """Whether blocks of rows leave none over."""
-    return rows % plan.block["ROWS"] == 0
+def _fits(rows: int, plan: Plan, *channels: int) -> dict[str, bool]:
+    """Whether blocks of rows leave none over; and whether all channels are multiples of eight."""
+    return {"EVEN": rows % plan.block["ROWS"] == 0, "EIGHTS": _eighths(*channels)}
+
+
+def _eighths(*channels: int) -> bool:
+    """Whether all of them are multiples of eight, as a network's are."""
+    return all(count % 8 == 0 for count in channels)
 
 
 def _padding(shape: MapShape) -> int:

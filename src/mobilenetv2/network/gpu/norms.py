@@ -19,6 +19,19 @@ of the norm's own parameters."""
 
 
 @triton.jit
+def in_eighths(channels, EIGHTS: tl.constexpr):
+    """The same number of channels, seen to be a multiple of eight where it is one.
+
+    Then rows begin where 16 bytes do, and are read by as many at once. Triton itself would only
+    see multiples of sixteen.
+    """
+    if EIGHTS:
+        return channels // 8 * 8
+    else:
+        return channels
+
+
+@triton.jit
 def relu6(value, limit):
     """Between zero and ``limit``, which is 6, or 0 where there is nothing. A NaN comes through."""
     value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -114,11 +127,13 @@ def gather_moments(
     store_moments(moments, program, channels, channel, is_channel, all_of_them, whole, square)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "channels"])
 def norm_statistics(
-    y, moments, rows, channels, REAL: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
-):
+    y, moments, rows, channels, EIGHTS: tl.constexpr, REAL: tl.constexpr, ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Moments of a map, one row for each program; grid: programs × blocks of channels."""
+    channels = in_eighths(channels, EIGHTS)
     program = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
@@ -140,12 +155,13 @@ def norm_statistics(
     gather_moments(moments, program, channels, channel, is_channel, count, pivot, total, square)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "channels"])
 def norm_apply(
-    y, norm, residual, z, rows, channels, ACTIVATE: tl.constexpr, REAL: tl.constexpr,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    y, norm, residual, z, rows, channels, ACTIVATE: tl.constexpr, EIGHTS: tl.constexpr,
+    REAL: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The normalised map: through ReLU6, or plus ``residual`` where there is one."""
+    channels = in_eighths(channels, EIGHTS)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
@@ -162,12 +178,13 @@ def norm_apply(
     tl.store(z + at, value.to(z.dtype.element_ty), mask=is_here)
 
 
-@triton.jit(do_not_specialize=["pixels"])
+@triton.jit(do_not_specialize=["pixels", "channels"])
 def norm_pool(
-    y, norm, pooled, pixels, channels, REAL: tl.constexpr, ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    y, norm, pooled, pixels, channels, EIGHTS: tl.constexpr, REAL: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Normalised, through ReLU6, averaged; grid: images × blocks of channels."""
+    channels = in_eighths(channels, EIGHTS)
     image = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
@@ -184,12 +201,13 @@ def norm_pool(
     tl.store(pooled + image * channels + channel, mean.to(pooled.dtype.element_ty), mask=is_channel)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "channels"])
 def norm_backward(
-    g, share, y, norm, sums, rows, channels, ACTIVATED: tl.constexpr, REAL: tl.constexpr,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    g, share, y, norm, sums, rows, channels, ACTIVATED: tl.constexpr, EIGHTS: tl.constexpr,
+    REAL: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Σg and Σg(y - mean), 2 × channels for each program; ``share`` rows of y have one of g."""
+    channels = in_eighths(channels, EIGHTS)
     program = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
@@ -215,12 +233,13 @@ def norm_backward(
     tl.store(to + channels, tl.sum(product, 0), mask=is_channel)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "channels"])
 def norm_backward_apply(
-    g, share, y, norm, gradient, gy, rows, channels, REAL: tl.constexpr, ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    g, share, y, norm, gradient, gy, rows, channels, EIGHTS: tl.constexpr, REAL: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a map from that of the map after norm and ReLU6."""
+    channels = in_eighths(channels, EIGHTS)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_row = row < rows

@@ -8,6 +8,7 @@ from mobilenetv2.network.gpu.norms import (
     SCALE,
     SHIFT,
     gradient_of_output,
+    in_eighths,
     per_channel,
     relu6,
     rows_and_channels,
@@ -99,17 +100,19 @@ def store_moments_of_product(
         store_moments(moments, program, channels, channel, is_channel, n, mean, square)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "in_channels", "out_channels"])
 def pointwise_forward(
     x, x_norm, weight, y, moments, rows, in_channels, out_channels, PRECISION: tl.constexpr,
     REAL: tl.constexpr, ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
-    AT_ONCE: tl.constexpr, EVEN: tl.constexpr, WARPS: tl.constexpr,
+    AT_ONCE: tl.constexpr, EVEN: tl.constexpr, EIGHTS: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """The 1×1 convolution and, unless ``moments`` is None, the moments of what comes out.
 
     Grid: programs × blocks of output channels, as one axis, on which those that read the same rows
     are neighbours. ``AT_ONCE``: a block of ``IN`` holds all input channels.
     """
+    in_channels = in_eighths(in_channels, EIGHTS)
+    out_channels = in_eighths(out_channels, EIGHTS)
     blocks = tl.cdiv(out_channels, OUT)
     program = tl.program_id(0) // blocks
     programs = tl.num_programs(0) // blocks
@@ -146,12 +149,12 @@ def pointwise_forward(
     store_moments_of_product(moments, program, out_channels, out, is_out, n, pivot, sums, squares)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "in_channels", "out_channels"])
 def pointwise_backward(
     g, share, y, y_norm, y_gradient, x, x_norm, weight, residual, gx, sums, weight_sums, rows,
     in_channels, out_channels, ACTIVATED: tl.constexpr, PRECISION: tl.constexpr,
     REAL: tl.constexpr, ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
-    EVEN: tl.constexpr, SHARED: tl.constexpr, WARPS: tl.constexpr,
+    EVEN: tl.constexpr, EIGHTS: tl.constexpr, SHARED: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """Both gradients of a 1×1 convolution in one sweep; a block holds all output channels.
 
@@ -159,6 +162,8 @@ def pointwise_backward(
     out_channels × in_channels ``weight_sums``, where the weight's gradient is wanted. Grid:
     programs × blocks of input channels, as in :func:`pointwise_forward`.
     """
+    in_channels = in_eighths(in_channels, EIGHTS)
+    out_channels = in_eighths(out_channels, EIGHTS)
     blocks = tl.cdiv(in_channels, IN)
     program = tl.program_id(0) // blocks
     programs = tl.num_programs(0) // blocks
@@ -212,14 +217,16 @@ def pointwise_backward(
         tl.store(to, of_weight, mask=(out < out_channels)[:, None] & is_in[None, :])
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "in_channels", "out_channels"])
 def pointwise_backward_input(
     g, share, y, y_norm, y_gradient, x, x_norm, weight, residual, gx, sums, rows, in_channels,
     out_channels, ACTIVATED: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
     ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, EVEN: tl.constexpr,
-    SHARED: tl.constexpr,
+    EIGHTS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the input alone, for many channels; grid as :func:`pointwise_forward`'s."""
+    in_channels = in_eighths(in_channels, EIGHTS)
+    out_channels = in_eighths(out_channels, EIGHTS)
     blocks = tl.cdiv(in_channels, IN)
     program = tl.program_id(0) // blocks
     programs = tl.num_programs(0) // blocks
@@ -260,13 +267,16 @@ def pointwise_backward_input(
         tl.store(to + in_channels, product, mask=is_in)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "in_channels", "out_channels"])
 def pointwise_backward_weight(
     g, share, y, y_norm, y_gradient, x, x_norm, weight_sums, rows, in_channels, out_channels,
     ACTIVATED: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr, ROWS: tl.constexpr,
-    IN: tl.constexpr, OUT: tl.constexpr, EVEN: tl.constexpr, SHARED: tl.constexpr,
+    IN: tl.constexpr, OUT: tl.constexpr, EVEN: tl.constexpr, EIGHTS: tl.constexpr,
+    SHARED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the weight alone; grid: programs × blocks of in × blocks of out channels."""
+    in_channels = in_eighths(in_channels, EIGHTS)
+    out_channels = in_eighths(out_channels, EIGHTS)
     program = tl.program_id(0)
     channel = tl.program_id(1) * IN + tl.arange(0, IN)
     out = tl.program_id(2) * OUT + tl.arange(0, OUT)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from mobilenetv2.network.gpu.norms import gradient_of_output
+from mobilenetv2.network.gpu.norms import gradient_of_output, in_eighths
 from mobilenetv2.network.gpu.pointwise import (
     rows_left,
     store_moments_of_product,
@@ -31,17 +31,21 @@ def windows(
     return tl.load(x + at, mask=is_inside, other=0.0).to(dtype)
 
 
-@triton.jit(do_not_specialize=["rows", "height", "width", "out_height", "out_width"])
+@triton.jit(
+    do_not_specialize=["rows", "height", "width", "out_height", "out_width", "out_channels"]
+)
 def stem_forward(
     x, weight, y, moments, rows, height, width, out_height, out_width, out_channels,
     channels: tl.constexpr, of_out, of_in, of_down, of_right, PRECISION: tl.constexpr,
     REAL: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    ROWS: tl.constexpr, OUT: tl.constexpr, EVEN: tl.constexpr, WARPS: tl.constexpr,
+    ROWS: tl.constexpr, OUT: tl.constexpr, EVEN: tl.constexpr, EIGHTS: tl.constexpr,
+    WARPS: tl.constexpr,
 ):  # fmt: skip
     """The first 3×3 convolution, of pictures of few channels, and the moments of what comes out.
 
     The weight lies in memory with the strides ``of_out`` and so on.
     """
+    out_channels = in_eighths(out_channels, EIGHTS)
     program, programs = tl.program_id(0), tl.num_programs(0)
     out = tl.arange(0, OUT)
     is_out = out < out_channels
@@ -71,14 +75,18 @@ def stem_forward(
     store_moments_of_product(moments, program, out_channels, out, is_out, n, pivot, sums, squares)
 
 
-@triton.jit(do_not_specialize=["rows", "height", "width", "out_height", "out_width"])
+@triton.jit(
+    do_not_specialize=["rows", "height", "width", "out_height", "out_width", "out_channels"]
+)
 def stem_backward_weight(
     g, y, y_norm, y_gradient, x, weight_sums, rows, height, width, out_height, out_width,
     out_channels, channels: tl.constexpr, of_out, of_in, of_down, of_right,
     PRECISION: tl.constexpr, REAL: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr,
     PADDING: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr, EVEN: tl.constexpr,
+    EIGHTS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the stem's weight, laid out as the weight is; its pictures need none."""
+    out_channels = in_eighths(out_channels, EIGHTS)
     program = tl.program_id(0)
     out = tl.arange(0, OUT)
     total = tl.zeros((OUT, TAPS), REAL)
