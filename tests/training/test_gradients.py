@@ -100,6 +100,25 @@ def test_a_shape_runs_once_and_is_recorded_then(monkeypatch):
     assert made == [0, 1, 1, 1, 1, 2, 2, 2]
 
 
+def test_each_shape_is_prepared_once_before_its_first_step(monkeypatch):
+    monkeypatch.setattr(gradients, "_Recording", Recording)
+    network, told = nn.Linear(4, 3), []
+
+    def loss(batch: Batch) -> StepLoss:
+        told.append(f"step of {len(batch.labels)}")
+        return loss_of(network)(batch)
+
+    def prepare(of: nn.Module, pictures: torch.Tensor) -> None:
+        assert of is network
+        told.append(f"prepare {len(pictures)}")
+
+    recorded = RecordedGradients(network, loss, prepare)
+    for size in (8, 8, 5, 8, 5):
+        recorded.of(batch(size))
+    steps = [f"step of {size}" for size in (8, 8, 5, 8, 5)]
+    assert told == ["prepare 8", *steps[:2], "prepare 5", *steps[2:]]
+
+
 def test_no_more_shapes_are_recorded_than_a_run_has(monkeypatch):
     monkeypatch.setattr(gradients, "_Recording", Recording)
     Recording.made = 0
