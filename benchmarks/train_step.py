@@ -42,8 +42,9 @@ from torch import nn
 import machine
 from mobilenetv2.config import OptimizerConfig
 from mobilenetv2.data.augment import Batch
-from mobilenetv2.network.fast_ops import choose, install, prepare_allocator, sgd_of
+from mobilenetv2.network.fast_ops import FastOps, choose, install, prepare_allocator, sgd_of
 from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
+from mobilenetv2.training.device import Device
 from mobilenetv2.training.gradients import Gradients, RecordedGradients
 from mobilenetv2.training.optimizers import build_optimizer
 from mobilenetv2.training.parallel import StepLoss
@@ -111,6 +112,7 @@ SETTINGS = {
     "224-tune": Setting(side=224, batch=32, width=1.0, channels=3, fine_tuning=True),
     "224-256": Setting(side=224, batch=256, width=1.0, channels=3),
     "224-512": Setting(side=224, batch=512, width=1.0, channels=3),
+    "224-1024": Setting(side=224, batch=1024, width=1.0, channels=3),
 }
 DEFAULT_SETTINGS = ("224", "28", "28-fine", "28-half", "224-tune")
 DEFAULT = Mode("fp32", "NCHW")
@@ -185,7 +187,7 @@ def torch_step(
 ) -> tuple[Callable[[], None], str]:
     """A step in PyTorch, and what says why it runs as it does."""
     ours = mode.fast != "off"
-    reason = "stock"
+    fast_ops = FastOps("off", "stock")
     if ours:
         prepare_allocator()
     network = setting.network().to(device)
@@ -198,7 +200,6 @@ def torch_step(
     sgd = OptimizerConfig(momentum=0.9, nesterov=True, weight_decay=0.0)
     if ours:
         fast_ops = choose(device, mode.fast, DTYPES[mode.precision])
-        reason = fast_ops.reason
         install(network, fast_ops)
         compiled = sgd_of(fast_ops, DTYPES[mode.precision])
         optimizer = build_optimizer(network, sgd, lr=0.01, compiled=compiled)
@@ -212,14 +213,16 @@ def torch_step(
         loss = F.cross_entropy(logits.float(), batch.labels)
         return StepLoss(loss, loss.detach(), loss.detach(), setting.batch)
 
-    kind = RecordedGradients if mode.recorded else Gradients
-    gradients = kind(network, loss_of)
+    gradients = Gradients(network, loss_of)
+    if mode.recorded:
+        ahead = Device(device, mode.precision, fast_ops, mode.compiled, True).compile_ahead
+        gradients = RecordedGradients(network, loss_of, ahead)
 
     def step() -> None:
         gradients.of(Batch(pictures, labels))
         optimizer.step()
 
-    return step, reason
+    return step, fast_ops.reason
 
 
 def keras_step(setting: Setting, mode: Mode) -> tuple[Callable[[], None], str]:
