@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from augmented import augment
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
@@ -63,9 +63,7 @@ def apply(pictures: torch.Tensor, config: AugmentConfig) -> torch.Tensor:
 def test_a_mirror_image_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = some_pictures(3).pictures
     fixed_draws(monkeypatch, mirror=0.1)
-    torch.testing.assert_close(
-        apply(pictures, AugmentConfig(flip=True)), pictures.flip(3).float(), atol=1e-2, rtol=0
-    )
+    assert torch.equal(apply(pictures, AugmentConfig(flip=True)), pictures.flip(3))
 
 
 def test_a_shift_moves_whole_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +71,30 @@ def test_a_shift_moves_whole_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     fixed_draws(monkeypatch, right=1.0, down=0.0)  # looks 2 pixels right and up
     moved = apply(pictures, AugmentConfig(shift=0.1))
     expected = torch.zeros_like(moved)
-    expected[:, :, 2:, :-2] = pictures[:, :, :-2, 2:].float()
-    torch.testing.assert_close(moved, expected, atol=1e-2, rtol=0)
+    expected[:, :, 2:, :-2] = pictures[:, :, :-2, 2:]
+    assert torch.equal(moved, expected)
+
+
+@settings(deadline=None)
+@given(
+    shift=st.floats(0, 0.5),
+    flip=st.booleans(),
+    margins=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    channels=st.sampled_from((1, 3)),
+)
+def test_whole_pixels_are_those_that_sampling_finds(
+    shift: float, flip: bool, margins: tuple[int, int], channels: int
+) -> None:
+    assume(shift or flip)
+    size = (11, 8)
+    shape = (6, channels, size[0] + margins[0], size[1] + margins[1])
+    pictures = torch.randint(0, 256, shape, dtype=torch.uint8)
+    config, at = AugmentConfig(shift=shift, flip=flip), torch.arange(6)
+    seen = augmentation.changed(pictures, size, at, config, 3, 0)
+    draws = augmentation.uniform(3, 0, at, 9)
+    sampled = augmentation._affine(pictures, size, size, draws, config)
+    torch.testing.assert_close(seen.float(), sampled, atol=1e-2, rtol=0)
+    assert (seen.dtype == torch.uint8) is all(margin % 2 == 0 for margin in margins)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +220,8 @@ def test_shifts_and_mirrors_blur_nothing(size: tuple[int, int]) -> None:
     pictures[:, :, middle[0], middle[1]] = 255
     moved = apply(pictures, AugmentConfig(shift=0.2, flip=True))
     peaks, places = moved.flatten(1).max(1)
-    torch.testing.assert_close(peaks, torch.full((count,), 255.0), atol=0.05, rtol=0)
-    torch.testing.assert_close(moved.sum((1, 2, 3)), peaks, atol=0.05, rtol=0)
+    assert (peaks == 255).all()
+    assert (moved.sum((1, 2, 3)) == 255).all()
     rows = places // size[1] - middle[0]
     assert rows.abs().max() <= round(0.2 * size[0])
     for share in (rows < 0, rows > 0):

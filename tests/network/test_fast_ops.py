@@ -268,6 +268,34 @@ def test_repaired_taps_that_see_only_padding_have_no_gradient(size, monkeypatch)
     torch.testing.assert_close(kernel.grad, expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "dtype", "repaired"),
+    [
+        ("off", (1, 1), torch.bfloat16, True),
+        ("off", (4, 1), torch.bfloat16, True),
+        ("off", (2, 2), torch.bfloat16, False),
+        ("off", (1, 1), torch.float32, False),
+        ("torch", (2, 2), torch.bfloat16, True),
+        ("torch", (1, 1), torch.float32, False),
+    ],
+)
+def test_stock_operations_are_repaired_where_they_are_wrong(
+    kind, size, dtype, repaired, monkeypatch
+):
+    module = ConvNormActivation(8, 8, 3, 2, groups=8)
+    install(module, FastOps(kind, ""))
+    x = torch.randn(6, 8, *size)
+    taken = []
+    own = StridedDepthwise.apply
+    monkeypatch.setattr(StridedDepthwise, "apply", lambda *given: taken.append(1) or own(*given))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        module(x).sum().backward()
+    assert bool(taken) is repaired
+    module.eval()(x)
+    assert len(taken) == repaired
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+
+
 def small_network(side: int = 20, **settings) -> MobileNetV2:
     torch.manual_seed(2)
     settings = {"in_channels": 1, "width": 0.1, "dropout": 0} | settings

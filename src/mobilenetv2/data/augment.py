@@ -21,9 +21,9 @@ from mobilenetv2.data.trivial_augment import moved, recoloured
 from mobilenetv2.distributed import Share
 from mobilenetv2.errors import ConfigError
 
-# Numbers per picture: nine for geometry, three for colour, five for the erased box, the rest for
-# TrivialAugment. A number does not depend on how many follow it.
-_DRAWS = 17 + TRIVIAL_DRAWS
+# Numbers per picture. Nine are for geometry, then three for colour and five for the erased box, the
+# rest for TrivialAugment. A number does not depend on how many follow it.
+_FOR_GEOMETRY, _FOR_ALL_BUT_TRIVIAL, _FOR_ALL = 9, 17, 17 + TRIVIAL_DRAWS
 
 
 class Batch(NamedTuple):
@@ -60,12 +60,14 @@ def changed(
         seed: of the run; every picture's draws follow from it, the epoch, and its place.
         epoch: counted from 0.
     """
-    draws = uniform(seed, epoch, indices, _DRAWS)
+    draws = uniform(seed, epoch, indices, _draws_for(config))
     seen = train_size(config, size)
-    if _moves(config) or seen != size:
-        pictures = _affine(pictures, size, seen, draws, config)
-    else:
+    if not _moves(config) and seen == size:
         pictures = centre(pictures, size)
+    elif _by_whole_pixels(config) and seen == size and _has_centre(pictures, size):
+        pictures = _shifted(pictures, size, draws, config)
+    else:
+        pictures = _affine(pictures, size, seen, draws, config)
     if config.colour_jitter:
         pictures = _jitter_colour(pictures, draws[:, 9:12], config.colour_jitter)
     if config.trivial:
@@ -112,6 +114,57 @@ def _moves(config: AugmentConfig) -> bool:
     )  # fmt: skip
 
 
+def _draws_for(config: AugmentConfig) -> int:
+    if config.trivial:
+        return _FOR_ALL
+    return _FOR_ALL_BUT_TRIVIAL if config.erase or config.colour_jitter else _FOR_GEOMETRY
+
+
+def _turns(config: AugmentConfig) -> bool:
+    return bool(config.rotate or config.zoom or config.shear)
+
+
+def _by_whole_pixels(config: AugmentConfig) -> bool:
+    return not (_turns(config) or config.crop < 1 or config.trivial)
+
+
+def _has_centre(pictures: Tensor, size: tuple[int, int]) -> bool:
+    """Whether the margins on both sides have the same number of pixels."""
+    return all((pictures.shape[axis] - size[axis - 2]) % 2 == 0 for axis in (2, 3))
+
+
+def _shifted(
+    pictures: Tensor, size: tuple[int, int], draws: Tensor, config: AugmentConfig
+) -> Tensor:
+    """As :func:`_affine` where pixels are only moved and mirrored: the same bytes, and sooner."""
+    rows, columns = (
+        torch.arange(side, device=pictures.device) + (pictures.shape[axis] - side) // 2
+        for axis, side in zip((2, 3), size, strict=True)
+    )
+    right, down = _shift(draws, size, config)
+    mirrors = (draws[:, 5:6] < 0.5) & config.flip
+    columns = torch.where(mirrors, columns.flip(0), columns) + right.long()[:, None]
+    rows = rows + down.long()[:, None]
+    # A frame of black for what lies outside.
+    framed = F.pad(pictures, (1, 1, 1, 1))
+    height, width = framed.shape[2:]
+    rows, columns = (rows + 1).clamp(0, height - 1), (columns + 1).clamp(0, width - 1)
+    places = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+    places = places[:, None].expand(-1, pictures.shape[1], -1)
+    return framed.flatten(2).gather(2, places).view(*pictures.shape[:2], *size)
+
+
+def _shift(draws: Tensor, size: tuple[int, int], config: AugmentConfig) -> tuple[Tensor, Tensor]:
+    """How far to the right and down a picture looks, float32 N each."""
+    height, width = size
+    between = draws * 2 - 1  # in [-1, 1)
+    right, down = between[:, 3] * config.shift * width, between[:, 4] * config.shift * height
+    if not _turns(config):
+        # Whole pixels: where the size stays, nothing is blurred.
+        right, down = right.round(), down.round()
+    return right, down
+
+
 def _affine(
     pictures: Tensor,
     size: tuple[int, int],
@@ -131,10 +184,7 @@ def _affine(
     slant = torch.tan(between[:, 1] * math.radians(config.shear))
     scale = 1 + between[:, 2] * config.zoom
     mirror = torch.where(draws[:, 5] < 0.5, -1.0, 1.0) if config.flip else torch.ones_like(angle)
-    right, down = between[:, 3] * config.shift * width, between[:, 4] * config.shift * height
-    if not (config.rotate or config.zoom or config.shear):
-        # Whole pixels: where the size stays, nothing is blurred.
-        right, down = right.round(), down.round()
+    right, down = _shift(draws, size, config)
     stretch_x = stretch_y = torch.ones_like(angle)
     if config.crop < 1:
         box_width, box_height = _crop_box(draws[:, 6:8], in_width, in_height, config.crop)

@@ -35,7 +35,11 @@ from mobilenetv2.network.fast_blocks import (
     FastMobileNetV2,
 )
 from mobilenetv2.network.fast_dropout import FastDropout
-from mobilenetv2.network.fast_repairs import RepairedConvNormActivation, RepairedMobileNetV2
+from mobilenetv2.network.fast_repairs import (
+    RepairedConvNormActivation,
+    RepairedMobileNetV2,
+    SoundConvNormActivation,
+)
 from mobilenetv2.network.kernels import Kernels, MapShape
 from mobilenetv2.network.mobilenetv2 import ConvNormActivation, InvertedResidual, MobileNetV2
 
@@ -56,7 +60,7 @@ _CLASSES: dict[Kind, dict[type[nn.Module], type[nn.Module]]] = {
         ConvNormActivation: RepairedConvNormActivation,
         MobileNetV2: RepairedMobileNetV2,
     },
-    "off": {},
+    "off": {ConvNormActivation: SoundConvNormActivation},
 }
 
 

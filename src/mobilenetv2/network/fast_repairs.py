@@ -55,10 +55,20 @@ class RepairedConvNormActivation(ConvNormActivation):
         """Features N×C×H×W in, N×C'×H'×W' out."""
         conv, norm, activation = self
         strided = type(conv) is nn.Conv2d and conv.groups > 1 and conv.stride[0] == 2
-        if not strided or not self.training or not _in_bfloat16_on_a_cpu(input):
+        if not strided or not self.training or not self._is_needed(input):
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
         x, kernel = input.to(torch.bfloat16), cast(Tensor, conv.weight).to(torch.bfloat16)
         return cast(Tensor, activation(norm(StridedDepthwise.apply(x, kernel))))
+
+    def _is_needed(self, input: Tensor) -> bool:
+        return _in_bfloat16_on_a_cpu(input)
+
+
+class SoundConvNormActivation(RepairedConvNormActivation):
+    """With it only where PyTorch's own gradient is wrong."""
+
+    def _is_needed(self, input: Tensor) -> bool:
+        return min(input.shape[2:]) == 1 and super()._is_needed(input)
 
 
 class RepairedMobileNetV2(MobileNetV2):
