@@ -48,9 +48,9 @@ SPRINT = {
 # Few channels on larger maps learn more in the same time than many on small ones. Nearly all
 # pictures are trained on, so those left could not tell which epoch is best: the last is kept.
 GOOD = {
-    "epochs": 8,
+    "epochs": 6,
     "width": 0.25,
-    "strides": (1, 2, 1, 2, 2, 1, 1, 1),
+    "strides": (1, 2, 1, 2, 1, 1, 2, 1),
     "dropout": 0.0,
     "val_fraction": 0.02,
     "keep": "last",
