@@ -213,10 +213,9 @@ def torch_step(
         loss = F.cross_entropy(logits.float(), batch.labels)
         return StepLoss(loss, loss.detach(), loss.detach(), setting.batch)
 
-    gradients = Gradients(network, loss_of)
-    if mode.recorded:
-        ahead = Device(device, mode.precision, fast_ops, mode.compiled, True).compile_ahead
-        gradients = RecordedGradients(network, loss_of, ahead)
+    kind = RecordedGradients if mode.recorded else Gradients
+    where = Device(device, mode.precision, fast_ops, mode.compiled, mode.recorded)
+    gradients = kind(network, loss_of, where.compile_ahead)
 
     def step() -> None:
         gradients.of(Batch(pictures, labels))

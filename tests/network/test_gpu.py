@@ -12,9 +12,11 @@ import torch
 from packaging.version import Version
 from test_fast_ops import BLOCKS, random_norms, step
 
-from mobilenetv2.network import fast_ops
+from mobilenetv2.network import fast_blocks, fast_ops
 from mobilenetv2.network.fast_ops import choose, install
+from mobilenetv2.network.gpu.plans import Plan
 from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
+from mobilenetv2.training import device
 from mobilenetv2.training.device import Device
 
 CUDA = torch.device("cuda", 0)
@@ -108,7 +110,6 @@ CARDS = {90: (232448, 3), 86: (101376, 2)}
 def stand_ins(monkeypatch, stages: int) -> dict:
     """Let kernels only be noted, with what each is compiled for: here, as they come."""
     triton = pytest.importorskip("triton")
-    from mobilenetv2.network import fast_blocks
     from mobilenetv2.network.gpu import (
         depthwise,
         depthwise_backward,
@@ -179,8 +180,9 @@ def test_what_a_step_launches_is_what_is_compiled_before(strides, images, frozen
     network.features[:frozen].requires_grad_(False)
     install(network, fast_ops.FastOps("triton", ""))
     before = copy.deepcopy(network.state_dict())
-    device = Device(torch.device("cpu"), "bf16", fast_ops.FastOps("triton", ""), False, True)
-    device.compile_ahead(network, torch.zeros(images, 1, 28, 28, dtype=torch.uint8))
+    cpu = torch.device("cpu")
+    on_a_cpu = Device(cpu, "bf16", fast_ops.FastOps("triton", ""), False, True)
+    on_a_cpu.compile_ahead(network, torch.zeros(images, 1, 28, 28, dtype=torch.uint8))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     ahead = set(seen)
@@ -191,13 +193,95 @@ def test_what_a_step_launches_is_what_is_compiled_before(strides, images, frozen
 
 
 def test_only_a_network_on_these_kernels_is_compiled_ahead(monkeypatch):
-    seen = stand_ins(monkeypatch, 3)
+    tried = []
+    monkeypatch.setattr(device, "rehearse", lambda *given: tried.append(given))
     cpu, pictures = torch.device("cpu"), torch.zeros(4, 1, 28, 28)
     network = MobileNetV2(10, 1, 0.5, stride_plan(28, 28))
-    Device(cpu, "bf16", fast_ops.FastOps("triton", ""), False).compile_ahead(network, pictures)
-    install(network, fast_ops.FastOps("cpp", ""))
-    Device(cpu, "bf16", fast_ops.FastOps("cpp", ""), False).compile_ahead(network, pictures)
+    for installed, kind, times in (
+        ("off", "triton", 0), ("cpp", "cpp", 0), ("triton", "off", 0), ("triton", "triton", 1),
+    ):  # fmt: skip
+        install(network, fast_ops.FastOps(installed, ""))
+        Device(cpu, "bf16", fast_ops.FastOps(kind, ""), False).compile_ahead(network, pictures)
+        assert len(tried) == times
+
+
+def test_nobody_is_told_of_what_is_only_tried(monkeypatch):
+    seen = stand_ins(monkeypatch, 3)
+    network = MobileNetV2(10, 1, 0.5, stride_plan(28, 28))
+    install(network, fast_ops.FastOps("triton", ""))
+    network.features[3].register_forward_hook(lambda *_: pytest.fail("called"))
+    with torch.autocast("cpu", torch.bfloat16):
+        fast_blocks.rehearse(network, torch.zeros(4, 1, 28, 28))
     assert not seen
+
+
+class Compiled:
+    """Stands for a compiled kernel: bringing it to the GPU takes its ``run``."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.brought, self._error = 0, error
+
+    @property
+    def run(self) -> None:
+        self.brought += 1
+        if self._error:
+            raise self._error
+
+
+class Warmed:
+    """Stands for a kernel whose compiling ends as it is told."""
+
+    def __init__(self, outcome: Compiled | Exception) -> None:
+        self.outcome, self.told, self.launched = outcome, [], 0
+
+    def warmup(self, *arguments, grid, **constants):
+        self.told.append((arguments, grid, constants))
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def __getitem__(self, _grid):
+        def launch(*_, **__):
+            self.launched += 1
+
+        return launch
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    pytest.importorskip("triton")
+    from mobilenetv2.network.gpu.launcher import Launcher
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    return Launcher(132, 3)
+
+
+def test_a_rehearsal_brings_each_kernel_to_the_gpu_once_and_launches_none(launcher):
+    kernel, other = Warmed(Compiled()), Warmed(Compiled(RuntimeError("too many registers")))
+    x = torch.zeros(3, dtype=torch.bfloat16)
+    plan = Plan({"ROWS": 64}, programs=2, stages=3)
+    with launcher.rehearsal():
+        for rows in (5, 6, 7):
+            launcher.launch(kernel, (rows,), x, None, rows, plan=plan, EVEN=False)
+        launcher.launch(other, (1,), x)
+        assert not kernel.told  # nothing is compiled before all is known
+    options = {"EVEN": False, "ROWS": 64, "num_warps": 4, "num_stages": 3}
+    assert kernel.told[0] == ((torch.bfloat16, None, 5), (5,), options)
+    assert (len(kernel.told), kernel.outcome.brought, other.outcome.brought) == (3, 1, 1)
+    assert kernel.launched == other.launched == 0
+    launcher.launch(kernel, (5,), x)
+    assert kernel.launched == 1
+
+
+def test_what_cannot_be_compiled_ahead_ends_no_training(launcher):
+    with launcher.rehearsal():
+        launcher.launch(Warmed(RuntimeError("can't start new thread")), (1,), 1)
+    with pytest.raises(torch.OutOfMemoryError), launcher.rehearsal():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    kernel = Warmed(Compiled())
+    launcher.launch(kernel, (1,), 1)
+    assert kernel.launched == 1
 
 
 def test_loops_hand_on_all_that_changes(monkeypatch):

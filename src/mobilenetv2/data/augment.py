@@ -136,7 +136,7 @@ def _has_centre(pictures: Tensor, size: tuple[int, int]) -> bool:
 def _shifted(
     pictures: Tensor, size: tuple[int, int], draws: Tensor, config: AugmentConfig
 ) -> Tensor:
-    """As :func:`_affine` where pixels are only moved and mirrored: the same bytes, and sooner."""
+    """As :func:`_affine` where pixels are only moved and mirrored, but exact, and sooner: bytes."""
     rows, columns = (
         torch.arange(side, device=pictures.device) + (pictures.shape[axis] - side) // 2
         for axis, side in zip((2, 3), size, strict=True)

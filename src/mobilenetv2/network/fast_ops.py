@@ -134,7 +134,7 @@ def _choose_triton(
     try:
         from mobilenetv2.network.gpu import launches  # Triton is not everywhere
 
-        tell("the first steps compile the fast operations for this GPU, once: some ten seconds")
+        tell("the fast operations are compiled for this GPU, once: half a minute or so")
         _try_out(launches.load(dtype, device), device, dtype)
     except Exception as error:  # of Triton, of its C compiler, of the driver: there is no list
         reason = str(error).strip().splitlines() or [type(error).__name__]

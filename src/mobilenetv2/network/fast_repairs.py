@@ -1,4 +1,4 @@
-"""Slow paths of stock PyTorch avoided, and one wrong one, for where there is no compiler."""
+"""Slow paths of stock PyTorch avoided, and one wrong one, in PyTorch alone."""
 
 from typing import Any, cast
 
@@ -49,7 +49,10 @@ class StridedDepthwise(torch.autograd.Function):
 
 
 class RepairedConvNormActivation(ConvNormActivation):
-    """With :class:`StridedDepthwise` where it is the faster way: in bfloat16 on a CPU."""
+    """With :class:`StridedDepthwise` where it is the faster way: in bfloat16 on a CPU.
+
+    What `torch.compile` compiles stays PyTorch's.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Features N×C×H×W in, N×C'×H'×W' out."""

@@ -64,9 +64,11 @@ class Device:
         Else kernels are compiled one by one, as the first step comes to them.
         """
         if self.fast_ops.kind == "triton" and isinstance(network, FastMobileNetV2):
-            inputs = torch.empty(pictures.shape, device=pictures.device)
+            inputs = torch.empty(
+                pictures.shape, device=pictures.device, memory_format=torch.channels_last
+            )
             with self.autocast():
-                rehearse(network, inputs.contiguous(memory_format=torch.channels_last))
+                rehearse(network, inputs)
 
     @property
     def sgd(self) -> CppSgd | None:

@@ -146,6 +146,8 @@ def _climb(
         lr = LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1))
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = lr * share
+        if step == 0:
+            device.compile_ahead(trial.network, batch.pictures)
         loss, _ = batch_loss(trial, batch, device, config.label_smoothing, class_weight)
         optimizer.zero_grad()
         loss.backward()

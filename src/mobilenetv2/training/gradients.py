@@ -2,7 +2,7 @@
 
 On a GPU the hundreds of small launches of a step take the processor longer than the GPU needs to do
 them. So a step is recorded as a CUDA graph when a batch of its shape comes for the second time, and
-from then on replayed with one launch. The first one has run as it is: kernels are compiled then.
+from then on replayed with one launch. The first one runs as it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,9 @@ from mobilenetv2.training.parallel import StepLoss
 LossOf = Callable[[Batch], StepLoss]
 """A batch to its loss, whose ``for_backward`` leads to the parameters."""
 
+CompileAhead = Callable[[nn.Module, Tensor], None]
+"""What is told the network, and pictures of a size that it has not seen yet, before their step."""
+
 MOST_GRAPHS = 4
 """Shapes of batches that are recorded: an epoch's last batch is smaller, and mixed pictures are
 floats where others are bytes."""
@@ -26,12 +29,21 @@ floats where others are bytes."""
 class Gradients:
     """Leaves the gradient of each batch in the parameters' ``grad``."""
 
-    def __init__(self, network: nn.Module, loss_of: LossOf) -> None:
+    def __init__(
+        self, network: nn.Module, loss_of: LossOf, compile_ahead: CompileAhead | None = None
+    ) -> None:
+        self._network = network
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._loss_of = loss_of
+        self._compile_ahead = compile_ahead
+        self._sizes: set[torch.Size] = set()
 
     def of(self, batch: Batch) -> StepLoss:
         """The batch's loss; its gradient takes the place of the last one."""
+        size = batch.pictures.shape
+        if self._compile_ahead is not None and size not in self._sizes:
+            self._compile_ahead(self._network, batch.pictures)
+            self._sizes.add(size)
         self._forget()
         loss = self._loss_of(batch)
         loss.for_backward.backward()
@@ -49,13 +61,9 @@ class RecordedGradients(Gradients):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        loss_of: LossOf,
-        compile_ahead: Callable[[nn.Module, Tensor], None] = lambda *_: None,
+        self, network: nn.Module, loss_of: LossOf, compile_ahead: CompileAhead | None = None
     ) -> None:
-        super().__init__(network, loss_of)
-        self._network, self._compile_ahead = network, compile_ahead
+        super().__init__(network, loss_of, compile_ahead)
         self._seen: set[Any] = set()
         self._recordings: dict[Any, _Recording] = {}
         self._last: _Recording | None = None
@@ -66,11 +74,8 @@ class RecordedGradients(Gradients):
         shape = _shape(batch)
         recording = self._recordings.get(shape)
         if recording is None:
-            is_new = shape not in self._seen
-            if is_new or len(self._recordings) >= self._most:
-                if is_new:
-                    self._compile_ahead(self._network, batch.pictures)
-                    self._seen.add(shape)
+            if shape not in self._seen or len(self._recordings) >= self._most:
+                self._seen.add(shape)
                 self._last = None
                 return super().of(batch)
             self._forget()

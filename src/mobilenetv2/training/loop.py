@@ -120,9 +120,10 @@ class Training(RunState):
         loss_of = partial(
             self.parallel.loss, device=self.device, label_smoothing=self.config.label_smoothing
         )
-        if not self.device.recorded:
-            return Gradients(self.network, loss_of)
-        return RecordedGradients(self.network, loss_of, self.device.compile_ahead)
+        # Of several processes, each would compile on all cores.
+        alone = self.processes.count == 1
+        kind = RecordedGradients if self.device.recorded else Gradients
+        return kind(self.network, loss_of, self.device.compile_ahead if alone else None)
 
     def _solve_head(self, begun: Start) -> int:
         """Pretrained weights get a head for these classes before anything else moves.

@@ -7,7 +7,7 @@ from mobilenetv2.network.gpu.norms import (
     SCALE,
     SHIFT,
     gather_moments,
-    in_eighths,
+    in_eights,
     per_channel,
     relu6,
 )
@@ -84,7 +84,7 @@ def depthwise_forward(
     A strip is two columns of outputs. Going down, each row of inputs adds to the outputs that see
     it: it is read once for all of them. ``PADDING`` zeros lie above and left of the picture.
     """
-    channels = in_eighths(channels, EIGHTS)
+    channels = in_eights(channels, EIGHTS)
     NORMALISE: tl.constexpr = norm is not None
     program = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)

@@ -10,7 +10,7 @@ from mobilenetv2.network.gpu.norms import (
     SCALE,
     SHIFT,
     SLOPE,
-    in_eighths,
+    in_eights,
     per_channel,
     through_norm,
     where_relu6_passes,
@@ -63,7 +63,7 @@ def depthwise_backward(
     Each program leaves 11 × channels sums: Σg and Σg(x - mean) for the norm of x, and those of the
     nine taps. What lies outside of a strip's rows is seen as zero, so that no product counts twice.
     """
-    channels = in_eighths(channels, EIGHTS)
+    channels = in_eights(channels, EIGHTS)
     NORMALISE: tl.constexpr = x_norm is not None
     program = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)

@@ -1,7 +1,6 @@
 """How kernels are launched: by a plan, on this many processors; or only compiled, side by side."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mobilenetv2.cores import available_cores
 from mobilenetv2.network.gpu.plans import Plan
 
 
@@ -25,7 +25,7 @@ class Launcher:
     def __init__(self, processors: int, most_stages: int) -> None:
         self._processors = processors
         self._most_stages = most_stages
-        self._rehearsed: list[tuple[Any, Any, list[Any], dict[str, Any]]] | None = None
+        self._rehearsed: list[Callable[[], Any]] | None = None
 
     def launch(
         self, kernel: Any, grid: tuple[int, ...], *arguments: Any, plan: Plan | None = None,
@@ -38,30 +38,24 @@ class Launcher:
             kernel[grid](*arguments, **constants)
         else:
             # Memory is not held: a kernel is compiled for what its tensors store.
-            types = [one.dtype if isinstance(one, Tensor) else one for one in arguments]
-            self._rehearsed.append((kernel, grid, types, constants))
+            given = [one.dtype if isinstance(one, Tensor) else one for one in arguments]
+            self._rehearsed.append(partial(kernel.warmup, *given, grid=grid, **constants))
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
         """A block in which nothing is launched; behind it all that it would have is compiled.
 
         Kernel by kernel, as they are first launched, one core would compile what all of them can.
-        One that cannot be compiled says so when it is launched.
+        What cannot be compiled says so when it is launched. One rehearsal at a time, and no launch
+        beside it.
         """
         noted = self._rehearsed = []
         try:
             yield
         finally:
             self._rehearsed = None
-        on_this_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
-        with ThreadPoolExecutor(os.cpu_count(), initializer=on_this_gpu) as threads:
-            with triton.AsyncCompileMode(threads, ignore_errors=True):
-                compiled = [
-                    kernel.warmup(*types, grid=grid, **constants)
-                    for kernel, grid, types, constants in noted
-                ]
-            # An older Triton then compiles, in C, what launches each of them.
-            list(threads.map(_load, compiled))
+        with suppress(Exception):  # training can do without: kernels are compiled as they come
+            _compile(noted)
 
     def grid(
         self, plan: Plan, rows: int, of_rows: str, channels: int, of_channels: str = "CHANNELS"
@@ -82,9 +76,25 @@ class Launcher:
         return min(plan.stages, self._most_stages)
 
 
+def _compile(warmups: Sequence[Callable[[], Any]]) -> None:
+    """Compile kernels on all cores, and bring them to the GPU."""
+    on_this_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
+    with ThreadPoolExecutor(available_cores(), initializer=on_this_gpu) as threads:
+        with triton.AsyncCompileMode(threads, ignore_errors=True):
+            pending = [warm_up() for warm_up in warmups]
+        compiled = {id(kernel): kernel for kernel in map(_finished, pending)}
+        # An older Triton then compiles, in C, what launches each of them.
+        list(threads.map(_load, compiled.values()))
+
+
+def _finished(pending: Any) -> Any:
+    """The compiled kernel; None where it cannot be compiled."""
+    if isinstance(pending, triton.FutureKernel):
+        return pending.result(ignore_errors=True)
+    return pending
+
+
 def _load(compiled: Any) -> None:
     """Bring a kernel to the GPU."""
-    if isinstance(compiled, triton.FutureKernel):
-        compiled = compiled.result(ignore_errors=True)
     with suppress(Exception):  # which comes again with the launch
         getattr(compiled, "run", None)

@@ -62,7 +62,7 @@ class GpuKernels(Kernels):
         moments = self._partial(y, grid[0], 3, channels)
         self._launcher.launch(
             norms.norm_statistics, grid,
-            y, moments, rows, channels, EIGHTS=_eighths(channels), plan=plan, **self._constants,
+            y, moments, rows, channels, EIGHTS=_in_eights(channels), plan=plan, **self._constants,
         )  # fmt: skip
         return self._finish(moments, module)
 
@@ -73,7 +73,7 @@ class GpuKernels(Kernels):
         self._launcher.launch(
             norms.norm_apply, _tiles(rows, channels, plan),
             y, norm, residual, z, rows, channels, ACTIVATE=activate,
-            EIGHTS=_eighths(channels), plan=plan, **self._constants,
+            EIGHTS=_in_eights(channels), plan=plan, **self._constants,
         )  # fmt: skip
         return z
 
@@ -84,7 +84,7 @@ class GpuKernels(Kernels):
         self._launcher.launch(
             norms.norm_pool, grid,
             y, norm, pooled, rows // images, channels, ROWS=16, CHANNELS=128,
-            EIGHTS=_eighths(channels), **self._constants,
+            EIGHTS=_in_eights(channels), **self._constants,
         )  # fmt: skip
         return pooled
 
@@ -96,7 +96,7 @@ class GpuKernels(Kernels):
         self._launcher.launch(
             norms.norm_backward, grid,
             g, rows // len(g), y, norm, sums, rows, channels, ACTIVATED=activated,
-            EIGHTS=_eighths(channels), plan=plan, **self._constants,
+            EIGHTS=_in_eights(channels), plan=plan, **self._constants,
         )  # fmt: skip
         gradient, _ = self._finish_backward(sums, 2 * channels, norm)
         assert gradient is not None
@@ -108,7 +108,7 @@ class GpuKernels(Kernels):
         plan = plans.elementwise(channels)
         self._launcher.launch(
             norms.norm_backward_apply, _tiles(rows, channels, plan),
-            g, rows // len(g), y, norm, gradient, gy, rows, channels, EIGHTS=_eighths(channels),
+            g, rows // len(g), y, norm, gradient, gy, rows, channels, EIGHTS=_in_eights(channels),
             plan=plan, **self._constants,
         )  # fmt: skip
         return gy
@@ -128,7 +128,7 @@ class GpuKernels(Kernels):
             pointwise.pointwise_forward, (programs * blocks,),
             x, x_norm, _matrix(weight), y, moments, rows, in_channels, out_channels,
             AT_ONCE=in_channels <= plan.block["IN"], WARPS=plan.warps, plan=plan,
-            **_fits(rows, plan, in_channels, out_channels), **self._products, **self._constants,
+            **_sizes(rows, plan, in_channels, out_channels), **self._products, **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
@@ -178,7 +178,7 @@ class GpuKernels(Kernels):
             pointwise.pointwise_backward, (programs * blocks,),
             *output, x, x_norm, matrix, residual, gx, sums, products, rows, in_channels,
             out_channels, WARPS=plan.warps, plan=plan, **kinds,
-            **_fits(rows, plan, in_channels, out_channels), **self._products, **self._constants,
+            **_sizes(rows, plan, in_channels, out_channels), **self._products, **self._constants,
         )  # fmt: skip
         return sums, products
 
@@ -195,7 +195,7 @@ class GpuKernels(Kernels):
         self._launcher.launch(
             pointwise.pointwise_backward_input, (programs * blocks,),
             *output, x, x_norm, matrix, residual, gx, sums, rows, in_channels, out_channels,
-            plan=plan, **_fits(rows, plan, in_channels, out_channels), **kinds, **self._products,
+            plan=plan, **_sizes(rows, plan, in_channels, out_channels), **kinds, **self._products,
             **self._constants,
         )  # fmt: skip
         return sums
@@ -215,7 +215,7 @@ class GpuKernels(Kernels):
         self._launcher.launch(
             pointwise.pointwise_backward_weight, (programs, of_in, of_out),
             *output, x, x_norm, products, rows, in_channels, out_channels, plan=plan,
-            **_fits(rows, plan, in_channels, out_channels), **kinds, **self._products,
+            **_sizes(rows, plan, in_channels, out_channels), **kinds, **self._products,
             **self._constants,
         )  # fmt: skip
         return products
@@ -236,7 +236,7 @@ class GpuKernels(Kernels):
             depthwise.depthwise_forward, grid,
             x, norm, _taps(weight), y, moments, shape.images, shape.height, shape.width,
             shape.out_height, shape.out_width, channels, STRIDE=shape.stride,
-            PADDING=_padding(shape), EIGHTS=_eighths(channels), DEPTH=self._launcher.depth(plan),
+            PADDING=_padding(shape), EIGHTS=_in_eights(channels), DEPTH=self._launcher.depth(plan),
             plan=plan, **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
@@ -255,7 +255,7 @@ class GpuKernels(Kernels):
             depthwise_backward.depthwise_backward, grid,
             g, y, y_norm, y_gradient, x, x_norm, _taps(weight), gx, sums, shape.images,
             shape.height, shape.width, shape.out_height, shape.out_width, channels,
-            STRIDE=shape.stride, PADDING=_padding(shape), EIGHTS=_eighths(channels),
+            STRIDE=shape.stride, PADDING=_padding(shape), EIGHTS=_in_eights(channels),
             DEPTH=self._launcher.depth(plan), plan=plan, **self._constants,
         )  # fmt: skip
         norm_gradient, weight_gradient = self._finish_backward(
@@ -306,7 +306,7 @@ class GpuKernels(Kernels):
             "TAPS": plans.power(9 * shape.channels),
             "STRIDE": shape.stride,
             "PADDING": _padding(shape),
-            **_fits(rows, plan, out_channels),
+            **_sizes(rows, plan, out_channels),
             "plan": plan,
             **self._products,
             **self._constants,
@@ -379,12 +379,12 @@ def load(dtype: torch.dtype, device: torch.device) -> GpuKernels:
     return GpuKernels(dtype, gpu.multi_processor_count, 3 if has_room else 2)
 
 
-def _fits(rows: int, plan: Plan, *channels: int) -> dict[str, bool]:
-    """Whether blocks of rows leave none over; and whether all channels are multiples of eight."""
-    return {"EVEN": rows % plan.block["ROWS"] == 0, "EIGHTS": _eighths(*channels)}
+def _sizes(rows: int, plan: Plan, *channels: int) -> dict[str, bool]:
+    """Whether blocks of rows leave none over, and all channels are multiples of eight."""
+    return {"EVEN": rows % plan.block["ROWS"] == 0, "EIGHTS": _in_eights(*channels)}
 
 
-def _eighths(*channels: int) -> bool:
+def _in_eights(*channels: int) -> bool:
     """Whether all of them are multiples of eight, as a network's are."""
     return all(count % 8 == 0 for count in channels)
 

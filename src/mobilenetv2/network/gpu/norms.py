@@ -19,7 +19,7 @@ of the norm's own parameters."""
 
 
 @triton.jit
-def in_eighths(channels, EIGHTS: tl.constexpr):
+def in_eights(channels, EIGHTS: tl.constexpr):
     """The same number of channels, seen to be a multiple of eight where it is one.
 
     Then rows begin where 16 bytes do, and are read by as many at once. Triton itself would only
@@ -133,7 +133,7 @@ def norm_statistics(
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Moments of a map, one row for each program; grid: programs × blocks of channels."""
-    channels = in_eighths(channels, EIGHTS)
+    channels = in_eights(channels, EIGHTS)
     program = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
@@ -161,7 +161,7 @@ def norm_apply(
     REAL: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The normalised map: through ReLU6, or plus ``residual`` where there is one."""
-    channels = in_eighths(channels, EIGHTS)
+    channels = in_eights(channels, EIGHTS)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
@@ -184,7 +184,7 @@ def norm_pool(
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Normalised, through ReLU6, averaged; grid: images × blocks of channels."""
-    channels = in_eighths(channels, EIGHTS)
+    channels = in_eights(channels, EIGHTS)
     image = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
@@ -207,7 +207,7 @@ def norm_backward(
     REAL: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Σg and Σg(y - mean), 2 × channels for each program; ``share`` rows of y have one of g."""
-    channels = in_eighths(channels, EIGHTS)
+    channels = in_eights(channels, EIGHTS)
     program = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
@@ -239,7 +239,7 @@ def norm_backward_apply(
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a map from that of the map after norm and ReLU6."""
-    channels = in_eighths(channels, EIGHTS)
+    channels = in_eights(channels, EIGHTS)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_row = row < rows

@@ -98,7 +98,7 @@ def stem_backward(in_channels: int, out_channels: int) -> Plan:
 
 
 def finish() -> Plan:
-    """For adding up what programs have left; so many programs and channels at once."""
+    """For adding up what programs have left: of so many of them, and so many channels, at once."""
     return Plan({"PROGRAMS": 64, "CHANNELS": 8}, programs=1, warps=8)
 
 

@@ -8,7 +8,7 @@ from mobilenetv2.network.gpu.norms import (
     SCALE,
     SHIFT,
     gradient_of_output,
-    in_eighths,
+    in_eights,
     per_channel,
     relu6,
     rows_and_channels,
@@ -111,8 +111,8 @@ def pointwise_forward(
     Grid: programs × blocks of output channels, as one axis, on which those that read the same rows
     are neighbours. ``AT_ONCE``: a block of ``IN`` holds all input channels.
     """
-    in_channels = in_eighths(in_channels, EIGHTS)
-    out_channels = in_eighths(out_channels, EIGHTS)
+    in_channels = in_eights(in_channels, EIGHTS)
+    out_channels = in_eights(out_channels, EIGHTS)
     blocks = tl.cdiv(out_channels, OUT)
     program = tl.program_id(0) // blocks
     programs = tl.num_programs(0) // blocks
@@ -162,8 +162,8 @@ def pointwise_backward(
     out_channels × in_channels ``weight_sums``, where the weight's gradient is wanted. Grid:
     programs × blocks of input channels, as in :func:`pointwise_forward`.
     """
-    in_channels = in_eighths(in_channels, EIGHTS)
-    out_channels = in_eighths(out_channels, EIGHTS)
+    in_channels = in_eights(in_channels, EIGHTS)
+    out_channels = in_eights(out_channels, EIGHTS)
     blocks = tl.cdiv(in_channels, IN)
     program = tl.program_id(0) // blocks
     programs = tl.num_programs(0) // blocks
@@ -225,8 +225,8 @@ def pointwise_backward_input(
     EIGHTS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the input alone, for many channels; grid as :func:`pointwise_forward`'s."""
-    in_channels = in_eighths(in_channels, EIGHTS)
-    out_channels = in_eighths(out_channels, EIGHTS)
+    in_channels = in_eights(in_channels, EIGHTS)
+    out_channels = in_eights(out_channels, EIGHTS)
     blocks = tl.cdiv(in_channels, IN)
     program = tl.program_id(0) // blocks
     programs = tl.num_programs(0) // blocks
@@ -275,8 +275,8 @@ def pointwise_backward_weight(
     SHARED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the weight alone; grid: programs × blocks of in × blocks of out channels."""
-    in_channels = in_eighths(in_channels, EIGHTS)
-    out_channels = in_eighths(out_channels, EIGHTS)
+    in_channels = in_eights(in_channels, EIGHTS)
+    out_channels = in_eights(out_channels, EIGHTS)
     program = tl.program_id(0)
     channel = tl.program_id(1) * IN + tl.arange(0, IN)
     out = tl.program_id(2) * OUT + tl.arange(0, OUT)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from mobilenetv2.network.gpu.norms import gradient_of_output, in_eighths
+from mobilenetv2.network.gpu.norms import gradient_of_output, in_eights
 from mobilenetv2.network.gpu.pointwise import (
     rows_left,
     store_moments_of_product,
@@ -45,7 +45,7 @@ def stem_forward(
 
     The weight lies in memory with the strides ``of_out`` and so on.
     """
-    out_channels = in_eighths(out_channels, EIGHTS)
+    out_channels = in_eights(out_channels, EIGHTS)
     program, programs = tl.program_id(0), tl.num_programs(0)
     out = tl.arange(0, OUT)
     is_out = out < out_channels
@@ -86,7 +86,7 @@ def stem_backward_weight(
     EIGHTS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the stem's weight, laid out as the weight is; its pictures need none."""
-    out_channels = in_eighths(out_channels, EIGHTS)
+    out_channels = in_eights(out_channels, EIGHTS)
     program = tl.program_id(0)
     out = tl.arange(0, OUT)
     total = tl.zeros((OUT, TAPS), REAL)
