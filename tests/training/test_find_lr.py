@@ -15,7 +15,8 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import AugmentConfig, MachineConfig, TrainConfig
 from mobilenetv2.data.batches import Batches, LabelledPictures
 from mobilenetv2.errors import ConfigError, WorkFailed
-from mobilenetv2.training.device import choose_device
+from mobilenetv2.training import find_lr as find_lr_module
+from mobilenetv2.training.device import Device, choose_device
 from mobilenetv2.training.find_lr import HIGHEST, LOWEST, STEPS, Climb, find_lr, suggest
 from mobilenetv2.training.train import run_range_test
 
@@ -71,6 +72,29 @@ def test_luck_suggests_nothing(steps: int, deviation: float) -> None:
             suggest(noisy(steps, deviation, 0.0, seed))
             lucky += 1
     assert lucky <= 5
+
+
+def test_each_climb_is_prepared_once_before_its_first_step(
+    quick_settings: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def prepare(_: Device, network: torch.nn.Module, pictures: torch.Tensor) -> None:
+        assert network.training
+        told.append(f"prepare {len(pictures)}")
+
+    own = find_lr_module.batch_loss
+
+    def loss(*given: Any) -> Any:
+        told.append("step")
+        return own(*given)
+
+    monkeypatch.setattr(Device, "compile_ahead", prepare)
+    monkeypatch.setattr(find_lr_module, "batch_loss", loss)
+    with contextlib.suppress(WorkFailed):
+        run_range_test(quick_settings(tmp_path / "run", batch_size=4))
+    assert told[:2] == ["prepare 4", "step"]
+    assert "prepare 4" not in told[1:STEPS]
 
 
 def test_a_batch_that_cannot_fit_is_refused_as_in_training(

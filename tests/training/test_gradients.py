@@ -12,7 +12,7 @@ from mobilenetv2.errors import WorkFailed
 from mobilenetv2.network.fast_ops import choose, install
 from mobilenetv2.network.mobilenetv2 import MobileNetV2, stride_plan
 from mobilenetv2.training import gradients
-from mobilenetv2.training.device import choose_device
+from mobilenetv2.training.device import Device, choose_device
 from mobilenetv2.training.gradients import Gradients, RecordedGradients
 from mobilenetv2.training.parallel import StepLoss
 from mobilenetv2.training.train import train
@@ -207,9 +207,15 @@ def test_a_run_with_recorded_steps_is_the_same_run(quick_settings, tmp_path, mon
     monkeypatch.setattr("mobilenetv2.training.start.choose_device", recorded)
     monkeypatch.setattr(gradients, "_Recording", Recording)
     monkeypatch.setattr(Batches, "_at_once", lambda _: 3)
+    prepared = []
+    monkeypatch.setattr(
+        Device, "compile_ahead", lambda _, network, pictures: prepared.append(len(pictures))
+    )
     Recording.made = 0
     other = train(quick_settings(tmp_path / "recorded", **settings))
     assert Recording.made == 2
+    assert prepared[0] == 4
+    assert len(prepared) == len(set(prepared)) == 2
     assert other["cuda_graphs"] is True
     assert plain["cuda_graphs"] is False
     weights = [load_file(tmp_path / run / "model.safetensors") for run in ("plain", "recorded")]
