@@ -406,6 +406,8 @@ def main() -> None:
     if arguments.run:
         run_here(*json.loads(arguments.run))
         return
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(1, "this needs an NVIDIA GPU\n")
     results: dict[str, Any] = {"machine": machine.describe(), "settings": []}
     print(machine.headline())
     stored = DTYPES["fp32" if arguments.device == "cpu" else "bf16"]

@@ -10,8 +10,10 @@ the fly. So only the convolutions' raw outputs are written and kept.
 * Each number costs few instructions, or the processors would be slower than memory: a depthwise
   kernel goes down strips of two columns, so that what it has normalised serves several outputs, and
   sums stay with the threads until the end. ``EVEN``: blocks fit, and rows need no masks.
+  ``EIGHTS``: all channels are multiples of eight, and read by sixteen bytes.
 
 The kernels: :mod:`.norms`, :mod:`.pointwise` (1×1 convolutions), :mod:`.depthwise`,
 :mod:`.depthwise_backward`, :mod:`.stem` and :mod:`.finish`. The sizes of their blocks:
-:mod:`.plans`. The calls: :mod:`.launches`. All but this file and :mod:`.plans` need Triton.
+:mod:`.plans`. The calls: :mod:`.launches`, by way of :mod:`.launcher`. All but this file and
+:mod:`.plans` need Triton.
 """
