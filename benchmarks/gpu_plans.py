@@ -110,7 +110,7 @@ def candidates(kernel: str, layer: tuple[int, int, int]) -> Iterator[Plan]:
                 (512, 3, None), (512, 1, None), (512, 2, 168), (256, 3, 128), (256, 1, None),
             ):  # fmt: skip
                 for rows in {segment_of(side, 28), segment_of(side, 14)}:
-                    blocks = {"STRIPS": numbers // block, "SEGMENT": rows, "CHANNELS": block}
+                    blocks = {"STRIPS": numbers // block, "segment": rows, "CHANNELS": block}
                     yield Plan(blocks, 0, 4, stages, registers)
         return
     whole_in, whole_out = power(channels), power(out)

@@ -9,8 +9,9 @@ the fly. So only the convolutions' raw outputs are written and kept.
   sums, which a small kernel adds up in float64 (:mod:`.finish`). The same GPU gives the same bits.
 * Each number costs few instructions, or the processors would be slower than memory: a depthwise
   kernel goes down strips of two columns, so that what it has normalised serves several outputs, and
-  sums stay with the threads until the end. ``EVEN``: blocks fit, and rows need no masks.
-  ``EIGHTS``: all channels are multiples of eight, and read by sixteen bytes.
+  sums stay with the threads until the end. ``EIGHTS``: all channels are multiples of eight, and
+  read by sixteen bytes.
+* Few are to be compiled: what depends on the size of a batch or a map is known at the launch only.
 
 The kernels: :mod:`.norms`, :mod:`.pointwise` (1×1 convolutions), :mod:`.depthwise`,
 :mod:`.depthwise_backward`, :mod:`.stem` and :mod:`.finish`. The sizes of their blocks:

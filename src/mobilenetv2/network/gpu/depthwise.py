@@ -14,12 +14,12 @@ from mobilenetv2.network.gpu.norms import (
 
 
 @triton.jit
-def strips(which, count, height, width, SEGMENT: tl.constexpr):
+def strips(which, count, height, width, segment):
     """Strips of two columns and so many rows: image, first row, first column, whether it is one."""
     across = tl.cdiv(width, 2)
-    down = tl.cdiv(height, SEGMENT)
+    down = tl.cdiv(height, segment)
     column = which % across * 2
-    row = which // across % down * SEGMENT
+    row = which // across % down * segment
     return (which // across // down).to(tl.int64), row, column, which < count
 
 
@@ -73,16 +73,21 @@ def store_row(
     return count, pivot, total, square
 
 
-@triton.jit(do_not_specialize=["images", "height", "width", "out_height", "out_width", "channels"])
+@triton.jit(
+    do_not_specialize=[
+        "images", "height", "width", "out_height", "out_width", "channels", "segment"
+    ]
+)  # fmt: skip
 def depthwise_forward(
-    x, norm, weight, y, moments, images, height, width, out_height, out_width, channels,
+    x, norm, weight, y, moments, images, height, width, out_height, out_width, channels, segment,
     STRIDE: tl.constexpr, PADDING: tl.constexpr, EIGHTS: tl.constexpr, REAL: tl.constexpr,
-    STRIPS: tl.constexpr, SEGMENT: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
+    STRIPS: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """The 3×3 convolution and the moments of what comes out; grid as :func:`norm_statistics`'s.
 
-    A strip is two columns of outputs. Going down, each row of inputs adds to the outputs that see
-    it: it is read once for all of them. ``PADDING`` zeros lie above and left of the picture.
+    A strip is two columns of outputs, and ``segment`` rows. Going down, each row of inputs adds to
+    the outputs that see it: it is read once for all of them. ``PADDING`` zeros lie above and left
+    of the picture.
     """
     channels = in_eights(channels, EIGHTS)
     NORMALISE: tl.constexpr = norm is not None
@@ -107,10 +112,10 @@ def depthwise_forward(
     pivot = tl.zeros((STRIPS, CHANNELS), REAL)
     total = tl.zeros((STRIPS, CHANNELS), REAL)
     square = tl.zeros((STRIPS, CHANNELS), REAL)
-    of_all = images * tl.cdiv(out_height, SEGMENT) * tl.cdiv(out_width, 2)
+    of_all = images * tl.cdiv(out_height, segment) * tl.cdiv(out_width, 2)
     for tile in range(program, tl.cdiv(of_all, STRIPS), tl.num_programs(0)):
         which = tile * STRIPS + tl.arange(0, STRIPS)
-        image, first, column, is_strip = strips(which, of_all, out_height, out_width, SEGMENT)
+        image, first, column, is_strip = strips(which, of_all, out_height, out_width, segment)
         left = column * STRIDE - PADDING
         has0 = is_strip & (left >= 0)
         has1 = is_strip & (left + 1 < width)
@@ -122,7 +127,7 @@ def depthwise_forward(
         p1 = tl.zeros((STRIPS, CHANNELS), REAL)
         q0 = tl.zeros((STRIPS, CHANNELS), REAL)
         q1 = tl.zeros((STRIPS, CHANNELS), REAL)
-        for step in tl.range(0, STRIDE * (SEGMENT - 1) + 3, num_stages=DEPTH):
+        for step in tl.range(0, STRIDE * (segment - 1) + 3, num_stages=DEPTH):
             i = first * STRIDE - PADDING + step
             is_row = (i >= 0) & (i < height)
             pixel = (image * height + i) * width + left

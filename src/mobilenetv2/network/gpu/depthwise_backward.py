@@ -51,11 +51,15 @@ def store_input_gradient(
     return total, product
 
 
-@triton.jit(do_not_specialize=["images", "height", "width", "out_height", "out_width", "channels"])
+@triton.jit(
+    do_not_specialize=[
+        "images", "height", "width", "out_height", "out_width", "channels", "segment"
+    ]
+)  # fmt: skip
 def depthwise_backward(
     g, y, y_norm, y_gradient, x, x_norm, weight, gx, sums, images, height, width, out_height,
-    out_width, channels, STRIDE: tl.constexpr, PADDING: tl.constexpr, EIGHTS: tl.constexpr,
-    REAL: tl.constexpr, STRIPS: tl.constexpr, SEGMENT: tl.constexpr, CHANNELS: tl.constexpr,
+    out_width, channels, segment, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+    EIGHTS: tl.constexpr, REAL: tl.constexpr, STRIPS: tl.constexpr, CHANNELS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Both gradients of the 3×3 convolution in one sweep down strips of two columns of inputs.
@@ -99,10 +103,10 @@ def depthwise_backward(
     t6 = tl.zeros((STRIPS, CHANNELS), REAL)
     t7 = tl.zeros((STRIPS, CHANNELS), REAL)
     t8 = tl.zeros((STRIPS, CHANNELS), REAL)
-    of_all = images * tl.cdiv(height, SEGMENT) * tl.cdiv(width, 2)
+    of_all = images * tl.cdiv(height, segment) * tl.cdiv(width, 2)
     for tile in range(program, tl.cdiv(of_all, STRIPS), tl.num_programs(0)):
         which = tile * STRIPS + tl.arange(0, STRIPS)
-        image, first, column, is_strip = strips(which, of_all, height, width, SEGMENT)
+        image, first, column, is_strip = strips(which, of_all, height, width, segment)
         has_second = is_strip & (column + 1 < width)
         if STRIDE == 1:
             # Output row o was seen through row o - 1 of inputs, a, and row o, c; h is output row
@@ -121,7 +125,7 @@ def depthwise_backward(
             h1 = tl.zeros((STRIPS, CHANNELS), REAL)
             h2 = tl.zeros((STRIPS, CHANNELS), REAL)
             h3 = tl.zeros((STRIPS, CHANNELS), REAL)
-            for step in tl.range(0, SEGMENT + 2, num_stages=DEPTH):
+            for step in tl.range(0, segment + 2, num_stages=DEPTH):
                 o = first - 1 + step
                 is_row = (o >= 0) & (o < height)
                 pixel = (image * height + o) * width + column
@@ -141,7 +145,7 @@ def depthwise_backward(
                     g, y, y_scale, y_shift, slope, offset, pixel + 2, has3 & is_row, channels,
                     channel, is_channel, REAL,
                 )  # fmt: skip
-                is_own = (step >= 1) & (step <= SEGMENT) & (o < height)
+                is_own = (step >= 1) & (step <= segment) & (o < height)
                 c0 = neighbour(
                     x, scale, shift, pixel, is_strip & is_own, channels, channel, is_channel, REAL,
                     NORMALISE,
@@ -187,7 +191,7 @@ def depthwise_backward(
             has_right = is_strip & (out_column + 1 < out_width)
             o0 = tl.zeros((STRIPS, CHANNELS), REAL)
             o1 = tl.zeros((STRIPS, CHANNELS), REAL)
-            for step in tl.range(0, SEGMENT // 2 + 1, num_stages=DEPTH):
+            for step in tl.range(0, segment // 2 + 1, num_stages=DEPTH):
                 out_row = first // 2 + PADDING - 1 + step
                 is_row = (out_row >= 0) & (out_row < out_height)
                 pixel = (image * out_height + out_row) * out_width + out_column

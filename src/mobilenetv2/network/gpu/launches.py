@@ -128,7 +128,7 @@ class GpuKernels(Kernels):
             pointwise.pointwise_forward, (programs * blocks,),
             x, x_norm, _matrix(weight), y, moments, rows, in_channels, out_channels,
             AT_ONCE=in_channels <= plan.block["IN"], WARPS=plan.warps, plan=plan,
-            **_sizes(rows, plan, in_channels, out_channels), **self._products, **self._constants,
+            EIGHTS=_in_eights(in_channels, out_channels), **self._products, **self._constants,
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
@@ -178,7 +178,7 @@ class GpuKernels(Kernels):
             pointwise.pointwise_backward, (programs * blocks,),
             *output, x, x_norm, matrix, residual, gx, sums, products, rows, in_channels,
             out_channels, WARPS=plan.warps, plan=plan, **kinds,
-            **_sizes(rows, plan, in_channels, out_channels), **self._products, **self._constants,
+            EIGHTS=_in_eights(in_channels, out_channels), **self._products, **self._constants,
         )  # fmt: skip
         return sums, products
 
@@ -195,7 +195,7 @@ class GpuKernels(Kernels):
         self._launcher.launch(
             pointwise.pointwise_backward_input, (programs * blocks,),
             *output, x, x_norm, matrix, residual, gx, sums, rows, in_channels, out_channels,
-            plan=plan, **_sizes(rows, plan, in_channels, out_channels), **kinds, **self._products,
+            plan=plan, EIGHTS=_in_eights(in_channels, out_channels), **kinds, **self._products,
             **self._constants,
         )  # fmt: skip
         return sums
@@ -215,7 +215,7 @@ class GpuKernels(Kernels):
         self._launcher.launch(
             pointwise.pointwise_backward_weight, (programs, of_in, of_out),
             *output, x, x_norm, products, rows, in_channels, out_channels, plan=plan,
-            **_sizes(rows, plan, in_channels, out_channels), **kinds, **self._products,
+            EIGHTS=_in_eights(in_channels, out_channels), **kinds, **self._products,
             **self._constants,
         )  # fmt: skip
         return products
@@ -279,7 +279,7 @@ class GpuKernels(Kernels):
             stem.stem_forward, (programs,),
             x, weight, y, moments, rows, shape.height, shape.width, shape.out_height,
             shape.out_width, out_channels, shape.channels, *weight.stride(), WARPS=plan.warps,
-            **self._of_stem(plan, shape, rows, out_channels),
+            **self._of_stem(plan, shape, out_channels),
         )  # fmt: skip
         return y, self._frozen(y, module) if moments is None else self._finish(moments, module)
 
@@ -295,18 +295,18 @@ class GpuKernels(Kernels):
             stem.stem_backward_weight, (programs,),
             g, y, norm, gradient, x, products, rows, shape.height, shape.width, shape.out_height,
             shape.out_width, out_channels, shape.channels, *weight.stride(),
-            **self._of_stem(plan, shape, rows, out_channels),
+            **self._of_stem(plan, shape, out_channels),
         )  # fmt: skip
         _, weight_gradient = self._finish_backward(None, 0, None, products, weight)
         assert weight_gradient is not None
         return weight_gradient
 
-    def _of_stem(self, plan: Plan, shape: MapShape, rows: int, out_channels: int) -> dict[str, Any]:
+    def _of_stem(self, plan: Plan, shape: MapShape, out_channels: int) -> dict[str, Any]:
         return {
             "TAPS": plans.power(9 * shape.channels),
             "STRIDE": shape.stride,
             "PADDING": _padding(shape),
-            **_sizes(rows, plan, out_channels),
+            "EIGHTS": _in_eights(out_channels),
             "plan": plan,
             **self._products,
             **self._constants,
@@ -379,11 +379,6 @@ def load(dtype: torch.dtype, device: torch.device) -> GpuKernels:
     return GpuKernels(dtype, gpu.multi_processor_count, 3 if has_room else 2)
 
 
-def _sizes(rows: int, plan: Plan, *channels: int) -> dict[str, bool]:
-    """Whether blocks of rows leave none over, and all channels are multiples of eight."""
-    return {"EVEN": rows % plan.block["ROWS"] == 0, "EIGHTS": _in_eights(*channels)}
-
-
 def _in_eights(*channels: int) -> bool:
     """Whether all of them are multiples of eight, as a network's are."""
     return all(count % 8 == 0 for count in channels)
@@ -400,7 +395,7 @@ def _tiles(rows: int, channels: int, plan: Plan) -> tuple[int, int]:
 
 def _strips(images: int, height: int, width: int, plan: Plan) -> int:
     """Strips of two columns."""
-    return int(images * triton.cdiv(height, plan.block["SEGMENT"]) * triton.cdiv(width, 2))
+    return int(images * triton.cdiv(height, plan.block["segment"]) * triton.cdiv(width, 2))
 
 
 def _matrix(weight: Tensor) -> Tensor:

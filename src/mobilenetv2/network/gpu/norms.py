@@ -51,15 +51,6 @@ def per_channel(array, row: tl.constexpr, channels, channel, is_channel):
 
 
 @triton.jit
-def rows_and_channels(is_row, is_channel, EVEN: tl.constexpr):
-    """The mask of a block of rows × channels."""
-    if EVEN:
-        return tl.broadcast_to(is_channel[None, :], is_row.shape[0], is_channel.shape[0])
-    else:
-        return is_row[:, None] & is_channel[None, :]
-
-
-@triton.jit
 def through_norm(g, y, scale, shift, slope, offset, ACTIVATED: tl.constexpr):
     """The gradient of ``y`` from that of the normalised ``y``; the rest are 1 × channels."""
     if ACTIVATED:
@@ -70,11 +61,11 @@ def through_norm(g, y, scale, shift, slope, offset, ACTIVATED: tl.constexpr):
 @triton.jit
 def gradient_of_output(
     g, share, y, y_norm, y_gradient, row, is_row, channels, channel, ACTIVATED: tl.constexpr,
-    REAL: tl.constexpr, EVEN: tl.constexpr, SHARED: tl.constexpr,
+    REAL: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a convolution's output y, rows × channels, stored as y is; else zeros."""
     is_channel = channel < channels
-    is_here = rows_and_channels(is_row, is_channel, EVEN)
+    is_here = is_row[:, None] & is_channel[None, :]
     of_y = row.to(tl.int64)[:, None] * channels + channel[None, :]
     of_g = of_y
     if SHARED:
@@ -90,9 +81,7 @@ def gradient_of_output(
         per_channel(y_gradient, OFFSET, channels, channel, is_channel)[None, :],
         ACTIVATED,
     )
-    if not EVEN:  # channels that are not there have a scale of zero
-        gradient = tl.where(is_here, gradient, 0.0)
-    return gradient.to(y.dtype.element_ty)
+    return tl.where(is_here, gradient, 0.0).to(y.dtype.element_ty)
 
 
 @triton.jit
@@ -244,7 +233,7 @@ def norm_backward_apply(
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_row = row < rows
     outgoing = gradient_of_output(
-        g, share, y, norm, gradient, row, is_row, channels, channel, True, REAL, False, True
+        g, share, y, norm, gradient, row, is_row, channels, channel, True, REAL, True
     )
     is_here = is_row[:, None] & (channel < channels)[None, :]
     tl.store(gy + row.to(tl.int64)[:, None] * channels + channel[None, :], outgoing, mask=is_here)

@@ -77,14 +77,14 @@ def depthwise(channels: int, stride: int, out_height: int) -> Plan:
     """For a depthwise convolution that puts out maps of this height."""
     block = block_of(channels, 64)
     segment = segment_of(out_height, 28)
-    return Plan({"STRIPS": 512 // block, "SEGMENT": segment, "CHANNELS": block}, 8)
+    return Plan({"STRIPS": 512 // block, "segment": segment, "CHANNELS": block}, 8)
 
 
 def depthwise_backward(channels: int, stride: int, height: int) -> Plan:
     """For both gradients of a depthwise convolution of maps of this height."""
     block = block_of(channels, 64)
     segment = segment_of(height, 28)
-    return Plan({"STRIPS": 512 // block, "SEGMENT": segment, "CHANNELS": block}, 4)
+    return Plan({"STRIPS": 512 // block, "segment": segment, "CHANNELS": block}, 4)
 
 
 def stem(in_channels: int, out_channels: int) -> Plan:

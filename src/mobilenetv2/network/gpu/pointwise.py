@@ -11,7 +11,6 @@ from mobilenetv2.network.gpu.norms import (
     in_eights,
     per_channel,
     relu6,
-    rows_and_channels,
     store_moments,
     where_relu6_passes,
 )
@@ -26,11 +25,9 @@ def matrix(weight, of_rows, of_columns, row, column, rows, columns, dtype: tl.co
 
 
 @triton.jit
-def activations(
-    x, x_norm, row, is_row, channels, channel, is_channel, REAL: tl.constexpr, EVEN: tl.constexpr
-):  # fmt: skip
+def activations(x, x_norm, row, is_row, channels, channel, is_channel, REAL: tl.constexpr):
     """What a convolution sees of ``x``, rows × channels, stored as x is."""
-    is_here = rows_and_channels(is_row, is_channel, EVEN)
+    is_here = is_row[:, None] & is_channel[None, :]
     at = row.to(tl.int64)[:, None] * channels + channel[None, :]
     value = tl.load(x + at, mask=is_here, other=0.0)
     if x_norm is not None:
@@ -66,22 +63,17 @@ def folded(value, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WARPS: tl.constexpr
 @triton.jit
 def store_output_of_product(
     total, y, moments, tile, rows, row, is_row, channels, channel, is_channel, n, pivot, sums,
-    squares, EVEN: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr, WARPS: tl.constexpr,
+    squares, ROWS: tl.constexpr, OUT: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """Write rows × channels, and take them into sums about a pivot, the mean of the first rows."""
-    is_here = rows_and_channels(is_row, is_channel, EVEN)
+    is_here = is_row[:, None] & is_channel[None, :]
     at = row.to(tl.int64)[:, None] * channels + channel[None, :]
     tl.store(y + at, total.to(y.dtype.element_ty), mask=is_here)
     if moments is not None:
         here = tl.minimum(rows - tile * ROWS, ROWS).to(total.dtype)
         if n == 0:
-            first = total
-            if not EVEN:
-                first = tl.where(is_row[:, None], total, 0.0)
-            pivot = tl.sum(first, 0) / here
-        distance = total - pivot[None, :]
-        if not EVEN:
-            distance = tl.where(is_row[:, None], distance, 0.0)
+            pivot = tl.sum(tl.where(is_row[:, None], total, 0.0), 0) / here
+        distance = tl.where(is_row[:, None], total - pivot[None, :], 0.0)
         sums += folded(distance, ROWS, OUT, WARPS)
         squares += folded(distance * distance, ROWS, OUT, WARPS)
         n += here
@@ -104,7 +96,7 @@ def store_moments_of_product(
 def pointwise_forward(
     x, x_norm, weight, y, moments, rows, in_channels, out_channels, PRECISION: tl.constexpr,
     REAL: tl.constexpr, ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
-    AT_ONCE: tl.constexpr, EVEN: tl.constexpr, EIGHTS: tl.constexpr, WARPS: tl.constexpr,
+    AT_ONCE: tl.constexpr, EIGHTS: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """The 1×1 convolution and, unless ``moments`` is None, the moments of what comes out.
 
@@ -133,18 +125,18 @@ def pointwise_forward(
         total = tl.zeros((ROWS, OUT), REAL)
         if AT_ONCE:
             a = activations(
-                x, x_norm, row, is_row, in_channels, channel, channel < in_channels, REAL, EVEN
+                x, x_norm, row, is_row, in_channels, channel, channel < in_channels, REAL
             )
             total = tl.dot(a, whole, total, input_precision=PRECISION, out_dtype=REAL)
         else:
             for first in range(0, in_channels, IN):
                 c = first + channel
-                a = activations(x, x_norm, row, is_row, in_channels, c, c < in_channels, REAL, EVEN)
+                a = activations(x, x_norm, row, is_row, in_channels, c, c < in_channels, REAL)
                 w = matrix(weight, 1, in_channels, c, out, in_channels, out_channels, stored)
                 total = tl.dot(a, w, total, input_precision=PRECISION, out_dtype=REAL)
         n, pivot, sums, squares = store_output_of_product(
             total, y, moments, tile, rows, row, is_row, out_channels, out, is_out, n, pivot, sums,
-            squares, EVEN, ROWS, OUT, WARPS,
+            squares, ROWS, OUT, WARPS,
         )  # fmt: skip
     store_moments_of_product(moments, program, out_channels, out, is_out, n, pivot, sums, squares)
 
@@ -154,7 +146,7 @@ def pointwise_backward(
     g, share, y, y_norm, y_gradient, x, x_norm, weight, residual, gx, sums, weight_sums, rows,
     in_channels, out_channels, ACTIVATED: tl.constexpr, PRECISION: tl.constexpr,
     REAL: tl.constexpr, ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
-    EVEN: tl.constexpr, EIGHTS: tl.constexpr, SHARED: tl.constexpr, WARPS: tl.constexpr,
+    EIGHTS: tl.constexpr, SHARED: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """Both gradients of a 1×1 convolution in one sweep; a block holds all output channels.
 
@@ -179,12 +171,11 @@ def pointwise_backward(
     for tile in range(program, tl.cdiv(rows, ROWS), programs):
         row = tile * ROWS + tl.arange(0, ROWS)
         is_row = row < rows
-        is_here = rows_and_channels(is_row, is_in, EVEN)
+        is_here = is_row[:, None] & is_in[None, :]
         at = row.to(tl.int64)[:, None] * in_channels + channel[None, :]
         gy = gradient_of_output(
-            g, share, y, y_norm, y_gradient, row, is_row, out_channels, out, ACTIVATED, REAL, EVEN,
-            SHARED,
-        )  # fmt: skip
+            g, share, y, y_norm, y_gradient, row, is_row, out_channels, out, ACTIVATED, REAL, SHARED
+        )
         value = tl.load(x + at, mask=is_here, other=0.0)
         seen = value
         if x_norm is not None:
@@ -221,8 +212,8 @@ def pointwise_backward(
 def pointwise_backward_input(
     g, share, y, y_norm, y_gradient, x, x_norm, weight, residual, gx, sums, rows, in_channels,
     out_channels, ACTIVATED: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
-    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, EVEN: tl.constexpr,
-    EIGHTS: tl.constexpr, SHARED: tl.constexpr,
+    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, EIGHTS: tl.constexpr,
+    SHARED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the input alone, for many channels; grid as :func:`pointwise_forward`'s."""
     in_channels = in_eights(in_channels, EIGHTS)
@@ -238,14 +229,14 @@ def pointwise_backward_input(
     for tile in range(program, tl.cdiv(rows, ROWS), programs):
         row = tile * ROWS + tl.arange(0, ROWS)
         is_row = row < rows
-        is_here = rows_and_channels(is_row, is_in, EVEN)
+        is_here = is_row[:, None] & is_in[None, :]
         at = row.to(tl.int64)[:, None] * in_channels + channel[None, :]
         gradient = tl.zeros((ROWS, IN), REAL)
         for first in range(0, out_channels, OUT):
             out = first + tl.arange(0, OUT)
             gy = gradient_of_output(
                 g, share, y, y_norm, y_gradient, row, is_row, out_channels, out, ACTIVATED, REAL,
-                EVEN, SHARED,
+                SHARED,
             )  # fmt: skip
             w = matrix(weight, in_channels, 1, out, channel, out_channels, in_channels, stored)
             gradient = tl.dot(gy, w, gradient, input_precision=PRECISION, out_dtype=REAL)
@@ -271,8 +262,7 @@ def pointwise_backward_input(
 def pointwise_backward_weight(
     g, share, y, y_norm, y_gradient, x, x_norm, weight_sums, rows, in_channels, out_channels,
     ACTIVATED: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr, ROWS: tl.constexpr,
-    IN: tl.constexpr, OUT: tl.constexpr, EVEN: tl.constexpr, EIGHTS: tl.constexpr,
-    SHARED: tl.constexpr,
+    IN: tl.constexpr, OUT: tl.constexpr, EIGHTS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the weight alone; grid: programs × blocks of in × blocks of out channels."""
     in_channels = in_eights(in_channels, EIGHTS)
@@ -285,11 +275,10 @@ def pointwise_backward_weight(
         row = tile * ROWS + tl.arange(0, ROWS)
         is_row = row < rows
         gy = gradient_of_output(
-            g, share, y, y_norm, y_gradient, row, is_row, out_channels, out, ACTIVATED, REAL, EVEN,
-            SHARED,
-        )  # fmt: skip
+            g, share, y, y_norm, y_gradient, row, is_row, out_channels, out, ACTIVATED, REAL, SHARED
+        )
         seen = activations(
-            x, x_norm, row, is_row, in_channels, channel, channel < in_channels, REAL, EVEN
+            x, x_norm, row, is_row, in_channels, channel, channel < in_channels, REAL
         )
         total = tl.dot(tl.trans(gy), seen, total, input_precision=PRECISION, out_dtype=REAL)
     to = weight_sums + program * out_channels * in_channels

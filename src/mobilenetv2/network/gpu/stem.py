@@ -38,8 +38,7 @@ def stem_forward(
     x, weight, y, moments, rows, height, width, out_height, out_width, out_channels,
     channels: tl.constexpr, of_out, of_in, of_down, of_right, PRECISION: tl.constexpr,
     REAL: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    ROWS: tl.constexpr, OUT: tl.constexpr, EVEN: tl.constexpr, EIGHTS: tl.constexpr,
-    WARPS: tl.constexpr,
+    ROWS: tl.constexpr, OUT: tl.constexpr, EIGHTS: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """The first 3×3 convolution, of pictures of few channels, and the moments of what comes out.
 
@@ -70,7 +69,7 @@ def stem_forward(
         total = tl.dot(seen, w, input_precision=PRECISION, out_dtype=REAL)
         n, pivot, sums, squares = store_output_of_product(
             total, y, moments, tile, rows, row, is_row, out_channels, out, is_out, n, pivot, sums,
-            squares, EVEN, ROWS, OUT, WARPS,
+            squares, ROWS, OUT, WARPS,
         )  # fmt: skip
     store_moments_of_product(moments, program, out_channels, out, is_out, n, pivot, sums, squares)
 
@@ -82,8 +81,7 @@ def stem_backward_weight(
     g, y, y_norm, y_gradient, x, weight_sums, rows, height, width, out_height, out_width,
     out_channels, channels: tl.constexpr, of_out, of_in, of_down, of_right,
     PRECISION: tl.constexpr, REAL: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr,
-    PADDING: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr, EVEN: tl.constexpr,
-    EIGHTS: tl.constexpr,
+    PADDING: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr, EIGHTS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the stem's weight, laid out as the weight is; its pictures need none."""
     out_channels = in_eights(out_channels, EIGHTS)
@@ -94,7 +92,7 @@ def stem_backward_weight(
         row = tile * ROWS + tl.arange(0, ROWS)
         is_row = row < rows
         gy = gradient_of_output(
-            g, 1, y, y_norm, y_gradient, row, is_row, out_channels, out, True, REAL, EVEN, False
+            g, 1, y, y_norm, y_gradient, row, is_row, out_channels, out, True, REAL, False
         )
         seen = windows(
             x, row, is_row, height, width, out_height, out_width, channels, TAPS, STRIDE, PADDING,
