@@ -87,13 +87,14 @@ class Launches:
                     sixteens.append(name)
                 elif value is None or names.index(name) in self._kernel.constexprs:
                     signature[name], values[name] = "constexpr", value
-                elif self._kernel.params[names.index(name)].do_not_specialize:
+                elif (parameter := self._kernel.params[names.index(name)]).do_not_specialize:
                     signature[name] = "i32"
                 elif value == 1:
                     signature[name], values[name] = "constexpr", value
                 else:
                     signature[name] = "fp32" if isinstance(value, float) else "i32"
-                    sixteens += [name] if value % 16 == 0 else []
+                    if value % 16 == 0 and not parameter.do_not_specialize_on_alignment:
+                        sixteens.append(name)
             options = {"num_warps": num_warps, "num_stages": num_stages}
             options |= {"maxnreg": maxnreg} if maxnreg else {}
             key = repr((self._kernel.__name__, signature, values, sixteens, options))
@@ -189,6 +190,17 @@ def test_what_a_step_launches_is_what_is_compiled_before(images, frozen, monkeyp
     step_of(network, images, 1, 28)
     assert len(ahead) > 30
     assert set(seen) == ahead
+
+
+def test_other_batches_and_maps_need_no_other_kernels(monkeypatch):
+    seen = stand_ins(monkeypatch, 3)
+    network = MobileNetV2(10, 1, 0.5, (1, 1, 1, 2, 2, 1, 2, 1))
+    install(network, fast_ops.FastOps("triton", ""))
+    step_of(network, 16, 1, 28)
+    before = set(seen)
+    for images, side in ((5, 28), (8, 96), (3, 33)):
+        step_of(network, images, 1, side)
+    assert set(seen) == before
 
 
 def test_only_a_network_on_these_kernels_is_compiled_ahead(monkeypatch):

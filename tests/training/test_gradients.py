@@ -1,4 +1,5 @@
 import copy
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -82,6 +83,20 @@ def test_gradients_take_the_place_of_the_last_ones():
     twin.zero_grad()
     loss_of(twin)(one).for_backward.backward()
     assert same(grads(network), grads(twin))
+
+
+def test_a_loss_in_use_does_not_hold_the_step(monkeypatch):
+    monkeypatch.setattr(gradients, "_Recording", Recording)
+    network, graphs = nn.Linear(4, 3), []
+
+    def loss(batch: Batch) -> StepLoss:
+        step = loss_of(network)(batch)
+        graphs.append(weakref.ref(step.for_backward))
+        return step
+
+    in_use = Gradients(network, loss).of(batch(8))
+    assert in_use.mean > 0
+    assert graphs[0]() is None
 
 
 def test_a_shape_runs_once_and_is_recorded_then(monkeypatch):
@@ -198,7 +213,9 @@ def test_a_recorded_step_gives_the_bits_of_one_that_runs(mixed):
 
 def test_a_run_with_recorded_steps_is_the_same_run(quick_settings, tmp_path, monkeypatch):
     """The loop around them, with clipping, mixing and an average, and a smaller last batch."""
-    settings = {"clip_norm": 0.5, "mixup": 0.3, "ema": 0.9, "batch_size": 4, "epochs": 3}
+    settings = {
+        "clip_norm": 0.5, "mixup": 0.3, "ema": 0.9, "batch_size": 4, "epochs": 3, "device": "cpu",
+    }  # fmt: skip
     plain = train(quick_settings(tmp_path / "plain", **settings))
 
     def recorded(*arguments):

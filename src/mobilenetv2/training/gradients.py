@@ -6,6 +6,7 @@ from then on replayed with one launch. The first one runs as it is.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,7 +48,9 @@ class Gradients:
         self._forget()
         loss = self._loss_of(batch)
         loss.for_backward.backward()
-        return loss
+        # Its graph would hold on to the nodes that put gradients down, and those to the stream of
+        # this step: another one could not be recorded while the loss is in use.
+        return replace(loss, for_backward=loss.mean)
 
     def _forget(self) -> None:
         for parameter in self._parameters:

@@ -79,18 +79,12 @@ class Launcher:
 def _compile(warmups: Sequence[Callable[[], Any]]) -> None:
     """Compile kernels on all cores, and bring them to the GPU."""
     on_this_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
-    cores = available_cores()
-    with (
-        ThreadPoolExecutor(cores, initializer=on_this_gpu) as bringing,
-        ThreadPoolExecutor(cores, initializer=on_this_gpu) as compiling,
-        triton.AsyncCompileMode(compiling, ignore_errors=True),
-    ):
-        brought = set()
-        for pending in [warm_up() for warm_up in warmups]:
-            kernel = _finished(pending)
-            if id(kernel) not in brought:
-                brought.add(id(kernel))
-                bringing.submit(_bring, kernel)
+    with ThreadPoolExecutor(available_cores(), initializer=on_this_gpu) as threads:
+        with triton.AsyncCompileMode(threads, ignore_errors=True):
+            pending = [warm_up() for warm_up in warmups]
+        compiled = {id(kernel): kernel for kernel in map(_finished, pending)}
+        # An older Triton then compiles, in C, what launches each of them.
+        list(threads.map(_load, compiled.values()))
 
 
 def _finished(pending: Any) -> Any:
@@ -100,7 +94,7 @@ def _finished(pending: Any) -> Any:
     return pending
 
 
-def _bring(compiled: Any) -> None:
-    """Bring a kernel to the GPU; an older Triton then compiles, in C, what launches it."""
+def _load(compiled: Any) -> None:
+    """Bring a kernel to the GPU."""
     with suppress(Exception):  # which comes again with the launch
         getattr(compiled, "run", None)

@@ -190,7 +190,7 @@ def norm_pool(
     tl.store(pooled + image * channels + channel, mean.to(pooled.dtype.element_ty), mask=is_channel)
 
 
-@triton.jit(do_not_specialize=["rows", "channels"])
+@triton.jit(do_not_specialize=["rows", "channels"], do_not_specialize_on_alignment=["share"])
 def norm_backward(
     g, share, y, norm, sums, rows, channels, ACTIVATED: tl.constexpr, EIGHTS: tl.constexpr,
     REAL: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -222,7 +222,7 @@ def norm_backward(
     tl.store(to + channels, tl.sum(product, 0), mask=is_channel)
 
 
-@triton.jit(do_not_specialize=["rows", "channels"])
+@triton.jit(do_not_specialize=["rows", "channels"], do_not_specialize_on_alignment=["share"])
 def norm_backward_apply(
     g, share, y, norm, gradient, gy, rows, channels, EIGHTS: tl.constexpr, REAL: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,

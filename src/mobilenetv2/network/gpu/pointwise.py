@@ -141,7 +141,10 @@ def pointwise_forward(
     store_moments_of_product(moments, program, out_channels, out, is_out, n, pivot, sums, squares)
 
 
-@triton.jit(do_not_specialize=["rows", "in_channels", "out_channels"])
+@triton.jit(
+    do_not_specialize=["rows", "in_channels", "out_channels"],
+    do_not_specialize_on_alignment=["share"],
+)
 def pointwise_backward(
     g, share, y, y_norm, y_gradient, x, x_norm, weight, residual, gx, sums, weight_sums, rows,
     in_channels, out_channels, ACTIVATED: tl.constexpr, PRECISION: tl.constexpr,
@@ -208,7 +211,10 @@ def pointwise_backward(
         tl.store(to, of_weight, mask=(out < out_channels)[:, None] & is_in[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "in_channels", "out_channels"])
+@triton.jit(
+    do_not_specialize=["rows", "in_channels", "out_channels"],
+    do_not_specialize_on_alignment=["share"],
+)
 def pointwise_backward_input(
     g, share, y, y_norm, y_gradient, x, x_norm, weight, residual, gx, sums, rows, in_channels,
     out_channels, ACTIVATED: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
@@ -258,7 +264,10 @@ def pointwise_backward_input(
         tl.store(to + in_channels, product, mask=is_in)
 
 
-@triton.jit(do_not_specialize=["rows", "in_channels", "out_channels"])
+@triton.jit(
+    do_not_specialize=["rows", "in_channels", "out_channels"],
+    do_not_specialize_on_alignment=["share"],
+)
 def pointwise_backward_weight(
     g, share, y, y_norm, y_gradient, x, x_norm, weight_sums, rows, in_channels, out_channels,
     ACTIVATED: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr, ROWS: tl.constexpr,
