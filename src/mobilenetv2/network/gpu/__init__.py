@@ -15,6 +15,6 @@ the fly. So only the convolutions' raw outputs are written and kept.
 
 The kernels: :mod:`.norms`, :mod:`.pointwise` (1×1 convolutions), :mod:`.depthwise`,
 :mod:`.depthwise_backward`, :mod:`.stem` and :mod:`.finish`. The sizes of their blocks:
-:mod:`.plans`. The calls: :mod:`.launches`, by way of :mod:`.launcher`. All but this file and
-:mod:`.plans` need Triton.
+:mod:`.plans`. The calls: :mod:`.launches` and :mod:`.pointwise_launches`, by way of
+:mod:`.finishing` and :mod:`.launcher`. All but this file and :mod:`.plans` need Triton.
 """

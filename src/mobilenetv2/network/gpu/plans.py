@@ -130,3 +130,12 @@ def block_of(channels: int, most: int) -> int:
     """
     sizes = [size for size in (128, 64, 32, 16) if size <= most]
     return min(sizes, key=lambda size: -(-channels // size) * (size + 32))
+
+
+def in_eights(*channels: int) -> bool:
+    """Whether all of them are multiples of eight, as a network's are.
+
+    >>> in_eights(24, 144), in_eights(16, 3)
+    (True, False)
+    """
+    return all(count % 8 == 0 for count in channels)
