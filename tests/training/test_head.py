@@ -18,8 +18,9 @@ from mobilenetv2.config import NetworkConfig
 from mobilenetv2.data.balance import class_weights
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.evaluation.evaluate import evaluate
-from mobilenetv2.training import head
-from mobilenetv2.training.head import FrozenFeatures, fit_head, pooled_features
+from mobilenetv2.training import frozen_features, head
+from mobilenetv2.training.frozen_features import FrozenFeatures, pooled_features
+from mobilenetv2.training.head import fit_head
 from mobilenetv2.training.logistic import Heads, solve
 from mobilenetv2.training.start import start
 
@@ -157,7 +158,7 @@ def test_kept_features_give_the_same_figures(
         looks.append(arguments)
         return pooled_features(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(head, "pooled_features", counted)
+    monkeypatch.setattr(frozen_features, "pooled_features", counted)
     frozen = FrozenFeatures(small_classifier)
     fit_head(small_classifier, frozen.of(pictures), pictures.labels)
     kept, looked = frozen.evaluate(small_classifier, pictures), evaluate(small_classifier, pictures)

@@ -1,4 +1,4 @@
-"""A finished MobileNetV2 as one call of `fast_inference.cpp`: pictures in, logits out.
+"""A finished MobileNetV2 as one call of `fast_inference.cpp`: pictures in, logits or features out.
 
 On a CPU this takes a fraction of the time of PyTorch's operations, and needs no other library, only
 GCC, once. In float32 the answers are PyTorch's but for rounding; in bfloat16, where maps
@@ -96,6 +96,7 @@ class CppInference:
         assert isinstance(folded, MobileNetV2)
         description, kept = _described(folded, mean, scale)
         self._channels = int(description.picture_channels)
+        self._features = int(description.features)
         self._classes = int(description.classes)
         if not mean.shape == scale.shape == (self._channels,):
             raise ValueError(
@@ -121,6 +122,29 @@ class CppInference:
             ValueError: they are no such pictures.
             MemoryError: there is too little.
         """
+        return self._answers(pictures, threads, self._classes, are_features=False)
+
+    def features(self, pictures: Tensor, threads: int | None = None) -> Tensor:
+        """The same to features N×F, averaged over the last map."""
+        return self._answers(pictures, threads, self._features, are_features=True)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Features float32 N×F to logits N×K: of :meth:`features`, the bits of :meth:`logits`.
+
+        Raises:
+            MemoryError: there is too little.
+        """
+        features = features.to("cpu", torch.float32).contiguous()
+        logits = torch.empty(len(features), self._classes, dtype=torch.float32, device="cpu")
+        if not self._library.network_classify(
+            self._network.handle, features.data_ptr(), len(features), logits.data_ptr()
+        ):
+            raise MemoryError(NO_MEMORY)
+        return logits
+
+    def _answers(
+        self, pictures: Tensor, threads: int | None, width: int, are_features: bool
+    ) -> Tensor:
         if (
             pictures.ndim != 4
             or pictures.dtype is not torch.uint8
@@ -135,21 +159,24 @@ class CppInference:
         threads = min(torch.get_num_threads(), MOST_THREADS) if threads is None else threads
         if not 1 <= threads <= MOST_THREADS:
             raise ValueError(f"threads: from 1 to {MOST_THREADS}, not {threads}")
-        logits = torch.empty(len(pictures), self._classes, dtype=torch.float32, device="cpu")
-        height, width = pictures.shape[2:]
-        together = max(threads, PIXELS_AT_ONCE // (height * width))
-        for few, answers in zip(pictures.split(together), logits.split(together), strict=True):
+        answers = torch.empty(len(pictures), width, dtype=torch.float32, device="cpu")
+        height, breadth = pictures.shape[2:]
+        together = max(threads, PIXELS_AT_ONCE // (height * breadth))
+        for few, out in zip(pictures.split(together), answers.split(together), strict=True):
             if len(few):
-                self._run(few.contiguous(), threads, answers)
-        return logits
+                to = (out.data_ptr(), None) if are_features else (None, out.data_ptr())
+                self._run(few.contiguous(), threads, *to)
+        return answers
 
-    def _run(self, pictures: Tensor, threads: int, logits: Tensor) -> None:
+    def _run(
+        self, pictures: Tensor, threads: int, features: int | None, logits: int | None
+    ) -> None:
         images, _, height, width = pictures.shape
         what = ctypes.byref(_Pictures(pictures.data_ptr(), images, height, width))
         needed = self._library.network_memory(self._network.handle, what, threads)
         memory = self._memory(needed) if needed >= 0 else None
         if memory is None or not self._library.network_run(
-            self._network.handle, what, threads, memory.data_ptr(), logits.data_ptr()
+            self._network.handle, what, threads, memory.data_ptr(), features, logits
         ):
             raise MemoryError(NO_MEMORY)
 
@@ -223,8 +250,10 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL:
     library.network_free.argtypes, library.network_free.restype = (pointer,), None
     library.network_memory.argtypes = (pointer, pointer, count)
     library.network_memory.restype = count
-    library.network_run.argtypes = (pointer, pointer, count, pointer, pointer)
+    library.network_run.argtypes = (pointer, pointer, count, pointer, pointer, pointer)
     library.network_run.restype = ctypes.c_int
+    library.network_classify.argtypes = (pointer, pointer, count, pointer)
+    library.network_classify.restype = ctypes.c_int
     return library
 
 

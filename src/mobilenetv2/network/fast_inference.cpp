@@ -1,4 +1,5 @@
-// Inference of MobileNetV2 on the CPU: pictures in, logits out, the whole network in one call.
+// Inference of MobileNetV2 on the CPU: pictures in, logits or features out, the whole network in
+// one call.
 //
 // What a reader needs to know:
 //
@@ -410,6 +411,13 @@ void pool(Tiles& tiles, const T* x, Index rows, const Matrix& matrix, Index slic
   });
 }
 
+// Numbers, stored otherwise.
+template <class From, class To>
+void convert(const From* from, Index count, To* to) {
+  for_channels<T>(count,
+                  [&](auto lanes, Index i) { store<lanes>(to + i, load<lanes>(from + i)); });
+}
+
 // One slice of the classifier: its logits for `rows` pictures.
 void classify(Tiles& tiles, const T* x, Index rows, const Matrix& matrix, Index slice,
               float* logits) {
@@ -509,7 +517,9 @@ class Network {
     }
   };
 
-  void run(const Pictures& what, Index threads, void* memory, float* logits) const {
+  // Features (images × features) and logits (images × classes): each unless it is null.
+  void run(const Pictures& what, Index threads, void* memory, float* features,
+           float* logits) const {
     const Plan plan(*this, what, threads);
     const Index images = what.images;
     Memory common((char*)round_up((Index)memory, kAlignment));
@@ -517,7 +527,7 @@ class Network {
     T* const stem_map = maps[1];  // where a shortcut leads around the first block
     T* const pooled = common.take<T>(images * head_.out());
     T* const common_filtered = common.take<T>(plan.common_filtered);
-    std::vector<std::atomic<Index>> counters(2 * layers_.size() + 2);
+    std::vector<std::atomic<Index>> counters(2 * layers_.size() + 3);
 
 #pragma omp parallel num_threads(threads)
     {
@@ -615,9 +625,22 @@ class Network {
         const Index s = i / images, image = i % images;
         pool(tiles, x + image * pixels * head_.in(), pixels, head_, s, pooled + image * count);
       });
-      share_out(classifier_.slices(),
-                [&](Index s) { classify(tiles, pooled, images, classifier_, s, logits); });
+      if (features)
+        share_out(images,
+                  [&](Index i) { convert(pooled + i * count, count, features + i * count); });
+      if (logits)
+        share_out(classifier_.slices(),
+                  [&](Index s) { classify(tiles, pooled, images, classifier_, s, logits); });
     }
+  }
+
+  // The logits of images whose features are known: the same bits as `run` gives.
+  void classify_features(const float* features, Index images, float* logits) const {
+    const Buffer<T> pooled(images * classifier_.in());
+    convert(features, images * classifier_.in(), pooled.get());
+    Tiles tiles;
+    for (Index s = 0; s < classifier_.slices(); ++s)
+      classify(tiles, pooled.get(), images, classifier_, s, logits);
   }
 
  private:
@@ -652,11 +675,22 @@ Index network_memory(const void* network, const Pictures* what, Index threads) {
   }
 }
 
-// `logits` are images × classes. Says whether there was memory enough.
+// `features` are images × features and `logits` images × classes, each unless it is null. Says
+// whether there was memory enough.
 int network_run(const void* network, const Pictures* what, Index threads, void* memory,
-                float* logits) {
+                float* features, float* logits) {
   try {
-    ((const Network*)network)->run(*what, threads, memory, logits);
+    ((const Network*)network)->run(*what, threads, memory, features, logits);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
+
+// Logits of features that `network_run` gave. Says whether there was memory enough.
+int network_classify(const void* network, const float* features, Index images, float* logits) {
+  try {
+    ((const Network*)network)->classify_features(features, images, logits);
     return true;
   } catch (const std::bad_alloc&) {
     return false;

@@ -83,6 +83,10 @@ class Engine:
         ConfigError: the classifier does not lie on the CPU.
         UserError: the library is not installed, the copy that it needs is not there, or the
             processor does not compute so.
+
+    Attributes:
+        runtime: which one runs.
+        compiled: this package's own network, where that is it.
     """
 
     def __init__(
@@ -97,7 +101,12 @@ class Engine:
             other = runtime.removesuffix("-bf16") if reason == NO_BF16 else "torch"
             raise UserError(f"--runtime {runtime}: {reason}; use {other}")
         self.runtime = runtime
-        self._logits = _start(classifier, runtime, workers)
+        self.compiled = _compiled(classifier, runtime) if runtime in OWN else None
+        self._logits: Callable[[Tensor], Tensor]
+        if self.compiled is not None:
+            self._logits = partial(self.compiled.logits, threads=None if workers == 1 else 1)
+        else:
+            self._logits = _started(classifier, runtime, workers)
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Logits N×K, float32.
@@ -111,12 +120,13 @@ class Engine:
             raise WorkFailed(f"--runtime {self.runtime}: {error}; use torch") from error
 
 
-def _start(classifier: Classifier, runtime: str, workers: int) -> Callable[[Tensor], Tensor]:
-    if runtime in OWN:
-        assert isinstance(classifier.network, MobileNetV2)
-        mean, scale = (part.flatten() for part in classifier.normalisation())
-        compiled = CppInference(classifier.network, mean, scale, OWN[runtime])
-        return partial(compiled.logits, threads=None if workers == 1 else 1)
+def _compiled(classifier: Classifier, runtime: str) -> CppInference:
+    assert isinstance(classifier.network, MobileNetV2)
+    mean, scale = (part.flatten() for part in classifier.normalisation())
+    return CppInference(classifier.network, mean, scale, OWN[runtime])
+
+
+def _started(classifier: Classifier, runtime: str, workers: int) -> Callable[[Tensor], Tensor]:
     model: bytes | Path
     if runtime in copies.SUFFIXES:
         model = copies.require_copy(classifier, runtime)

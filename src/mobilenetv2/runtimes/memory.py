@@ -44,15 +44,27 @@ def fastest(classifier: Classifier, pictures: int, workers: int = 1) -> Classifi
     """
     if pictures < WORTH or classifier.device.type != "cpu" or classifier.engine is not None:
         return classifier
+    for runtime in recall(classifier):
+        with suppress(UserError):  # nobody asked for this one
+            if available(runtime, classifier):
+                return with_runtime(classifier, runtime, workers)
+    if own_serves(classifier, pictures):
+        return with_runtime(classifier, "cpp", workers)
+    return classifier
+
+
+def own_serves(classifier: Classifier, pictures: int) -> bool:
+    """Whether this package's own runtime in float32 takes PyTorch's place for so many pictures.
+
+    It does where it is there already, or worth its compiling, and agrees on noise.
+    """
     wanted = classifier.preprocessing
     pixels = pictures * wanted.height * wanted.width
-    unmeasured = ["cpp"] if cpp_inference.is_built() or pixels >= WORTH_COMPILING else []
-    known = recall(classifier)
-    for runtime in [*known, *unmeasured]:
-        with suppress(UserError):  # nobody asked for this one
-            if available(runtime, classifier) and (runtime in known or agrees(classifier, runtime)):
-                return with_runtime(classifier, runtime, workers)
-    return classifier
+    if not (cpp_inference.is_built() or pixels >= WORTH_COMPILING):
+        return False
+    with suppress(UserError):
+        return available("cpp", classifier) and agrees(classifier, "cpp")
+    return False
 
 
 def recall(classifier: Classifier) -> list[str]:

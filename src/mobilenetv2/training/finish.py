@@ -11,7 +11,7 @@ from mobilenetv2.network.cost import count_madds, count_params
 from mobilenetv2.runtimes.engine import with_runtime
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.device import Device
-from mobilenetv2.training.head import FrozenFeatures
+from mobilenetv2.training.frozen_features import FrozenFeatures
 from mobilenetv2.training.run_folder import RunFolder
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.data.balance import class_weights
 from mobilenetv2.data.batches import LabelledPictures
-from mobilenetv2.evaluation.evaluate import Evaluation, evaluate, evaluate_logits, measuring_batch
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
+from mobilenetv2.training.frozen_features import FrozenFeatures
 from mobilenetv2.training.logistic import Heads, solve
 from mobilenetv2.training.start import Start
 
@@ -24,72 +24,19 @@ MOST_REPEATS = 5  # of the cross-validation, each with other folds
 MOST_FOR_CHOICE = 2000  # pictures: more would make the choice slower but hardly different
 
 
-class FrozenFeatures:
-    """What a network that only gets a new head sees in pictures: each set is looked at once."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier
-        self._backbone = _backbone(classifier)
-        self._kept: list[tuple[LabelledPictures, Tensor]] = []
-
-    def of(self, pictures: LabelledPictures) -> Tensor:
-        """Features of prepared pictures: float32 N×F."""
-        for known, features in self._kept:
-            if known is pictures:
-                return features
-        features = pooled_features(self._classifier, pictures)
-        self._kept.append((pictures, features))
-        return features
-
-    def evaluate(self, classifier: Classifier, pictures: LabelledPictures) -> Evaluation:
-        """As :func:`evaluate`, bit for bit; no second look where ``classifier`` sees the same."""
-        if not self._sees_the_same(classifier):
-            return evaluate(classifier, pictures)
-        assert isinstance(classifier.network, MobileNetV2)
-        batches = self.of(pictures).to(classifier.device).split(measuring_batch(pictures))
-        with torch.inference_mode():
-            logits = torch.cat([classifier.network.classifier[1](few) for few in batches])
-        return evaluate_logits(logits, pictures.labels)
-
-    def _sees_the_same(self, classifier: Classifier) -> bool:
-        backbone = _backbone(classifier)
-        return classifier.preprocessing == self._classifier.preprocessing and all(
-            torch.equal(mine.cpu(), backbone[name].cpu()) for name, mine in self._backbone.items()
-        )
-
-
-def pooled_features(classifier: Classifier, pictures: LabelledPictures) -> Tensor:
-    """The network's features of prepared pictures: float32 N×F, on the CPU."""
-    network = classifier.for_inference().network
-    assert isinstance(network, MobileNetV2)
-    parts = []
-    with torch.inference_mode():
-        for batch in pictures.pictures.split(measuring_batch(pictures)):
-            inputs = classifier.normalize(batch.to(classifier.device))
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-            parts.append(network.pooled_features(inputs).float().cpu())
-    return torch.cat(parts).clone()  # outside of inference mode, so that gradients may pass
-
-
-def fit_first_head(
-    begun: Start, pictures: LabelledPictures, frozen: FrozenFeatures | None = None
-) -> str:
+def fit_first_head(begun: Start, pictures: LabelledPictures, frozen: FrozenFeatures) -> str:
     """Solve the head that pretrained weights start with, on training pictures (in place).
 
     Args:
         begun: its classifier's head is overwritten.
         pictures: as evaluation sees them.
-        frozen: keeps the features, if they are wanted again.
+        frozen: what the classifier sees in them.
 
     Returns:
         As :func:`fit_head`.
     """
-    if frozen is None:
-        features = pooled_features(begun.classifier, pictures)
-    else:
-        features = frozen.of(pictures)
     balanced = begun.config.balance != "none"
-    return fit_head(begun.classifier, features, pictures.labels, balanced)
+    return fit_head(begun.classifier, frozen.of(pictures), pictures.labels, balanced)
 
 
 def fit_head(
@@ -186,9 +133,3 @@ def _turns(labels: Tensor, classes: int, folds: int) -> Tensor:
         turn = F.one_hot(shuffled, classes).cumsum(0)[torch.arange(len(order)), shuffled] % folds
         turns.append(torch.empty_like(turn).index_put_((order,), turn))
     return torch.stack(turns)
-
-
-def _backbone(classifier: Classifier) -> dict[str, Tensor]:
-    """A copy of the weights and statistics that decide the features."""
-    state = classifier.network.state_dict()
-    return {name: state[name].clone() for name in state if name.startswith("features.")}

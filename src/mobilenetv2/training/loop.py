@@ -26,8 +26,9 @@ from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint, save_archive
 from mobilenetv2.training.find_lr import MOST_STEPS, STEPS, find_lr_of
 from mobilenetv2.training.finish import deliver, measure
+from mobilenetv2.training.frozen_features import FrozenFeatures, why_pytorch_looks
 from mobilenetv2.training.gradients import Gradients, RecordedGradients
-from mobilenetv2.training.head import FrozenFeatures, fit_first_head
+from mobilenetv2.training.head import fit_first_head
 from mobilenetv2.training.memory import check_memory, largest_that_fits, too_little_memory
 from mobilenetv2.training.optimizers import clip_gradient
 from mobilenetv2.training.parallel import ParallelTraining, StepLoss
@@ -61,22 +62,25 @@ class Training(RunState):
         self.stop = stop or StopRequest(folder.go_on)
         check_memory(begun)
         self.batches = portions.batches(begun, processes)
-        self.features: FrozenFeatures | None = None
         if begun.tuning.head_only:
-            self.features = FrozenFeatures(begun.classifier)
             size = (begun.data.preprocessing.height, begun.data.preprocessing.width)
             self.train_sample = begun.data.train.centre(size)  # all, and not copied
         else:
             self.train_sample = portions.to_measure(begun.data)
         for line in announcement(begun, self.batches.steps_per_epoch, folder):
             self._say(line)
-        reason = begun.device.why_pytorch_measures(begun.classifier)
+        if begun.tuning.head_only:
+            reason = why_pytorch_looks(begun)
+        else:
+            reason = begun.device.why_pytorch_measures(begun.classifier)
         # All by the same, or figures would depend on who measured which batch.
         self.measured_by = "torch" if processes.largest(int(reason is not None)) else "cpp"
         if reason:
             self._say(f"validated by PyTorch: {reason}")
+        frozen = FrozenFeatures(begun.classifier, self.measured_by)
+        self.features = frozen if begun.tuning.head_only else None
         started = time.perf_counter()
-        head_seen = self._solve_head(begun) if checkpoint is None else 0
+        head_seen = self._solve_head(begun, frozen) if checkpoint is None else 0
         head_seconds = time.perf_counter() - started
         lr = self._peak_lr(begun) if checkpoint is None else checkpoint.lr
         super().__init__(begun, lr, self.batches.steps_per_epoch)
@@ -125,7 +129,7 @@ class Training(RunState):
         kind = RecordedGradients if self.device.recorded else Gradients
         return kind(self.network, loss_of, self.device.compile_ahead if alone else None)
 
-    def _solve_head(self, begun: Start) -> int:
+    def _solve_head(self, begun: Start, frozen: FrozenFeatures) -> int:
         """Pretrained weights get a head for these classes before anything else moves.
 
         Returns:
@@ -136,7 +140,7 @@ class Training(RunState):
         pictures = self.train_sample if self.features else portions.for_first_head(begun.data)
         if self.processes.is_first:
             with self.stop.at_once():
-                words = fit_first_head(begun, pictures, self.features)
+                words = fit_first_head(begun, pictures, frozen)
             self._say(words)
         self.processes.copy_from_first(begun.classifier.network.parameters())
         return len(pictures)

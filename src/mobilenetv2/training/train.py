@@ -12,6 +12,7 @@ from mobilenetv2.errors import ConfigError
 from mobilenetv2.training import portions
 from mobilenetv2.training.device import strictly
 from mobilenetv2.training.find_lr import RangeTest, find_lr_of
+from mobilenetv2.training.frozen_features import FrozenFeatures
 from mobilenetv2.training.head import fit_first_head
 from mobilenetv2.training.loop import Training, say
 from mobilenetv2.training.memory import check_memory
@@ -119,7 +120,8 @@ def run_range_test(config: TrainConfig, console: Console | None = None) -> Range
         check_memory(begun)
         with strictly(config.machine.deterministic):
             if begun.tuning.pretrained:  # the test starts from what training starts from
-                fit_first_head(begun, portions.for_first_head(begun.data))
+                pictures = portions.for_first_head(begun.data)
+                fit_first_head(begun, pictures, FrozenFeatures(begun.classifier))
             return find_lr_of(begun)
 
 
