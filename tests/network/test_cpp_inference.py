@@ -418,3 +418,17 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
             compiled(network_of(width=0.1))
     finally:
         cpp_inference._load.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_features_are_what_the_logits_come_from(dtype):
+    network, x = network_of(width=0.35), pictures(5, 3, 64, 64)
+    ours = compiled(network, dtype)
+    features = ours.features(x)
+    assert torch.equal(ours.classify(features), ours.logits(x))
+    assert torch.equal(ours.features(x[2:3], threads=1), features[2:3])
+    if dtype is torch.float32:
+        with torch.inference_mode():
+            expected = network.pooled_features(normalised(x))
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    assert ours.classify(features[:0]).shape == (0, 7)

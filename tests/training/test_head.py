@@ -18,8 +18,13 @@ from mobilenetv2.config import NetworkConfig
 from mobilenetv2.data.balance import class_weights
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.evaluation.evaluate import evaluate
+from mobilenetv2.network import cpp_inference
 from mobilenetv2.training import frozen_features, head
-from mobilenetv2.training.frozen_features import FrozenFeatures, pooled_features
+from mobilenetv2.training.frozen_features import (
+    FrozenFeatures,
+    pooled_features,
+    why_pytorch_looks,
+)
 from mobilenetv2.training.head import fit_head
 from mobilenetv2.training.logistic import Heads, solve
 from mobilenetv2.training.start import start
@@ -198,24 +203,56 @@ def weights_file(tmp_path: Path, small_classifier: Classifier) -> Path:
     return tmp_path / "weights.safetensors"
 
 
+@pytest.mark.parametrize("measured_by", ["cpp", "torch"])
 def test_the_whole_way(
-    weights_file: Path, picture_folder: Callable[..., Path], tmp_path: Path
+    measured_by: str,
+    weights_file: Path,
+    picture_folder: Callable[..., Path],
+    tmp_path: Path,
+    compiler: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What result.json says is what the delivered file does, and only the head has moved."""
+    monkeypatch.setattr(cpp_inference, "is_built", lambda: measured_by == "cpp")
     folder = picture_folder(size=(100, 120), count=9)
     config = mobilenetv2.configure(
         str(folder), weights=str(weights_file), tune="head", image_size=64, out=tmp_path / "run"
     )
     result = mobilenetv2.train(config)
     assert result["steps"] == 0
+    assert result["measured_by"] == measured_by
     delivered = mobilenetv2.load(tmp_path / "run")
     data = mobilenetv2.load_data(config.data, delivered.preprocessing)
-    measured = evaluate(delivered, data.val)
+    measured = evaluate(mobilenetv2.with_runtime(delivered, measured_by), data.val)
     assert result["val_accuracy"] == measured.accuracy
-    assert result["val_loss"] == pytest.approx(measured.loss, rel=1e-4)
+    assert result["val_loss"] == measured.loss  # to the last digit
     before = Classifier.load(weights_file).network.features.state_dict()
     after = delivered.network.features.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("built", "fast_ops", "expected"),
+    [(True, "auto", None), (False, "auto", ""), (True, "torch", ""), (True, "off", "")],
+)
+def test_compiled_kernels_look_where_they_are_at_hand_and_wanted(
+    built: bool,
+    fast_ops: str,
+    expected: str | None,
+    weights_file: Path,
+    picture_folder: Callable[..., Path],
+    compiler: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpp_inference, "is_built", lambda: built)
+    folder = picture_folder(size=(100, 120), count=6)
+    config = mobilenetv2.configure(
+        str(folder), weights=str(weights_file), tune="head", image_size=64, fast_ops=fast_ops
+    )
+    begun = start(config)
+    assert why_pytorch_looks(begun) == expected
+    monkeypatch.setattr("mobilenetv2.runtimes.memory.agrees", lambda *_: False)
+    assert why_pytorch_looks(begun) == ""
 
 
 def test_nothing_is_compiled_for_a_head(
