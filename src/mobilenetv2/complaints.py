@@ -1,6 +1,7 @@
 """How wrong settings and misspelt words are told: with what was perhaps meant."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 
 from pydantic import ValidationError
@@ -27,8 +28,22 @@ def explain(error: ValidationError, flags: Mapping[str, str | None]) -> str:
             message = problem["msg"].removeprefix("Value error, ")
             message = message.replace("Input should be", "must be")
             # The first problem of a key is about its usual type; the alternatives add nothing.
-            lines.setdefault(key, f"{key}: {message}, got {problem['input']!r}" if key else message)
+            got = f"{key}: {message}, got {_shown(problem['input'])}"
+            lines.setdefault(key, got if key else message)
     return "\n".join(lines.values())
+
+
+def _shown(value: object) -> str:
+    """A value as Python writes it, in a line: a few words of YAML may stand for endless lists.
+
+    >>> _shown({"lr": "fast"})
+    "{'lr': 'fast'}"
+    >>> _shown([[[[[["deep"]]]]]] * 9)
+    '[[[[...]]], [[[...]]], [[[...]]], [[[...]]], [[[...]]], [[[...]]], ...]'
+    """
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 4, 200, 200, 80
+    return short.repr(value)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

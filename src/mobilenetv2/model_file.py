@@ -16,7 +16,7 @@ from safetensors.torch import save as to_safetensors_bytes
 from torch import Tensor
 
 from mobilenetv2.errors import ModelFileError
-from mobilenetv2.files import written_whole
+from mobilenetv2.files import read_back, written_whole
 from mobilenetv2.seals import safetensors_is_whole, seal_safetensors
 
 METADATA_KEY = "mobilenetv2"
@@ -45,6 +45,7 @@ def write_model_file(
     seal_safetensors(contents)
     with written_whole(path) as file:
         file.write(contents)
+        read_back(file, contents)
 
 
 def read_model_file(path: Path) -> tuple[Any, dict[str, Tensor]]:

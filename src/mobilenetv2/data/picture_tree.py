@@ -64,6 +64,23 @@ def walk(
     folder: Path, visited: set[tuple[int, int]], passed_over: list[tuple[Path, str]]
 ) -> Iterator[Path]:
     """The pictures below a folder; each real folder is entered once, so links cannot loop."""
+    levels = [_entries(folder, visited, passed_over)]  # folders may lie deeper than calls may
+    while levels:
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
+        elif is_visible_folder(entry):
+            levels.append(_entries(Path(entry.path), visited, passed_over))
+        elif reason := why_passed_over(entry):
+            passed_over.append((Path(entry.path), reason))
+        else:
+            yield Path(entry.path)
+
+
+def _entries(
+    folder: Path, visited: set[tuple[int, int]], passed_over: list[tuple[Path, str]]
+) -> Iterator[os.DirEntry[str]]:
+    """What lies in a folder that was not entered yet."""
     try:
         identity = folder_identity(folder)
         entries = sorted_entries(folder)
@@ -74,13 +91,7 @@ def walk(
         passed_over.append((folder, "a link to a folder that is already counted"))
         return
     visited.add(identity)
-    for entry in entries:
-        if is_visible_folder(entry):
-            yield from walk(Path(entry.path), visited, passed_over)
-        elif reason := why_passed_over(entry):
-            passed_over.append((Path(entry.path), reason))
-        else:
-            yield Path(entry.path)
+    yield from entries
 
 
 def folder_identity(folder: Path) -> tuple[int, int]:

@@ -215,7 +215,8 @@ def require_same_classifier(
         (now,) = predict_files(classifier, [Path(name)], len(classifier.labels))
         if now.error is not None:
             continue
-        same = {one.label: one.probability for one in now.predictions}.get(best.label, -1.0)
+        answers = {_one_line(one.label): one.probability for one in now.predictions}
+        same = answers.get(_one_line(best.label), -1.0)
         if abs(same - best.probability) > SAME_ANSWER:
             raise UserError(
                 f"{target}: holds predictions of another classifier, or of a picture that has "

@@ -5,8 +5,10 @@ No code of a file is ever run: pickles may hold tensors and plain containers, no
 
 import functools
 import json
+import math
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +89,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
+        _require_unpacked(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about oddities of files that are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -112,6 +115,17 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def _require_unpacked(path: Path) -> None:
+    """PyTorch packs nothing in its archives; what is packed may be a thousand times as large."""
+    if not zipfile.is_zipfile(path):  # its older kind of file
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+    if packed or sum(record.file_size for record in records) > path.stat().st_size:
+        raise ValueError("it has packed or overlapping records")
+
+
 def info_of_file(
     path: Path, metadata: Mapping[str, str], convention: Convention | None
 ) -> WeightsInfo:
@@ -129,8 +143,8 @@ def info_of_file(
         padding = _padding(metadata.get("padding", "symmetric"))
         info = info.trained_by("keras" if padding == "keras" else "torchvision")
         eps = metadata.get("norm_eps") or metadata.get("bn_eps") or info.norm_eps
-        return replace(info, norm_eps=float(eps))
-    except (ValueError, TypeError, KeyError) as error:
+        return replace(info, norm_eps=_norm_eps(eps))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ModelFileError(
             f"{path} does not tell how it was trained: its metadata are wrong ({error!r})."
         ) from error
@@ -145,17 +159,25 @@ def _info_of_classifier(info: WeightsInfo, description: Mapping[str, Any]) -> We
     strides = tuple(map(int, network["strides"] or PAPER_STRIDES))  # left out, the paper's
     if len(strides) != len(PAPER_STRIDES) or not {1, 2}.issuperset(strides):
         raise ValueError(f"strides {strides}")
-    if not (0 < width < 100 and mean and len(mean) == len(std) and all(s > 0 for s in std)):
+    finite = all(map(math.isfinite, (*mean, *std)))
+    if not (0 < width < 100 and mean and len(mean) == len(std) and min(std) > 0 and finite):
         raise ValueError(f"width {width}, mean {mean}, std {std}")
     return replace(
         info,
         width=width,
         strides=strides,
         padding=_padding(network["padding"]),
-        norm_eps=float(network["norm_eps"]),
+        norm_eps=_norm_eps(network["norm_eps"]),
         mean=mean,
         std=std,
     )
+
+
+def _norm_eps(value: Any) -> float:
+    eps = float(value)
+    if not 0 < eps < 1:
+        raise ValueError(f"norm_eps {eps}")
+    return eps
 
 
 def _padding(name: str) -> Padding:

@@ -154,6 +154,11 @@ class PageHandler(SimpleHTTPRequestHandler):
         if host not in (HOST, "localhost"):
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
             return None
+        # A page may come from a stranger, with links to what is not theirs to read.
+        wanted = Path(self.translate_path(self.path)).resolve()
+        if not wanted.is_relative_to(Path(self.directory).resolve()):
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return None
         return super().send_head()
 
     def list_directory(self, path: Any) -> None:

@@ -85,9 +85,10 @@ class Comparison:
     def failures(self, threshold: Threshold) -> list[str]:
         """Which thresholds are not met, in words."""
         found = []
-        # The negation also catches what is not a number.
         limit = threshold.difference
-        if limit is not None and not self.largest_difference <= limit:
+        if not math.isfinite(self.largest_difference):
+            found.append("there are logits that are not finite")
+        elif limit is not None and self.largest_difference > limit:
             found.append(f"logits differ by up to {self.largest_difference:.2g}, allowed {limit:g}")
         if self.agreement < threshold.agreement:
             found.append(

@@ -77,7 +77,7 @@ def own_counts(model: Path) -> Sequence[int] | None:
     try:
         result = json.loads(folder.result.read_text(encoding="utf-8"))
         return [int(row["pictures"]) for row in result["classes"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

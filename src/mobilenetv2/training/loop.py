@@ -193,7 +193,7 @@ class Training(RunState):
         lr = float(self.schedule.get_last_lr()[0])
         if not math.isfinite(val.loss):
             step, epoch = self.history.steps, self.epoch + 1
-            raise non_finite("validation loss", val.loss, step, epoch, lr)
+            raise non_finite("the validation loss", val.loss, step, epoch, lr)
         self.epoch, self.step = self.epoch + 1, 0
         history = self.history
         # Of equally good epochs the later one counts: its learning rate was lower, and on a small
@@ -226,7 +226,12 @@ class Training(RunState):
         return Stopped(f"after step {self.history.steps}; everything is saved")
 
     def _save(self, is_best: bool = False) -> None:
-        """Write this moment down as the last one, and as the best one if it is."""
+        """Write this moment down as the last one, and as the best one if it is.
+
+        Raises:
+            NonFiniteLoss: weights or statistics left the numbers; what is saved stays.
+        """
+        self._require_finite()
         if self.processes.is_first:
             self.folder.flush_events()
             archive = self.to_checkpoint().to_archive()  # takes longer than writing it
@@ -238,6 +243,14 @@ class Training(RunState):
             self.folder.replaced.forget()
         self.timer.saved(self.history.steps)
         self.is_saved = True
+
+    def _require_finite(self) -> None:
+        """The last step's loss was known before its update: it does not show what that has done."""
+        for tensor in self.network.state_dict().values():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                value = float(tensor[~tensor.isfinite()][0])
+                lr = float(self.schedule.get_last_lr()[0])
+                raise non_finite("a weight", value, self.history.steps, self.epoch + 1, lr)
 
     def _finish(self) -> dict[str, Any]:
         made = {

@@ -15,6 +15,9 @@ MOST_FOR_FIRST_HEAD = 5000
 """Training pictures, at most, that the head is solved on before fine-tuning takes it further; they
 are copied, and 5,000 photos take a gigabyte."""
 
+MOST_TO_MEASURE = 1 << 30
+"""Bytes of training pictures, at most, that are measured beside the validation set."""
+
 
 def batches(begun: Start, processes: Processes = ALONE) -> Batches:
     """What an epoch learns from, on the device where it has the room."""
@@ -46,9 +49,12 @@ def class_weight(begun: Start) -> Tensor | None:
 def to_measure(data: DataSet) -> LabelledPictures:
     """Training pictures that are measured like the validation set after each epoch.
 
-    They are as many as that has, or as are measured in one go.
+    They are as many as that has, or as are measured in one go; fewer of very many, as they are
+    copied.
     """
-    return _sample(data, max(len(data.val), measuring_batch(data.val)))
+    few = measuring_batch(data.val)
+    most = max(few, MOST_TO_MEASURE // data.train.pictures[0].nbytes)
+    return _sample(data, min(max(len(data.val), few), most))
 
 
 def for_first_head(data: DataSet) -> LabelledPictures:

@@ -75,7 +75,7 @@ def recipe_settings(data: str, epochs: object = None, weights: object = None) ->
         weights = asked_weights(settings)
     if weights not in (None, "none"):
         settings = merge(settings, _read("pretrained"))
-    if isinstance(epochs, int | float) and epochs < settings["epochs"]:
+    if isinstance(epochs, int | float) and 0 < epochs < settings["epochs"]:
         settings["schedule"]["warmup_epochs"] *= epochs / settings["epochs"]
     return settings
 

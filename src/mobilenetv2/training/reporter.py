@@ -84,7 +84,7 @@ class Reporter:
         self.tell(events[:good])
         if good < len(losses):
             bad = outcomes[good]
-            raise non_finite("loss", losses[good], bad.step, bad.epoch, bad.lr)
+            raise non_finite("the loss", losses[good], bad.step, bad.epoch, bad.lr)
 
     def tell(self, events: Sequence[Event]) -> None:
         """Pass events on at once."""
@@ -98,9 +98,9 @@ class Reporter:
 
 
 def non_finite(what: str, value: float, step: int, epoch: int, lr: float) -> NonFiniteLoss:
-    """The error for a loss that left the numbers."""
+    """The error for a loss, or a weight, that left the numbers."""
     return NonFiniteLoss(
-        f"the {what} is {value} at step {step} (epoch {epoch}, learning rate {lr:.3g}). Try a "
+        f"{what} is {value} at step {step} (epoch {epoch}, learning rate {lr:.3g}). Try a "
         "lower --lr, a longer --warmup-epochs or --clip-norm 1; the run folder keeps the last good "
         "checkpoint"
     )

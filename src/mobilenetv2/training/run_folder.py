@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from mobilenetv2.config import TrainConfig
-from mobilenetv2.errors import ConfigError, ModelFileError, UserError, WorkFailed
+from mobilenetv2.errors import ConfigError, Interrupted, ModelFileError, WorkFailed
 from mobilenetv2.files import flush_to_disk, remove_leftovers, write_text
 from mobilenetv2.settings import is_of_a_run, read_settings, to_yaml, validate
 from mobilenetv2.training.replaced_run import REPLACED, ReplacedRun
@@ -145,7 +145,8 @@ class RunFolder:
         traceback: TracebackType | None,
     ) -> None:
         # A new run that failed before it began leaves nothing; an interrupted one can go on.
-        failed = isinstance(error, UserError | WorkFailed) and self._is_new and not self.has_begun
+        failed = isinstance(error, Exception | SystemExit) and not isinstance(error, Interrupted)
+        failed = failed and self._is_new and not self.has_begun
         if failed:
             self.config.unlink(missing_ok=True)
             self.replaced.bring_back()
@@ -191,7 +192,9 @@ class RunFolder:
             for line in lines:
                 try:
                     event = json.loads(line)
-                except json.JSONDecodeError:
+                except ValueError:
+                    return
+                if not isinstance(event, dict):
                     return
                 yield event
 

@@ -10,9 +10,12 @@ from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.errors import Interrupted
 
 SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
 )
-"""Ctrl-C, a polite kill, and what clusters send before they take a machine away."""
+"""Ctrl-C, a polite kill, a terminal that was closed, and what clusters send before they take a
+machine away."""
 
 
 class Stopped(BaseException):
@@ -71,6 +74,8 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         try:
             for number in SIGNALS:
+                if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # as `nohup` wants it
                 self._previous[number] = signal.signal(number, self._note)
         except ValueError:  # not in the main thread: whoever started that thread decides
             pass
