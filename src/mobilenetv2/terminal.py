@@ -4,11 +4,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
 from rich.progress import track as rich_track
 from rich.table import Table
 from rich.text import Text
 
+from mobilenetv2.cli.console import console
 from mobilenetv2.config import NetworkConfig
 from mobilenetv2.printable import printable
 
@@ -22,10 +22,10 @@ Item = TypeVar("Item")
 
 def track(items: Iterable[Item], total: int, quiet: bool) -> Iterator[Item]:
     """The items, with a progress bar on stderr if that is a terminal."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    shown = console(stderr=True)
+    if quiet or not shown.is_terminal:
         return iter(items)
-    return iter(rich_track(items, "", total=total, console=console, transient=True))
+    return iter(rich_track(items, "", total=total, console=shown, transient=True))
 
 
 def print_evaluation(name: str, summary: dict[str, Any], quiet: bool) -> None:
@@ -46,7 +46,7 @@ def print_evaluation(name: str, summary: dict[str, Any], quiet: bool) -> None:
             for key, count in zip(("precision", "recall", "f1"), counted, strict=True)
         )
         table.add_row(Text(printable(row["class"])), f"{row['pictures']:,}", *figures)
-    Console().print(table)
+    console().print(table)
 
 
 def print_classifier(classifier: "Classifier") -> None:
@@ -75,7 +75,7 @@ def print_network(network: "nn.Module", config: NetworkConfig, size: tuple[int, 
     for cost in costs:
         shape = "×".join(map(str, cost.output))
         table.add_row(cost.name, cost.kind, shape, f"{cost.params:,}", f"{cost.madds:,}")
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    console(width=None if sys.stdout.isatty() else 100).print(table)
     channels, height, width = size
     if config.strides is not None:
         plan = "·".join(map(str, config.strides))

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
-
 from mobilenetv2.cli.arguments import made, parse
+from mobilenetv2.cli.console import console
 from mobilenetv2.cli.voice import remark
 from mobilenetv2.command_config import InspectConfig
 from mobilenetv2.config import NetworkConfig, NetworkName, Section
@@ -94,7 +93,7 @@ def _inspect_folder(config: InspectConfig, folder: Path) -> int:
 
     examination = examine_once(scan_folder(folder), anew=True)
     if not config.quiet:
-        render(examination, Console())
+        render(examination, console())
     if config.report:
         made("--report", config.report)
         write_text(config.report / "doctor.json", examination.to_json())

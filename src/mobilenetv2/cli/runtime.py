@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
+from mobilenetv2.cli.console import console
 from mobilenetv2.cli.voice import is_first
 
 if TYPE_CHECKING:
@@ -35,4 +34,4 @@ def in_runtime(
 
 
 def _say(line: str, quiet: bool) -> None:
-    Console(stderr=True, quiet=quiet or not is_first()).print(line, style="dim")
+    console(stderr=True, quiet=quiet or not is_first()).print(line, style="dim")

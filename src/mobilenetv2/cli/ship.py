@@ -2,9 +2,8 @@
 
 import sys
 
-from rich.console import Console
-
 from mobilenetv2.cli.arguments import made, parse
+from mobilenetv2.cli.console import console
 from mobilenetv2.cli.voice import remark, teller
 from mobilenetv2.command_config import BenchmarkConfig, DemoConfig, ExportConfig
 
@@ -25,16 +24,16 @@ def export_command(arguments: list[str]) -> int:
     path = page_folder(config) if is_page else target(config, FORMATS[config.format])
     tell = teller(config.quiet)
     pictures = held_out(classifier, config.model, config.verify, config.source.data_dir, tell)
-    console = Console(quiet=config.quiet)
+    shown = console(quiet=config.quiet)
     if is_page:
-        certificate = export_page(config, classifier, pictures, path, console, notes)
+        certificate = export_page(config, classifier, pictures, path, shown, notes)
     elif config.int8:
         from mobilenetv2.shipping.int8 import export_int8
 
-        certificate = export_int8(config, classifier, pictures, path, console, notes)
+        certificate = export_int8(config, classifier, pictures, path, shown, notes)
     else:
         certificate = export(config, classifier, pictures, path, notes=notes)
-    console.print(certificate.table())
+    shown.print(certificate.table())
     print(path)
     return 0
 
@@ -44,7 +43,7 @@ def demo_command(arguments: list[str]) -> int:
     config = parse("demo", DemoConfig, arguments)
     from mobilenetv2.shipping.demo import demo
 
-    demo(config, Console(stderr=True, quiet=config.quiet))
+    demo(config, console(stderr=True, quiet=config.quiet))
     return 0
 
 
@@ -57,8 +56,8 @@ def benchmark_command(arguments: list[str]) -> int:
     from mobilenetv2.shipping.benchmark_report import figure, table
     from mobilenetv2.training.load import load
 
-    report = run(config, load(config.model, remark), Console(stderr=True, quiet=config.quiet))
-    Console(width=None if sys.stdout.isatty() else 180).print(table(report))
+    report = run(config, load(config.model, remark), console(stderr=True, quiet=config.quiet))
+    console(width=None if sys.stdout.isatty() else 180).print(table(report))
     for name, why in report.missing.items():
         print(f"not measured: {name}: {why}")
     shares = ", ".join(f"{share:.2f} at batch {batch}" for batch, share in report.shares.items())

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from mobilenetv2.cli.arguments import made, read_train_config
+from mobilenetv2.cli.console import console
 from mobilenetv2.cli.voice import is_first
 
 
@@ -13,8 +12,8 @@ def train_command(arguments: list[str]) -> int:
     config = read_train_config("train", arguments)
     from mobilenetv2.training.train import resume, train
 
-    console = Console(quiet=config.quiet)
-    result = resume(config.resume, console, config) if config.resume else train(config, console)
+    shown = console(quiet=config.quiet)
+    result = resume(config.resume, shown, config) if config.resume else train(config, shown)
     if not is_first():
         return 0
     set_name, key = "test", "test_accuracy"
@@ -35,7 +34,7 @@ def find_lr_command(arguments: list[str]) -> int:
     from mobilenetv2.evaluation import plots
     from mobilenetv2.training.train import run_range_test
 
-    test = run_range_test(config, Console(quiet=config.quiet))
+    test = run_range_test(config, console(quiet=config.quiet))
     print(f"suggested learning rate: {test.suggestion:g}")
     if not config.quiet:
         print(f"{test.reason}.")

@@ -4,8 +4,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-from rich.console import Console
-
+from mobilenetv2.cli.console import console
 from mobilenetv2.printable import printable
 
 
@@ -16,9 +15,9 @@ def is_first() -> bool:
 
 def teller(quiet: bool) -> Callable[[str], None]:
     """Tells who watches a terminal, on stderr, what there is to wait for."""
-    console = Console(stderr=True, soft_wrap=True)
-    console.quiet = quiet or not is_first() or not console.is_terminal
-    return partial(console.print, markup=False, highlight=False, emoji=False)
+    shown = console(stderr=True, soft_wrap=True)
+    shown.quiet = quiet or not is_first() or not shown.is_terminal
+    return partial(shown.print, markup=False, highlight=False, emoji=False)
 
 
 def remark(message: str) -> None:
@@ -30,6 +29,6 @@ def remark(message: str) -> None:
 def complain(message: str) -> None:
     """Tell the user what is wrong, on stderr."""
     lines = "\n".join(map(printable, message.split("\n")))  # it may name a stranger's files
-    Console(stderr=True, soft_wrap=True).print(
+    console(stderr=True, soft_wrap=True).print(
         f"mobilenetv2: {lines}", style="red", markup=False, highlight=False, emoji=False
     )

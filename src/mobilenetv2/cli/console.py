@@ -1,0 +1,35 @@
+"""Where the commands write what people read: standard output, or standard error."""
+
+import sys
+from contextlib import suppress
+from typing import IO, Any, cast
+
+from rich.console import Console
+
+
+class _Lasting:
+    """A stream whose reader may leave, as `head` does, or a terminal that is closed.
+
+    What cannot be written then is dropped: hours of work do not end for a line that nobody reads.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def console(stderr: bool = False, **options: Any) -> Console:
+    """A console on one of the two streams, whose reader may leave; ``options`` as rich has them."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=cast(IO[str], _Lasting(stream)), stderr=stderr, **options)
