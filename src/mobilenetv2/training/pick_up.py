@@ -141,7 +141,20 @@ def _read(
     if not folder.has_begun:
         return config, None, ()
     found, _, notes = Checkpoint.load_first_good(folder.last, folder.previous, folder.best)
-    return config, found, notes
+    return config, found, (*notes, *_other_arithmetic(config, own))
+
+
+def _other_arithmetic(config: TrainConfig, own: TrainConfig) -> tuple[str, ...]:
+    """Words where the steps to come are not computed as those that were done."""
+    now, then = (one.machine.model_dump(mode="json") for one in (config, own))
+    changed = [
+        f"{name} {now[name]} instead of {then[name]}"
+        for name in now
+        if name != "device" and now[name] != then[name]
+    ]
+    if not changed:
+        return ()
+    return (f"goes on with {', '.join(changed)}: its bits will not be those of a run in one go",)
 
 
 def _named(config: TrainConfig) -> Path:
