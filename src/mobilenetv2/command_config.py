@@ -47,7 +47,7 @@ class EvaluateConfig(OutputConfig):
     source: PlacesConfig = PlacesConfig()
     machine: RuntimeConfig = RuntimeConfig()
     report: Annotated[Path | None, unset("FOLDER")] = None
-    """Write evaluation.json there, and for each set its confusion.png and mistakes.png."""
+    """Write evaluation.json there, and confusion.png, mistakes.png and mistakes.csv of each set."""
 
 
 class PredictConfig(OutputConfig):
@@ -70,6 +70,8 @@ class PredictConfig(OutputConfig):
     def _one_file(self) -> "PredictConfig":
         if self.csv and self.jsonl:
             raise ValueError("csv and jsonl: name one of them")
+        if Path("-") in (self.csv, self.jsonl):
+            raise ValueError("csv and jsonl name a file; the output is called /dev/stdout")
         return self
 
 

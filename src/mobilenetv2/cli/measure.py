@@ -32,6 +32,7 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     from mobilenetv2.data.sources import load_data, load_for_measuring
     from mobilenetv2.evaluation import plots
     from mobilenetv2.evaluation.evaluate import evaluate
+    from mobilenetv2.evaluation.mistakes import write_mistakes
     from mobilenetv2.files import write_text
     from mobilenetv2.training.device import find_device
     from mobilenetv2.training.load import load, own_data
@@ -74,6 +75,8 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
             plots.save(figure, config.report / f"{name}-confusion.png")
             figure = plots.mistakes(evaluation, pictures, classifier.labels)
             plots.save(figure, config.report / f"{name}-mistakes.png")
+            table = config.report / f"{name}-mistakes.csv"
+            write_mistakes(table, evaluation, pictures, classifier.labels)
     if config.report and processes.is_first:
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         write_text(config.report / "evaluation.json", text)

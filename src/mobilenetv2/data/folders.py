@@ -23,11 +23,9 @@ from mobilenetv2.data.picture_tree import (
 from mobilenetv2.errors import DataError
 
 SPLIT_NAMES = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
+    **dict.fromkeys(("train", "training", "train_set", "training_set"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "val_set", "validation_set", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "test_set", "testing_set"), "test"),
 }
 
 
@@ -196,19 +194,22 @@ def _check_classes(
             + SUFFIX_HINT
         )
     if len(train) < fewest:
+        only = next(iter(train))
+        inside = [entry for entry in sorted_entries(where / only) if is_visible_folder(entry)]
+        hint = f" Or did you mean {where / only}, which holds {len(inside)} folders?"
         raise DataError(
-            f"{where} has one class only, {next(iter(train))!r}. A classifier needs two or more: "
-            "add a folder of pictures for each."
+            f"{where} has one class only, {only!r}. A classifier needs two or more: add a folder "
+            f"of pictures for each.{hint if len(inside) > 1 else ''}"
         )
     for split, found in classes_of.items():
         where = split_folders.get(split, folder)
-        if missing := sorted(set(train) - set(found)):
+        missing, surplus = sorted(set(train) - set(found)), sorted(set(found) - set(train))
+        if missing or surplus:
+            told = [f"lacks {_listed(missing)}"] * bool(missing)
+            told += [f"has {_listed(surplus)} beyond those"] * bool(surplus)
             raise DataError(
-                f"{where} lacks {_listed(missing)}, which {split_folders['train']} has."
-            )
-        if surplus := sorted(set(found) - set(train)):
-            raise DataError(
-                f"{where} has {_listed(surplus)}, which {split_folders['train']} lacks."
+                f"{where} is to have the classes of {split_folders['train']}, but it "
+                f"{' and '.join(told)}."
             )
         if empty := sorted(name for name, files in found.items() if not files):
             raise DataError(

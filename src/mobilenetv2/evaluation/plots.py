@@ -14,6 +14,7 @@ import numpy as np
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.evaluation.evaluate import Evaluation
 from mobilenetv2.evaluation.metrics import Array
+from mobilenetv2.evaluation.mistakes import name_of, wrong_ones
 from mobilenetv2.files import written_whole
 
 if TYPE_CHECKING:
@@ -168,12 +169,11 @@ def mistakes(
     from matplotlib.figure import Figure
 
     truth = pictures.labels.cpu().numpy()
-    wrong = np.nonzero(evaluation.predicted != truth)[0]
-    wrong = wrong[np.argsort(-evaluation.confidence[wrong], kind="stable")][:most]
+    wrong = wrong_ones(evaluation, pictures)[:most]
     columns = min(6, max(3, len(wrong)))
     rows = -(-len(wrong) // columns)
     height, width = pictures.pictures.shape[-2:]
-    cell = min(3.0, 1.5 * height / width) + 0.45
+    cell = min(3.0, 1.5 * height / width) + (0.6 if pictures.names else 0.45)
     figure = Figure(figsize=(1.5 * columns, 0.45 + cell * rows), layout="constrained")
     total = evaluation.count - evaluation.hits
     figure.suptitle(
@@ -194,6 +194,11 @@ def mistakes(
         guess, actual = _name(labels[evaluation.predicted[index]]), _name(labels[truth[index]])
         sure = f"{evaluation.confidence[index]:.0%}"
         axes.set_title(f"“{guess}” {sure}\nis “{actual}”", fontsize=8)
+        if pictures.names:
+            axes.set_axis_on()
+            axes.set_frame_on(False)
+            file = Path(name_of(pictures, index)).name
+            axes.set_xlabel(_name(file if len(file) <= 24 else f"…{file[-23:]}", 24), fontsize=6)
     return figure
 
 

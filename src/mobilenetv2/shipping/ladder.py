@@ -251,11 +251,18 @@ def table(rungs: Sequence[Rung], floor: Threshold) -> Table:
             f"{compared.agreement:.2%}",
             f"{rung.share:.3f}",
             f"{rung.milliseconds:.2f}",
-            ("holds" if rung.holds(floor) else "too low")
+            ("holds" if rung.holds(floor) else _why_not(compared, floor))
             + ("" if rung.fits else ", too large")
             + (", taken" if rung is rungs[-1] and rung.holds(floor) else ""),
         )
     return shown
+
+
+def _why_not(compared: Comparison, floor: Threshold) -> str:
+    """Which threshold a rung misses, in a word or two."""
+    if compared.agreement < floor.agreement:
+        return f"labels below {floor.agreement:.0%}"
+    return "accuracy too low"
 
 
 def figure(rungs: Sequence[Rung], floor: Threshold) -> "Figure":

@@ -4,9 +4,14 @@ from collections.abc import Iterator
 
 from mobilenetv2.data.augment import train_size
 from mobilenetv2.data.examination import KINDS, UNUSABLE_KINDS, Examination
+from mobilenetv2.data.sources import DataSet
 from mobilenetv2.network.cost import count_madds, count_params
+from mobilenetv2.printable import printable
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.start import Start
+
+FEW = 5
+"""Validation pictures of a class, below which the user is told."""
 
 
 def announcement(begun: Start, steps_per_epoch: int, folder: RunFolder) -> Iterator[str]:
@@ -31,9 +36,28 @@ def announcement(begun: Start, steps_per_epoch: int, folder: RunFolder) -> Itera
         f"{'; compiled by torch.compile in the first steps' if begun.device.compiled else ''}"
         f"{'; steps replayed as CUDA graphs' if begun.device.recorded else ''}"
     )
+    yield from _few_to_validate(data)
+    if begun.tuning.head_only:
+        yield f"a head is solved in one go, without epochs; {folder.path}"
+        return
     if config.batch_size > len(data.train):
         yield f"the batch of {config.batch_size} is larger than the set: every step takes all of it"
     yield f"{config.epochs} epochs of {steps_per_epoch:,} steps; {folder.path}"
+
+
+def _few_to_validate(data: DataSet) -> Iterator[str]:
+    """What to know of a validation set that says little of some class."""
+    counts = data.val.labels.bincount(minlength=len(data.classes)).tolist()
+    few = {name: count for name, count in zip(data.classes, counts, strict=True) if count < FEW}
+    if not few:
+        return
+    shown = ", ".join(f"{count} of {printable(name)!r}" for name, count in list(few.items())[:5])
+    own = data.examination is not None and "val" in data.examination.splits
+    more = "put more there" if own else "a larger --val-fraction holds out more"
+    yield (
+        f"few pictures to validate on: {shown}{', …' if len(few) > 5 else ''}; what is said of so "
+        f"few is mostly luck ({more})"
+    )
 
 
 def _health(examination: Examination | None) -> Iterator[str]:

@@ -7,6 +7,7 @@ from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.data.sources import DataSet
 from mobilenetv2.evaluation import plots
 from mobilenetv2.evaluation.evaluate import evaluate
+from mobilenetv2.evaluation.mistakes import write_mistakes
 from mobilenetv2.network.cost import count_madds, count_params
 from mobilenetv2.runtimes.engine import with_runtime
 from mobilenetv2.training.checkpoints import Checkpoint
@@ -69,6 +70,7 @@ def measure(
     }
     for name, figure in figures.items():
         plots.save(figure, folder.path / name)
+    write_mistakes(folder.path / "mistakes.csv", shown, pictures, classifier.labels)
     return {
         "train_accuracy": train.accuracy,
         "val_accuracy": val.accuracy,

@@ -60,13 +60,13 @@ def recipe_settings(data: str, epochs: object = None, weights: object = None) ->
 
     Args:
         data: a name or a folder.
-        epochs: what was asked for instead of the recipe's number; a shorter run gets its share of
-            the warm-up.
+        epochs: what was asked for instead of the recipe's number; of a short run the
+            warm-up is at most a third.
         weights: where first weights come from; the recipe's own choice if left out. What suits
             pretrained ones is laid over the recipe.
 
-    >>> whole, half = recipe_settings("mnist"), recipe_settings("mnist", epochs=10)
-    >>> whole["epochs"], whole["schedule"], half["schedule"]
+    >>> whole, short = recipe_settings("mnist"), recipe_settings("mnist", epochs=1.5)
+    >>> whole["epochs"], whole["schedule"], short["schedule"]
     (20, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
     """
     name = data if data in NAMES else _kind_of_folder(Path(data))
@@ -75,8 +75,9 @@ def recipe_settings(data: str, epochs: object = None, weights: object = None) ->
         weights = asked_weights(settings)
     if weights not in (None, "none"):
         settings = merge(settings, _read("pretrained"))
-    if isinstance(epochs, int | float) and 0 < epochs < settings["epochs"]:
-        settings["schedule"]["warmup_epochs"] *= epochs / settings["epochs"]
+    if isinstance(epochs, int | float) and epochs > 0:
+        schedule = settings["schedule"]
+        schedule["warmup_epochs"] = min(schedule["warmup_epochs"], epochs / 3)
     return settings
 
 

@@ -9,6 +9,7 @@
 ``previous.pth.tar``  the same, one save earlier: kept until the run is finished
 ``best.pth.tar``      the same, after the epoch that is kept so far
 ``*.png``             the pictures: curves, confusion, mistakes
+``mistakes.csv``      the files that were taken for something else
 ===================== ==================================================================
 """
 
@@ -41,6 +42,7 @@ RUN_FILES = (
     "curves.png",
     "confusion.png",
     "mistakes.png",
+    "mistakes.csv",
 )
 
 TENSORBOARD_FILES = "events.out.tfevents.*"
