@@ -120,6 +120,7 @@ def test_default_below_recipe_below_file_below_flag(
         (["train", "--lr", "-1"], "lr: must be greater than 0, got -1"),
         (["train", "--lr", "nan"], "lr: "),
         (["train", "--epochs", "0"], "epochs: must be greater than or equal to 1"),
+        (["train", "--epochs", "-3"], r"epochs: must be greater than or equal to 1, got -3$"),
         (["train", "--batch-size", "0"], "batch_size: "),
         (["train", "--width", "0"], "width: "),
         (["train", "--image-size", "4"], "image_size: "),
@@ -127,6 +128,7 @@ def test_default_below_recipe_below_file_below_flag(
         (["train", "--warmup-epochs", "99"], "warmup_epochs .99. must be less than epochs"),
         (["train", "--momentum", "0"], "nesterov needs momentum"),
         (["train", "--device", "cuda:9"], "--device cuda:9: not available"),
+        (["train", "--device", "meta"], "--device meta: not available"),
         (["train", "--lrr", "1"], "(?s)Unrecognized options.*--lr"),
         (["train", "--optimizer", "sdg"], "invalid choice"),
         (["train", "--epochs", "many"], "(?s)epochs"),
@@ -140,6 +142,7 @@ def test_default_below_recipe_below_file_below_flag(
         (["evaluate", "missing.safetensors"], "no such run folder or model file"),
         (["predict", "missing", "missing.png"], "missing.png"),
         (["predict"], "required"),
+        (["predict", "run", "a.png", "--jsonl", "-"], "the output is called /dev/stdout"),
         (["inspect", "missing"], "missing"),
         (["find-lr", "--epochs", "0"], "epochs: "),
     ],
@@ -564,6 +567,18 @@ def test_a_reader_that_has_seen_enough(run_folder: Path) -> None:
     command = f"{sys.executable} -m mobilenetv2 inspect | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr
+
+
+def test_training_goes_on_where_nobody_reads(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mobilenetv2", "train", "digits", *map(str, QUICK)]
+    child = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    child.stdout.close()
+    _, error = child.communicate(timeout=120)
+    assert (child.returncode, error) == (0, b"")
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")

@@ -24,6 +24,7 @@ from mobilenetv2.config import (
     flag_names,
 )
 from mobilenetv2.errors import ConfigError
+from mobilenetv2.settings import validate
 
 SECTIONS = [
     AugmentConfig,
@@ -203,3 +204,12 @@ def test_of_several_types_the_usual_one_is_named(settings: dict[str, Any], words
     with pytest.raises(ConfigError) as error:
         TrainConfig(**settings)
     assert str(error.value).startswith(words)
+
+
+def test_a_few_words_of_yaml_for_endless_lists_are_told_in_a_line() -> None:
+    bomb: Any = "lol"
+    for _ in range(60):
+        bomb = [bomb] * 9
+    with pytest.raises(ConfigError) as caught:
+        validate({"epochs": bomb}, "bomb.yaml")
+    assert len(str(caught.value)) < 300

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import ValidationError
 
+LONGEST = 200
+"""Characters of a wrong value that are repeated."""
+
 
 def explain(error: ValidationError, flags: Mapping[str, str | None]) -> str:
     """A validation error in one line per problem, in the words of the command line.
@@ -38,12 +41,13 @@ def _shown(value: object) -> str:
 
     >>> _shown({"lr": "fast"})
     "{'lr': 'fast'}"
-    >>> _shown([[[[[["deep"]]]]]] * 9)
-    '[[[[...]]], [[[...]]], [[[...]]], [[[...]]], [[[...]]], [[[...]]], ...]'
+    >>> _shown([[[[["deep"]]]]])
+    '[[[[...]]]]'
     """
     short = reprlib.Repr()
-    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 4, 200, 200, 80
-    return short.repr(value)
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 4, LONGEST, LONGEST, 80
+    text = short.repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,6 @@
+import inspect
 import os
+import sys
 import unicodedata
 
 import pytest
@@ -41,6 +43,28 @@ def test_classes_alone(make):
     assert folder.train[0] == PictureFile(root / "cat/d.jpeg", 0)
     assert (folder.val, folder.test, folder.passed_over) == (None, None, ())
     assert list(folder.splits) == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("training", "testing"), ("training_set", "test_set"), ("Train", "Test")]
+)
+def test_other_names_of_splits(make, train, test):
+    root = make(*(f"{split}/{name}/1.jpg" for split in (train, test) for name in "ab"))
+    folder = scan_folder(root)
+    assert folder.classes == ("a", "b")
+    assert names(root, folder.test) == [f"{test}/a/1.jpg", f"{test}/b/1.jpg"]
+
+
+def test_folders_deeper_than_calls_may_be(make):
+    deep = "/".join("d" * 400)
+    root = make("a/1.jpg", "b/1.jpg", f"b/{deep}/2.jpg")
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 150)
+    try:
+        folder = scan_folder(root)
+    finally:
+        sys.setrecursionlimit(before)
+    assert names(root, folder.train) == ["a/1.jpg", "b/1.jpg", f"b/{deep}/2.jpg"]
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
@@ -148,17 +172,22 @@ def test_the_order_depends_on_names_alone(make):
         (["empty/"], "No pictures"),
         (["a/notes.txt", "b/notes.txt"], "No pictures"),
         (["a/1.jpg"], "one class only, 'a'"),
+        (["data/a/1.jpg", "data/b/1.jpg"], "did you mean .*/data, which holds 2 folders"),
         (["a/1.jpg", "b/"], "class 'b'"),
         (["a/1.jpg", "b/1.jpg", "c/x.txt", "d/"], "classes 'c', 'd'"),
         (["1.jpg", "2.jpg"], "2 pictures but no class folders"),
         (["a/1.jpg", "b/1.jpg", "loose.jpg"], "1 picture beside the class folders.*loose.jpg"),
         (["train/a/1.jpg", "train/b/1.jpg", "train/x.jpg", "val/a/1.jpg"], "beside.*x.jpg"),
-        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"], "val lacks class 'b'"),
-        (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg"], "test lacks class 'b'"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"], "lacks class 'b'"),
+        (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg"], "lacks class 'b'"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1", "val/b/1.jpg"], "class 'a' of .*val"),
         (
             ["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg", "val/c/1.jpg"],
-            "val has class 'c', which .*train lacks",
+            "classes of .*train, but it has class 'c' beyond those",
+        ),
+        (
+            ["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/bee/1.jpg"],
+            "lacks class 'b' and has class 'bee' beyond those",
         ),
         (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], "mobilenetv2 predict"),
         (["val/a/1.jpg", "test/a/1.jpg"], "no train/"),

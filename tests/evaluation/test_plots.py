@@ -1,5 +1,6 @@
 """The figures: readable at every length, and true to what they show."""
 
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mobilenetv2.errors import WorkFailed
 from mobilenetv2.evaluation import plots
 from mobilenetv2.evaluation.evaluate import Evaluation
 from mobilenetv2.evaluation.metrics import confusion_matrix
+from mobilenetv2.evaluation.mistakes import write_mistakes
 
 
 def events(steps: int, epochs: int) -> list[dict[str, Any]]:
@@ -80,6 +82,27 @@ def test_confusion_of_any_size(tmp_path: Path, classes: int) -> None:
     assert (len(texts) > 0) == (classes <= plots.MAX_COUNTED_CLASSES)
     if texts:
         assert sum(map(int, texts)) == len(truth)
+
+
+def test_mistakes_name_their_files(tmp_path: Path) -> None:
+    result = evaluation([0, 0, 1, 1], [0, 1, 1, 0], 2)
+    files = ("ants/1.jpg", "ants/$2.jpg", "bees/3.jpg", "bees/a very long name of a bee, 4.jpg")
+    pictures = LabelledPictures(
+        torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), files
+    )
+    figure = plots.mistakes(result, pictures, ["ants", "bees"])
+    plots.save(figure, tmp_path / "mistakes.png")
+    shown = {axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()}
+    assert shown == {r"\$2.jpg", f"…{files[3][-23:]}"}
+    write_mistakes(tmp_path / "mistakes.csv", result, pictures, ["ants", "bees"])
+    rows = list(csv.reader((tmp_path / "mistakes.csv").read_text("utf-8").splitlines()))
+    assert rows[0] == ["picture", "is", "taken_for", "probability"]
+    assert sorted(row[:3] for row in rows[1:]) == [
+        [files[1], "ants", "bees"], [files[3], "bees", "ants"],
+    ]  # fmt: skip
+    assert [float(row[3]) for row in rows[1:]] == sorted(
+        (round(float(result.confidence[place]), 4) for place in (1, 3)), reverse=True
+    )
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 30])

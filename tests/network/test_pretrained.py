@@ -9,6 +9,7 @@ import pickle
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -513,6 +514,19 @@ def test_small_file_of_a_huge_tensor_is_refused(tmp_path: Path, cache: Path) -> 
         find_weights(tmp_path / "a.pth", cache)
 
 
+def test_packed_weights_are_refused_unpacked(tmp_path: Path, cache: Path) -> None:
+    torch.save(keras_network().state_dict(), tmp_path / "plain.pth")
+    assert find_weights(tmp_path / "plain.pth", cache)
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(ModelFileError, match="packed"):
+        find_weights(tmp_path / "a.pth", cache)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -542,6 +556,8 @@ def test_numbers_that_are_not_finite(tmp_path: Path, cache: Path) -> None:
     [
         {"padding": "valid"},
         {"norm_eps": "small"},
+        {"norm_eps": "nan"},
+        {"mobilenetv2": "[" * 100_000},
         {"mobilenetv2": "{"},
         {"mobilenetv2": "{}"},
         {"mobilenetv2": "[]"},

@@ -39,7 +39,10 @@ def test_thresholds_are_met_or_named() -> None:
     far = compare(reference, reference + 2e-4, np.arange(4))
     assert ["logits differ" in words for words in far.failures(Threshold())] == [True]
     broken = compare(reference, reference * np.nan, np.arange(4))
-    assert broken.failures(Threshold())
+    for threshold in (Threshold(), Threshold(None, 0.0, None)):  # in float32, and in others
+        assert broken.failures(threshold)[0] == "there are logits that are not finite"
+    infinite = compare(reference, reference + np.array([[np.inf], [0], [0], [0]]), np.arange(4))
+    assert infinite.failures(Threshold(None, 0.0, None))
     wrong = compare(reference, reference[[1, 0, 2, 3]], np.arange(4))
     found = wrong.failures(Threshold(None, 0.98, 0.005))
     assert len(found) == 2

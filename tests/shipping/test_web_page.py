@@ -595,6 +595,24 @@ def test_files_come_with_their_types(address: tuple[str, int]) -> None:
         assert response.getheader("X-Content-Type-Options") == "nosniff"
 
 
+def test_links_out_of_a_page_are_not_followed(
+    page: Callable[..., Path], assets: Path, tmp_path: Path
+) -> None:
+    folder = page(assets=assets)
+    (tmp_path / "private.png").write_text("private")
+    (folder / "leak.png").symlink_to(tmp_path / "private.png")
+    (folder / "all").symlink_to(tmp_path)
+    with served(DemoConfig(model=folder, port=0, browser=False), Console(quiet=True)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = "127.0.0.1", server.server_port
+        assert get(address, "/icon.svg").status == 200
+        assert get(address, "/leak.png").status == 404
+        assert get(address, "/all/private.png").status == 404
+        server.shutdown()
+        thread.join()
+
+
 def test_nothing_else_is_served_to_nobody_else(address: tuple[str, int]) -> None:
     assert get(address, f"/{web_runtime.FOLDER}/").status == 404  # no list of files
     assert get(address, "/../conftest.py").status == 404

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import mobilenetv2
+from mobilenetv2.config import MachineConfig
 from mobilenetv2.errors import ConfigError, ModelFileError
 from mobilenetv2.files import write_text
+from mobilenetv2.training import pick_up
 from mobilenetv2.training.checkpoints import Checkpoint, save_archive, to_archive
 from mobilenetv2.training.run_folder import RunFolder
 
@@ -140,6 +142,18 @@ def test_other_flags_are_refused_by_name(unfinished: Path, run_cli: Run) -> None
         assert code == 2
         assert "--out and --overwrite are for new runs" in error
     assert not (unfinished / ".lock").exists()
+    _, _, notes = pick_up._read(
+        RunFolder.open(unfinished),
+        RunFolder.open(unfinished)
+        .read_config()
+        .model_copy(
+            update={"machine": MachineConfig(precision="fp32", fast_ops="off", device="cpu")}
+        ),
+    )
+    assert notes == (
+        "goes on with precision fp32 instead of auto: its bits will not be those of a run in one "
+        "go",
+    )
     code, out, _ = run_cli(
         "train", "--resume", unfinished, "--batch-size", 6, "--quiet", "--checkpoint-every", "epoch"
     )

@@ -35,7 +35,7 @@ from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.optimizers import build_optimizer
 from mobilenetv2.training.reporter import Reporter, StepOutcome
 from mobilenetv2.training.schedules import build_schedule, schedule_factor
-from mobilenetv2.training.signals import stopped_at_once
+from mobilenetv2.training.signals import StopRequest, stopped_at_once
 
 CPU = choose_device(MachineConfig(device="cpu", precision="fp32", fast_ops="off"))
 
@@ -472,7 +472,18 @@ def test_the_first_signal_asks_and_the_second_acts_as_usual() -> None:
         [sys.executable, "-c", SIGNALS_IN_A_CHILD], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["SIGINT", "SIGTERM", "SIGUSR1"]
+    assert done.stdout.split() == ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"]
+
+
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest("Go on so") as stop:
+            signal.raise_signal(signal.SIGHUP)
+            stop.check()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_of_several_processes_each_ends_as_programs_do() -> None:

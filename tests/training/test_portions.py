@@ -46,6 +46,15 @@ def test_as_many_as_for_validation_or_as_go_at_once(
     assert torch.equal(sample.labels, again.labels)
 
 
+def test_not_more_are_copied_to_measure_than_memory_is_meant_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = data_set(28, 900, 700)
+    monkeypatch.setattr(portions, "MOST_TO_MEASURE", 600 * data.train.pictures[0].nbytes)
+    assert len(portions.to_measure(data)) == 600
+    assert len(portions.to_measure(data_set(28, 900, 90))) == 500
+
+
 def test_very_many_pictures_are_not_all_needed_for_a_first_head(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -36,7 +36,7 @@ TIMES = ("seconds", "training_seconds", "images_per_second", "run")
 
 RUN_FILES = {
     "config.yaml", "metrics.jsonl", "result.json", "curves.png", "confusion.png", "mistakes.png",
-    "last.pth.tar", "best.pth.tar", "model.safetensors",
+    "mistakes.csv", "last.pth.tar", "best.pth.tar", "model.safetensors",
 }  # fmt: skip
 RESULT_KEYS = {
     "data": str, "network": str, "width": float, "params": int, "madds": int, "epochs": int,
@@ -440,6 +440,31 @@ def test_a_loss_that_leaves_the_numbers_stops_the_run(tmp_path: Path) -> None:
     checkpoint = Checkpoint.load(tmp_path / "run" / "last.pth.tar")
     assert all(t.isfinite().all() for t in checkpoint.weights.values() if t.is_floating_point())
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_weights_that_left_the_numbers_are_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's loss is known before its update."""
+    step, steps = loop.Training._train_step, []
+
+    def broken(training: Any, batch: Any) -> Any:
+        outcome = step(training, batch)
+        steps.append(outcome)
+        if len(steps) == 3:
+            training.network.features[0][1].running_var[0] = float("inf")
+        return outcome
+
+    monkeypatch.setattr(loop.Training, "_train_step", broken)
+    config = mobilenetv2.configure(
+        "digits", out=tmp_path / "run", **TINY, checkpoint_every="1steps"
+    )
+    with pytest.raises(NonFiniteLoss, match="a weight is inf at step 3"):
+        mobilenetv2.train(config)
+    for name in ("last", "previous"):
+        saved = Checkpoint.load(tmp_path / "run" / f"{name}.pth.tar")
+        assert all(t.isfinite().all() for t in saved.weights.values() if t.is_floating_point())
+        assert saved.step < 3
 
 
 # ------------------------------------------------------------------- what is shown

@@ -75,13 +75,23 @@ def test_an_attempt_that_was_killed_keeps_what_it_had_set_aside(tmp_path: Path) 
     assert RunFolder.open(tmp_path).read_config().epochs == 30
 
 
-def test_a_run_that_fails_before_it_begins_overwrites_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("failure", [WorkFailed, RuntimeError, MemoryError, SystemExit])
+def test_a_run_that_fails_before_it_begins_overwrites_nothing(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
     RunFolder.create(TrainConfig(out=tmp_path)).close()
     (tmp_path / "last.pth.tar").write_text("old")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(WorkFailed), RunFolder.create(TrainConfig(out=tmp_path, overwrite=True)):
-        raise WorkFailed
+    with pytest.raises(failure), RunFolder.create(TrainConfig(out=tmp_path, overwrite=True)):
+        raise failure
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_event_that_is_none_ends_what_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"event": "step", "step": 1}\nnull\n{"event": "x"}\n')
+    folder = RunFolder(tmp_path)
+    folder.rewind_events(step=5, epoch=1)
+    assert [event["step"] for event in folder.read_events()] == [1]
 
 
 @pytest.mark.parametrize("fails", ["write_text", "replace"])

@@ -53,6 +53,8 @@ def curves(events: Sequence[Mapping[str, Any]]) -> "Figure":
     Where an epoch measured training pictures like the validation set, they stand beside it: the gap
     between the two is what over-fitting costs.
 
+    A head that was solved in one go has no batches: what it was measured to be is drawn as bars.
+
     Args:
         events: what ``metrics.jsonl`` holds; steps and epochs are drawn.
     """
@@ -60,6 +62,8 @@ def curves(events: Sequence[Mapping[str, Any]]) -> "Figure":
 
     steps = [event for event in events if event["event"] == "step"]
     epochs = [event for event in events if event["event"] == "epoch"]
+    if epochs and not steps:
+        return _measured_once(epochs[-1])
     at = np.array([event["step"] for event in steps])
     epoch_at = [event["step"] for event in epochs]
     figure = Figure(figsize=(9, 8), layout="constrained")
@@ -256,6 +260,29 @@ def _faint_and_smooth(axes: "Axes", at: Array, values: Array) -> None:
     smoothed = smooth(values, window)
     axes.plot(at[::stride], smoothed[::stride], color=TRAIN, linewidth=1.6,
               label=f"mean of {window:,} batches")  # fmt: skip
+
+
+def _measured_once(epoch: Mapping[str, Any]) -> "Figure":
+    """Loss and accuracy on training and validation pictures, side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.4), layout="constrained")
+    figure.suptitle("solved in one go, without steps", x=0.01, ha="left", fontsize=10)
+    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        parts = [part for part in ("val", "train") if f"{part}_{key}" in epoch]
+        values = [epoch[f"{part}_{key}"] for part in parts]
+        names = {"val": "validation", "train": "training pictures"}
+        colours = {"val": VAL, "train": MEASURED}
+        bars = axes.barh(
+            [names[part] for part in parts], values, color=[colours[part] for part in parts]
+        )
+        shown = [f"{value:.2%}" if key == "accuracy" else f"{value:.4f}" for value in values]
+        axes.bar_label(bars, shown, padding=3)
+        axes.set_xlabel(key)
+        axes.set_xlim(0, 1.25 if key == "accuracy" else max([*values, 1e-6]) * 1.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[1].set_xticks([0, 0.25, 0.5, 0.75, 1])
+    return figure
 
 
 def _loss_limits(axes: "Axes", losses: Sequence[float]) -> None:
