@@ -328,8 +328,9 @@ def test_what_holds() -> None:
     assert rung("a", 945).holds(FLOOR)
     assert not rung("a", 944).holds(FLOOR)
     assert "0.50%" in [*ladder.table([rung("a", 945)], FLOOR).columns[2].cells]
-    large = ladder.table([rung("a", 900), rung("b", 945, share=0.31)], FLOOR)
-    assert [*large.columns[-1].cells] == ["too low", "holds, too large, taken"]
+    rungs = [rung("a", 900), rung("b", 950, agreement=0.9), rung("c", 945, share=0.31)]
+    words = [*ladder.table(rungs, FLOOR).columns[-1].cells]
+    assert words == ["accuracy too low", "labels below 98%", "holds, too large, taken"]
     assert len(ladder.figure([rung("a", 945), rung("b", 900)], FLOOR).axes) == 1
 
 
