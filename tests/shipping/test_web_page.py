@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -557,15 +558,22 @@ def test_weights_without_labels_are_no_model(tmp_path: Path, run_cli: RunCli) ->
 # ------------------------------------------------------------------------ the server
 
 
-@pytest.fixture
-def address(page: Callable[..., Path], assets: Path) -> Iterator[tuple[str, int]]:
-    folder = page(assets=assets)
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple[str, int]]:
     with served(DemoConfig(model=folder, port=0, browser=False), Console(quiet=True)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield "127.0.0.1", server.server_port
-        server.shutdown()
-        thread.join()
+        try:
+            yield "127.0.0.1", server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def address(page: Callable[..., Path], assets: Path) -> Iterator[tuple[str, int]]:
+    with serving(page(assets=assets)) as address:
+        yield address
 
 
 def get(address: tuple[str, int], path: str, host: str | None = None) -> http.client.HTTPResponse:
@@ -602,15 +610,10 @@ def test_links_out_of_a_page_are_not_followed(
     (tmp_path / "private.png").write_text("private")
     (folder / "leak.png").symlink_to(tmp_path / "private.png")
     (folder / "all").symlink_to(tmp_path)
-    with served(DemoConfig(model=folder, port=0, browser=False), Console(quiet=True)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        address = "127.0.0.1", server.server_port
+    with serving(folder) as address:
         assert get(address, "/icon.svg").status == 200
         assert get(address, "/leak.png").status == 404
         assert get(address, "/all/private.png").status == 404
-        server.shutdown()
-        thread.join()
 
 
 def test_nothing_else_is_served_to_nobody_else(address: tuple[str, int]) -> None:

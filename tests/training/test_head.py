@@ -19,6 +19,7 @@ from mobilenetv2.data.balance import class_weights
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.evaluation.evaluate import evaluate
 from mobilenetv2.network import cpp_inference
+from mobilenetv2.network.cpp_inference import CppInference
 from mobilenetv2.training import frozen_features, head
 from mobilenetv2.training.frozen_features import (
     FrozenFeatures,
@@ -214,6 +215,10 @@ def test_the_whole_way(
 ) -> None:
     """What result.json says is what the delivered file does, and only the head has moved."""
     monkeypatch.setattr(cpp_inference, "is_built", lambda: measured_by == "cpp")
+    classify, calls = CppInference.classify, []
+    monkeypatch.setattr(
+        CppInference, "classify", lambda *given: calls.append(1) or classify(*given)
+    )
     folder = picture_folder(size=(100, 120), count=9)
     config = mobilenetv2.configure(
         str(folder), weights=str(weights_file), tune="head", image_size=64, out=tmp_path / "run"
@@ -221,6 +226,7 @@ def test_the_whole_way(
     result = mobilenetv2.train(config)
     assert result["steps"] == 0
     assert result["measured_by"] == measured_by
+    assert bool(calls) == (measured_by == "cpp")
     delivered = mobilenetv2.load(tmp_path / "run")
     data = mobilenetv2.load_data(config.data, delivered.preprocessing)
     measured = evaluate(mobilenetv2.with_runtime(delivered, measured_by), data.val)
