@@ -569,6 +569,15 @@ def test_a_reader_that_has_seen_enough(run_folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk")
+def test_a_table_that_the_disk_has_no_room_for(run_folder: Path) -> None:
+    command = f"{sys.executable} -m mobilenetv2 inspect {run_folder} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_training_goes_on_where_nobody_reads(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mobilenetv2", "train", "digits", *map(str, QUICK)]
     child = subprocess.Popen(

@@ -46,6 +46,7 @@ def _shown(value: object) -> str:
     """
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother, short.maxlong = 4, LONGEST, LONGEST, 80
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = 20
     text = short.repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 

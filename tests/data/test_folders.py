@@ -45,6 +45,11 @@ def test_classes_alone(make):
     assert list(folder.splits) == ["train"]
 
 
+def test_a_class_alone_in_other_characters(make):
+    with pytest.raises(DataError, match="one class only, 'café'"):
+        scan_folder(make("cafe\u0301/1.jpg"))
+
+
 @pytest.mark.parametrize(
     ("train", "test"), [("training", "testing"), ("training_set", "test_set"), ("Train", "Test")]
 )

@@ -432,3 +432,5 @@ def test_features_are_what_the_logits_come_from(dtype):
             expected = network.pooled_features(normalised(x))
         torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
     assert ours.classify(features[:0]).shape == (0, 7)
+    with pytest.raises(ValueError, match="features must be N×"):
+        ours.classify(features[:, 1:])

@@ -610,10 +610,13 @@ def test_links_out_of_a_page_are_not_followed(
     (tmp_path / "private.png").write_text("private")
     (folder / "leak.png").symlink_to(tmp_path / "private.png")
     (folder / "all").symlink_to(tmp_path)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "index.html").symlink_to(tmp_path / "private.png")
     with serving(folder) as address:
         assert get(address, "/icon.svg").status == 200
         assert get(address, "/leak.png").status == 404
         assert get(address, "/all/private.png").status == 404
+        assert get(address, "/sub/").status == 404
 
 
 def test_nothing_else_is_served_to_nobody_else(address: tuple[str, int]) -> None:

@@ -17,6 +17,7 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import NetworkConfig
 from mobilenetv2.data.balance import class_weights
 from mobilenetv2.data.batches import LabelledPictures
+from mobilenetv2.errors import WorkFailed
 from mobilenetv2.evaluation.evaluate import evaluate
 from mobilenetv2.network import cpp_inference
 from mobilenetv2.network.cpp_inference import CppInference
@@ -257,8 +258,26 @@ def test_compiled_kernels_look_where_they_are_at_hand_and_wanted(
     )
     begun = start(config)
     assert why_pytorch_looks(begun) == expected
-    monkeypatch.setattr("mobilenetv2.runtimes.memory.agrees", lambda *_: False)
+    with monkeypatch.context() as patch:
+        patch.setattr("mobilenetv2.runtimes.memory.agrees", lambda *_: False)
+        assert why_pytorch_looks(begun) == ""
+    features = CppInference.features
+    monkeypatch.setattr(CppInference, "features", lambda *given: 1.01 * features(*given))
     assert why_pytorch_looks(begun) == ""
+
+
+def test_too_little_memory_for_features_is_told(
+    small_classifier: Classifier,
+    pictures: LabelledPictures,
+    compiler: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def short(*_: object) -> None:
+        raise MemoryError(cpp_inference.NO_MEMORY)
+
+    monkeypatch.setattr(CppInference, "features", short)
+    with pytest.raises(WorkFailed, match="--fast-ops torch"):
+        FrozenFeatures(small_classifier, "cpp").of(pictures)
 
 
 def test_nothing_is_compiled_for_a_head(

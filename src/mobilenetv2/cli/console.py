@@ -1,7 +1,9 @@
 """Where the commands write what people read: standard output, or standard error."""
 
+import errno
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from rich.console import Console
@@ -17,16 +19,26 @@ class _Lasting:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
+        with _whoever_reads():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        with _whoever_reads():
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def _whoever_reads() -> Iterator[None]:
+    """Not that the disk is full, say: then what was asked for is not there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
 
 
 def console(stderr: bool = False, **options: Any) -> Console:

@@ -1,8 +1,9 @@
 """A folder of pictures: which classes there are, and which file belongs to which.
 
 Two layouts are understood. ``CLASS/…`` alone, to be split later; or ``train/CLASS/…`` with
-``val/`` (also ``valid/``, ``validation/``) or ``test/`` beside it. Inside a class, folders may nest
-to any depth. Nothing is opened or decoded here; what is no picture is passed over, and counted.
+``val/`` or ``test/`` beside it, under these names or some others (:data:`SPLIT_NAMES`). Inside a
+class, folders may nest to any depth. Nothing is opened or decoded here; what is no picture is
+passed over, and counted.
 """
 
 import os
@@ -24,7 +25,7 @@ from mobilenetv2.errors import DataError
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "train_set", "training_set"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "val_set", "validation_set", "dev"), "val"),
+    **dict.fromkeys(("val", "valid", "validation", "val_set", "validation_set"), "val"),
     **dict.fromkeys(("test", "testing", "test_set", "testing_set"), "test"),
 }
 
@@ -194,12 +195,13 @@ def _check_classes(
             + SUFFIX_HINT
         )
     if len(train) < fewest:
-        only = next(iter(train))
-        inside = [entry for entry in sorted_entries(where / only) if is_visible_folder(entry)]
-        hint = f" Or did you mean {where / only}, which holds {len(inside)} folders?"
+        # From the disk: the class's name may be spelt in other characters there.
+        only = next(Path(e.path) for e in sorted_entries(where) if is_visible_folder(e))
+        inside = sum(map(is_visible_folder, sorted_entries(only)))
+        hint = f" Or did you mean {only}, which holds {inside} folders?" if inside > 1 else ""
         raise DataError(
-            f"{where} has one class only, {only!r}. A classifier needs two or more: add a folder "
-            f"of pictures for each.{hint if len(inside) > 1 else ''}"
+            f"{where} has one class only, {next(iter(train))!r}. A classifier needs two or more: "
+            f"add a folder of pictures for each.{hint}"
         )
     for split, found in classes_of.items():
         where = split_folders.get(split, folder)

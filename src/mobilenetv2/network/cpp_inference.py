@@ -132,8 +132,11 @@ class CppInference:
         """Features float32 N×F to logits N×K: of :meth:`features`, the bits of :meth:`logits`.
 
         Raises:
+            ValueError: they are no such features.
             MemoryError: there is too little.
         """
+        if features.ndim != 2 or features.shape[1] != self._features:
+            raise ValueError(f"features must be N×{self._features}; got {tuple(features.shape)}")
         features = features.to("cpu", torch.float32).contiguous()
         logits = torch.empty(len(features), self._classes, dtype=torch.float32, device="cpu")
         if not self._library.network_classify(

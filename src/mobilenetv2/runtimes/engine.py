@@ -86,7 +86,6 @@ class Engine:
 
     Attributes:
         runtime: which one runs.
-        compiled: this package's own network, where that is it.
     """
 
     def __init__(
@@ -101,12 +100,17 @@ class Engine:
             other = runtime.removesuffix("-bf16") if reason == NO_BF16 else "torch"
             raise UserError(f"--runtime {runtime}: {reason}; use {other}")
         self.runtime = runtime
-        self.compiled = _compiled(classifier, runtime) if runtime in OWN else None
+        self._compiled = _compiled(classifier, runtime) if runtime in OWN else None
         self._logits: Callable[[Tensor], Tensor]
-        if self.compiled is not None:
-            self._logits = partial(self.compiled.logits, threads=None if workers == 1 else 1)
+        if self._compiled is not None:
+            self._logits = partial(self._compiled.logits, threads=None if workers == 1 else 1)
         else:
             self._logits = _started(classifier, runtime, workers)
+
+    @property
+    def gives_features(self) -> bool:
+        """Whether it is one of this package's own runtimes."""
+        return self._compiled is not None
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Logits N×K, float32.
@@ -118,6 +122,29 @@ class Engine:
             return self._logits(pictures.cpu())
         except MemoryError as error:
             raise WorkFailed(f"--runtime {self.runtime}: {error}; use torch") from error
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """Features N×F, float32, of this package's own runtimes.
+
+        Raises:
+            WorkFailed: the memory is too little.
+        """
+        return self._own(CppInference.features, pictures)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits N×K of such features, float32: those that a call would give.
+
+        Raises:
+            WorkFailed: the memory is too little.
+        """
+        return self._own(CppInference.classify, features)
+
+    def _own(self, work: Callable[[CppInference, Tensor], Tensor], given: Tensor) -> Tensor:
+        assert self._compiled is not None
+        try:
+            return work(self._compiled, given.cpu())
+        except MemoryError as error:
+            raise WorkFailed(f"{error}; --fast-ops torch does without them") from error
 
 
 def _compiled(classifier: Classifier, runtime: str) -> CppInference:
@@ -186,10 +213,15 @@ def with_runtime(classifier: Classifier, runtime: str, workers: int = 1) -> Clas
 
 def agrees(classifier: Classifier, runtime: str) -> bool:
     """Whether a float32 runtime that nobody measured gives PyTorch's logits, on a little noise."""
+    pictures = noise(classifier)
+    expected = classifier.for_inference().logits(pictures)
+    found = with_runtime(classifier, runtime).logits(pictures)
+    return bool(((found - expected).abs() <= DIFFERENCE * expected.abs().clamp(min=1)).all())
+
+
+def noise(classifier: Classifier) -> Tensor:
+    """A few prepared pictures of nothing, always the same: uint8 N×C×H×W."""
     wanted = classifier.preprocessing
     size = (AGREEING, wanted.channels, wanted.height, wanted.width)
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-    expected = classifier.for_inference().logits(noise)
-    found = with_runtime(classifier, runtime).logits(noise)
-    return bool(((found - expected).abs() <= DIFFERENCE * expected.abs().clamp(min=1)).all())
+    return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)

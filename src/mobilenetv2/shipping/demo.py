@@ -155,7 +155,8 @@ class PageHandler(SimpleHTTPRequestHandler):
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
             return None
         # A page may come from a stranger, with links to what is not theirs to read.
-        wanted = Path(self.translate_path(self.path)).resolve()
+        wanted = Path(self.translate_path(self.path))
+        wanted = (wanted / "index.html" if wanted.is_dir() else wanted).resolve()
         if not wanted.is_relative_to(Path(self.directory).resolve()):
             self.send_error(HTTPStatus.NOT_FOUND)
             return None

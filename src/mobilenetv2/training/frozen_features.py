@@ -9,7 +9,7 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate, evaluate_logits, measuring_batch
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
-from mobilenetv2.runtimes.engine import Engine, with_runtime
+from mobilenetv2.runtimes.engine import AGREEING, DIFFERENCE, Engine, noise, with_runtime
 from mobilenetv2.runtimes.memory import own_serves
 from mobilenetv2.training.start import Start
 
@@ -46,8 +46,8 @@ class FrozenFeatures:
             return evaluate(classifier, pictures)
         assert isinstance(classifier.network, MobileNetV2)
         classify: Callable[[Tensor], Tensor] = classifier.network.classifier[1]
-        if isinstance(classifier.engine, Engine) and classifier.engine.compiled is not None:
-            classify = classifier.engine.compiled.classify
+        if isinstance(classifier.engine, Engine) and classifier.engine.gives_features:
+            classify = classifier.engine.classify
         batches = self.of(pictures).to(classifier.device).split(measuring_batch(pictures))
         with torch.inference_mode():
             logits = torch.cat([classify(few) for few in batches])
@@ -63,8 +63,8 @@ class FrozenFeatures:
 def pooled_features(classifier: Classifier, pictures: LabelledPictures) -> Tensor:
     """The network's features of prepared pictures: float32 N×F, on the CPU."""
     batches = pictures.pictures.split(measuring_batch(pictures))
-    if isinstance(classifier.engine, Engine) and classifier.engine.compiled is not None:
-        return torch.cat([classifier.engine.compiled.features(batch.cpu()) for batch in batches])
+    if isinstance(classifier.engine, Engine) and classifier.engine.gives_features:
+        return torch.cat(list(map(classifier.engine.features, batches)))
     network = classifier.for_inference().network
     assert isinstance(network, MobileNetV2)
     parts = []
@@ -85,7 +85,16 @@ def why_pytorch_looks(begun: Start) -> str | None:
         return ""
     data = begun.data
     pictures = len(data.train) + len(data.val) + (0 if data.test is None else len(data.test))
-    return None if own_serves(begun.classifier, pictures) else ""
+    serves = own_serves(begun.classifier, pictures) and _features_agree(begun.classifier)
+    return None if serves else ""
+
+
+def _features_agree(classifier: Classifier) -> bool:
+    """Whether the kernels see in noise what PyTorch does: a fresh head's logits hide much."""
+    pictures = LabelledPictures(noise(classifier), torch.zeros(AGREEING, dtype=torch.int64))
+    expected = pooled_features(classifier, pictures)
+    found = pooled_features(with_runtime(classifier, "cpp"), pictures)
+    return bool((found - expected).abs().max() <= DIFFERENCE * expected.abs().max())
 
 
 def _backbone(classifier: Classifier) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import math
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -246,11 +247,13 @@ class Training(RunState):
 
     def _require_finite(self) -> None:
         """The last step's loss was known before its update: it does not show what that has done."""
-        for tensor in self.network.state_dict().values():
+        networks = [self.network] if self.averaged is None else [self.network, self.averaged]
+        for name, tensor in chain(*(network.state_dict().items() for network in networks)):
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 value = float(tensor[~tensor.isfinite()][0])
+                epoch = self.epoch + bool(self.step)
                 lr = float(self.schedule.get_last_lr()[0])
-                raise non_finite("a weight", value, self.history.steps, self.epoch + 1, lr)
+                raise non_finite(f"a number of {name}", value, self.history.steps, epoch, lr)
 
     def _finish(self) -> dict[str, Any]:
         made = {

@@ -121,7 +121,9 @@ def run_range_test(config: TrainConfig, console: Console | None = None) -> Range
         with strictly(config.machine.deterministic):
             if begun.tuning.pretrained:  # the test starts from what training starts from
                 pictures = portions.for_first_head(begun.data)
-                fit_first_head(begun, pictures, FrozenFeatures(begun.classifier))
+                reason = begun.device.why_pytorch_measures(begun.classifier)
+                runtime = "cpp" if reason is None else "torch"
+                fit_first_head(begun, pictures, FrozenFeatures(begun.classifier, runtime))
             return find_lr_of(begun)
 
 
