@@ -304,7 +304,7 @@ def test_memory_is_given_back() -> None:
         network_new = staticmethod(lambda _: handle)
         network_free = staticmethod(freed.append)
 
-    held = cpp_inference._Prepared(Library, cpp_inference._Description())
+    held = cpp_inference._Prepared(Library, cpp_inference.Description())
     again = copy.copy(held)
     assert held.handle == handle
     del held, again

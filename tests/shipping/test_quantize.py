@@ -1,6 +1,7 @@
 """The ladder: each change to the weights against what it may change, and the climb itself."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -317,9 +318,10 @@ def test_scales_that_float16_does_not_hold_stay(
 
 
 def rung(
-    name: str, hits: int, agreement: float = 0.99, error: float = 0.1, share: float = 0.26
-) -> ladder.Rung:
-    compared = Comparison(1000, 1.0, error, agreement, 950, hits, 0, 950 - hits)
+    name: str, hits: int, agreement: float = 0.99, error: float = 0.1, share: float = 0.26,
+    largest: float = 1.0,
+) -> ladder.Rung:  # fmt: skip
+    compared = Comparison(1000, largest, error, agreement, 950, hits, 0, 950 - hits)
     return ladder.Rung(name, compared, share, 1.0, None)
 
 
@@ -331,6 +333,8 @@ def test_what_holds() -> None:
     rungs = [rung("a", 900), rung("b", 950, agreement=0.9), rung("c", 945, share=0.31)]
     words = [*ladder.table(rungs, FLOOR).columns[-1].cells]
     assert words == ["accuracy too low", "labels below 98%", "holds, too large, taken"]
+    broken = ladder.table([rung("a", 950, largest=math.nan), rung("b", 950)], FLOOR)
+    assert [*broken.columns[-1].cells] == ["logits not finite", "holds, taken"]
     assert len(ladder.figure([rung("a", 945), rung("b", 900)], FLOOR).axes) == 1
 
 

@@ -19,12 +19,12 @@ class _Lasting:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with _whoever_reads():
+        with _reader_may_leave():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with _whoever_reads():
+        with _reader_may_leave():
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -32,8 +32,8 @@ class _Lasting:
 
 
 @contextmanager
-def _whoever_reads() -> Iterator[None]:
-    """Not that the disk is full, say: then what was asked for is not there."""
+def _reader_may_leave() -> Iterator[None]:
+    """A block whose writing may fail for want of a reader, but not of room on the disk, say."""
     try:
         yield
     except OSError as error:

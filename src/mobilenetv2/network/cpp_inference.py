@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mobilenetv2.network import native
+from mobilenetv2.network.cpp_description import Description, convolutions, described
 from mobilenetv2.network.folding import fold_norms
 from mobilenetv2.network.kernels import stored_as
-from mobilenetv2.network.mobilenetv2 import InvertedResidual, KerasPaddedConv2d, MobileNetV2
+from mobilenetv2.network.mobilenetv2 import MobileNetV2
 
 SOURCE = Path(__file__).with_name("fast_inference.cpp")
 MOST_CHANNELS = 5
@@ -28,39 +29,6 @@ PIXELS_AT_ONCE = 2**21
 MOST_THREADS = 1024
 TOO_MANY_CHANNELS = f"the compiled kernels are for pictures of up to {MOST_CHANNELS} channels"
 NO_MEMORY = "there is too little memory for the compiled kernels"
-
-
-class _Weights(ctypes.Structure):
-    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
-
-
-class _Block(ctypes.Structure):
-    _fields_ = (
-        ("in_channels", ctypes.c_int64),
-        ("hidden_channels", ctypes.c_int64),
-        ("out_channels", ctypes.c_int64),
-        ("stride", ctypes.c_int64),
-        ("has_shortcut", ctypes.c_int64),
-        ("expansion", _Weights),
-        ("depthwise", _Weights),
-        ("projection", _Weights),
-    )
-
-
-class _Description(ctypes.Structure):
-    _fields_ = (
-        ("picture_channels", ctypes.c_int64),
-        ("stem_stride", ctypes.c_int64),
-        ("keras", ctypes.c_int64),
-        ("count", ctypes.c_int64),
-        ("features", ctypes.c_int64),
-        ("classes", ctypes.c_int64),
-        ("mean", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("blocks", ctypes.POINTER(_Block)),
-        ("head", _Weights),
-        ("classifier", _Weights),
-    )
 
 
 class _Pictures(ctypes.Structure):
@@ -94,7 +62,7 @@ class CppInference:
     ) -> None:
         folded = fold_norms(network)
         assert isinstance(folded, MobileNetV2)
-        description, kept = _described(folded, mean, scale)
+        description, kept = described(folded, mean, scale)
         self._channels = int(description.picture_channels)
         self._features = int(description.features)
         self._classes = int(description.classes)
@@ -199,7 +167,7 @@ class CppInference:
 class _Prepared:
     """A network that the library holds, for as long as this object lives."""
 
-    def __init__(self, library: ctypes.CDLL, description: _Description) -> None:
+    def __init__(self, library: ctypes.CDLL, description: Description) -> None:
         self.handle = library.network_new(ctypes.byref(description))
         if not self.handle:
             raise MemoryError(NO_MEMORY)
@@ -233,7 +201,7 @@ def why_not(network: nn.Module, dtype: torch.dtype = torch.float32) -> str:
     """
     if not isinstance(network, MobileNetV2):
         return "the compiled kernels are for MobileNetV2 alone"
-    stem = _convolutions(network)[0]
+    stem = convolutions(network)[0]
     if stem.in_channels > MOST_CHANNELS:
         return TOO_MANY_CHANNELS
     if stem.weight.device.type != "cpu":
@@ -258,55 +226,3 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL:
     library.network_classify.argtypes = (pointer, pointer, count, pointer)
     library.network_classify.restype = ctypes.c_int
     return library
-
-
-def _described(
-    folded: MobileNetV2, mean: Tensor, scale: Tensor
-) -> tuple[_Description, list[object]]:
-    """The network for the library, and what has to live while it is read."""
-    kept: list[object] = []
-
-    def floats(tensor: Tensor) -> int:
-        plain = tensor.detach().to("cpu", torch.float32).contiguous()
-        kept.append(plain)
-        return plain.data_ptr()
-
-    def weights(layer: nn.Conv2d | nn.Linear) -> _Weights:
-        assert layer.bias is not None
-        return _Weights(floats(layer.weight), floats(layer.bias))
-
-    def by_pixel(layer: nn.Conv2d) -> _Weights:
-        assert layer.bias is not None
-        return _Weights(floats(layer.weight.permute(0, 2, 3, 1)), floats(layer.bias))
-
-    stem, *residuals, head = (_convolutions(part) for part in folded.features)
-    blocks = []
-    for place, (part, layers) in enumerate(zip(folded.features[1:-1], residuals, strict=True)):
-        assert isinstance(part, InvertedResidual)
-        *expansion, depthwise, projection = layers
-        assert bool(expansion) == (place > 0)
-        first = expansion[0] if expansion else stem[0]
-        blocks.append(
-            _Block(
-                first.in_channels, depthwise.in_channels, projection.out_channels,
-                depthwise.stride[0], part.has_shortcut,
-                weights(first) if expansion else by_pixel(first), weights(depthwise),
-                weights(projection),
-            )
-        )  # fmt: skip
-    strided = [layer for layers in (stem, *residuals) for layer in layers if layer.stride[0] == 2]
-    keras = any(isinstance(layer, KerasPaddedConv2d) for layer in strided)
-    classifier = folded.classifier[1]
-    assert isinstance(classifier, nn.Linear)
-    table = (_Block * len(blocks))(*blocks)
-    kept.append(table)
-    description = _Description(
-        stem[0].in_channels, stem[0].stride[0], keras, len(blocks), head[0].out_channels,
-        classifier.out_features, floats(mean), floats(scale), table, weights(head[0]),
-        weights(classifier),
-    )  # fmt: skip
-    return description, kept
-
-
-def _convolutions(part: nn.Module) -> list[nn.Conv2d]:
-    return [module for module in part.modules() if isinstance(module, nn.Conv2d)]

@@ -105,7 +105,7 @@ class Engine:
         if self._compiled is not None:
             self._logits = partial(self._compiled.logits, threads=None if workers == 1 else 1)
         else:
-            self._logits = _started(classifier, runtime, workers)
+            self._logits = _session(classifier, runtime, workers)
 
     @property
     def gives_features(self) -> bool:
@@ -153,7 +153,7 @@ def _compiled(classifier: Classifier, runtime: str) -> CppInference:
     return CppInference(classifier.network, mean, scale, OWN[runtime])
 
 
-def _started(classifier: Classifier, runtime: str, workers: int) -> Callable[[Tensor], Tensor]:
+def _session(classifier: Classifier, runtime: str, workers: int) -> Callable[[Tensor], Tensor]:
     model: bytes | Path
     if runtime in copies.SUFFIXES:
         model = copies.require_copy(classifier, runtime)

@@ -10,6 +10,7 @@ The climb ends where a rung loses at most half and its file is small enough. If 
 first attempt, which keeps no layer in float32, are too large, size is not waited for.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -260,6 +261,8 @@ def table(rungs: Sequence[Rung], floor: Threshold) -> Table:
 
 def _why_not(compared: Comparison, floor: Threshold) -> str:
     """Which threshold a rung misses, in a word or two."""
+    if not math.isfinite(compared.largest_difference):
+        return "logits not finite"
     if compared.agreement < floor.agreement:
         return f"labels below {floor.agreement:.0%}"
     return "accuracy too low"

@@ -25,7 +25,7 @@ class FrozenFeatures:
     def __init__(self, classifier: Classifier, runtime: str = "torch") -> None:
         self._classifier = classifier
         self._runtime = runtime
-        self._backbone = _backbone(classifier)
+        self._backbone: dict[str, Tensor] | None = None  # that was looked with
         self._kept: list[tuple[LabelledPictures, Tensor]] = []
 
     def of(self, pictures: LabelledPictures) -> Tensor:
@@ -33,6 +33,8 @@ class FrozenFeatures:
         for known, features in self._kept:
             if known is pictures:
                 return features
+        if self._backbone is None:
+            self._backbone = _backbone(self._classifier)
         features = pooled_features(with_runtime(self._classifier, self._runtime), pictures)
         self._kept.append((pictures, features))
         return features
@@ -54,9 +56,9 @@ class FrozenFeatures:
         return evaluate_logits(logits, pictures.labels)
 
     def _sees_the_same(self, classifier: Classifier) -> bool:
-        backbone = _backbone(classifier)
+        mine, its = self._backbone or _backbone(self._classifier), _backbone(classifier)
         return classifier.preprocessing == self._classifier.preprocessing and all(
-            torch.equal(mine.cpu(), backbone[name].cpu()) for name, mine in self._backbone.items()
+            torch.equal(mine[name].cpu(), its[name].cpu()) for name in mine
         )
 
 

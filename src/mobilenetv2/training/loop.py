@@ -8,7 +8,6 @@ import math
 import time
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -27,13 +26,14 @@ from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint, save_archive
 from mobilenetv2.training.find_lr import MOST_STEPS, STEPS, find_lr_of
 from mobilenetv2.training.finish import deliver, measure
+from mobilenetv2.training.finite import non_finite, require_finite
 from mobilenetv2.training.frozen_features import FrozenFeatures, why_pytorch_looks
 from mobilenetv2.training.gradients import Gradients, RecordedGradients
 from mobilenetv2.training.head import fit_first_head
 from mobilenetv2.training.memory import check_memory, largest_that_fits, too_little_memory
 from mobilenetv2.training.optimizers import clip_gradient
 from mobilenetv2.training.parallel import ParallelTraining, StepLoss
-from mobilenetv2.training.reporter import Reporter, StepOutcome, non_finite, start_reporter
+from mobilenetv2.training.reporter import Reporter, StepOutcome, start_reporter
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.signals import Stopped, StopRequest
 from mobilenetv2.training.start import Start
@@ -232,7 +232,9 @@ class Training(RunState):
         Raises:
             NonFiniteLoss: weights or statistics left the numbers; what is saved stays.
         """
-        self._require_finite()
+        networks = [one for one in (self.network, self.averaged) if one is not None]
+        lr = float(self.schedule.get_last_lr()[0])
+        require_finite(networks, self.history.steps, self.epoch + bool(self.step), lr)
         if self.processes.is_first:
             self.folder.flush_events()
             archive = self.to_checkpoint().to_archive()  # takes longer than writing it
@@ -244,16 +246,6 @@ class Training(RunState):
             self.folder.replaced.forget()
         self.timer.saved(self.history.steps)
         self.is_saved = True
-
-    def _require_finite(self) -> None:
-        """The last step's loss was known before its update: it does not show what that has done."""
-        networks = [self.network] if self.averaged is None else [self.network, self.averaged]
-        for name, tensor in chain(*(network.state_dict().items() for network in networks)):
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                value = float(tensor[~tensor.isfinite()][0])
-                epoch = self.epoch + bool(self.step)
-                lr = float(self.schedule.get_last_lr()[0])
-                raise non_finite(f"a number of {name}", value, self.history.steps, epoch, lr)
 
     def _finish(self) -> dict[str, Any]:
         made = {

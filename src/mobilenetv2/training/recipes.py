@@ -60,8 +60,8 @@ def recipe_settings(data: str, epochs: object = None, weights: object = None) ->
 
     Args:
         data: a name or a folder.
-        epochs: what was asked for instead of the recipe's number; of a short run the
-            warm-up is at most a third.
+        epochs: what was asked for instead of the recipe's number; the warm-up takes at most a third
+            of them.
         weights: where first weights come from; the recipe's own choice if left out. What suits
             pretrained ones is laid over the recipe.
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mobilenetv2.config import TrainConfig
-from mobilenetv2.errors import NonFiniteLoss
+from mobilenetv2.training.finite import non_finite
 from mobilenetv2.training.progress import EpochLines, LiveBar, MetricsFile, TensorBoard, Watcher
 from mobilenetv2.training.run_folder import Event, RunFolder
 
@@ -95,15 +95,6 @@ class Reporter:
         """No more events will come."""
         for watcher in self._watchers:
             watcher.close()
-
-
-def non_finite(what: str, value: float, step: int, epoch: int, lr: float) -> NonFiniteLoss:
-    """The error for a loss, or a weight, that left the numbers."""
-    return NonFiniteLoss(
-        f"{what} is {value} at step {step} (epoch {epoch}, learning rate {lr:.3g}). Try a "
-        "lower --lr, a longer --warmup-epochs or --clip-norm 1; the run folder keeps the last good "
-        "checkpoint"
-    )
 
 
 def start_reporter(
