@@ -77,8 +77,9 @@ def heard_interrupts() -> Iterator[None]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of this test, in this process, draw nothing: that takes longer than they do."""
-    for name in ("curves", "confusion", "mistakes", "save"):
+    for name in ("first_batch", "confusion", "mistakes", "save"):
         monkeypatch.setattr(f"mobilenetv2.evaluation.plots.{name}", lambda *_: None)
+    monkeypatch.setattr("mobilenetv2.evaluation.curves.training", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

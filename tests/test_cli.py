@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_every_command_and_needs_no_pytorch(run_cli: Run) -> None:
     code, out, _ = run_cli("--help")
     assert code == 0
-    for name in ("train", "evaluate", "predict", "find-lr", "inspect"):
+    for name in ("train", "evaluate", "predict", "compare", "find-lr", "inspect"):
         assert name in COMMANDS
         assert f"  {name} " in out
     assert run_cli()[0] == 0
@@ -539,6 +540,39 @@ def test_inspect_refuses_flags_of_something_else(
     assert words in " ".join(error.split())
 
 
+def test_runs_stand_beside_the_first(
+    run_cli: Run, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # in a file, rows are as long as it takes
+    changed = {"other": ("lr: 0.1", "lr: 0.25"), "seed": ("\nseed: 0", "\nseed: 7")}
+    for name, words in changed.items():
+        shutil.copytree(run_folder, tmp_path / name)
+        settings = (run_folder / "config.yaml").read_text()
+        assert words[0] in settings
+        (tmp_path / name / "config.yaml").write_text(settings.replace(*words))
+    (tmp_path / "find-lr.png").touch()
+    report = tmp_path / "report"
+    others = (tmp_path / "other", tmp_path / "seed", tmp_path / "find-lr.png")
+    code, out, error = run_cli("compare", run_folder, *others, "--report", report)
+    assert code == 0
+    accuracy = json.loads((run_folder / "result.json").read_text())["test_accuracy"]
+    (row,) = (line for line in out.splitlines() if line.startswith(f"{run_folder} "))
+    assert f" {accuracy:.2%} " in row
+    assert f"\n  {others[0]}: --lr 0.25\n  {others[1]}: --seed 7\n" in out
+    (row,) = (line for line in out.splitlines() if line.startswith(f"{run_folder}, {others[1]} "))
+    assert f" {accuracy:.2%} ± 0.00%" in row
+    assert f"{others[2]}: left out" in error
+    written = json.loads((report / "comparison.json").read_text())
+    assert [one["other_settings"] for one in written["runs"]] == [{}, {"lr": 0.25}, {"seed": 7}]
+    assert written["seeds"][0]["test_accuracy"] == {"mean": accuracy, "standard_deviation": 0.0}
+    with Image.open(report / "comparison.png") as picture:
+        picture.verify()
+    code, _, error = run_cli("compare", run_folder, f"{run_folder}/", tmp_path)
+    assert code == 2
+    assert "two runs or more" in error
+
+
+@pytest.mark.slow
 def test_find_lr_suggests_and_draws(
     run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -578,6 +612,7 @@ def test_a_table_that_the_disk_has_no_room_for(run_folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_nobody_reads(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mobilenetv2", "train", "digits", *map(str, QUICK)]
     child = subprocess.Popen(

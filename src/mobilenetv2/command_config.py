@@ -200,6 +200,15 @@ class DemoConfig(OutputConfig):
     """Open the page in a browser."""
 
 
+class CompareConfig(OutputConfig):
+    """Show runs beside each other: what came out of each, and which settings were others."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], unset("RUN RUN …")]
+    """Run folders, two at least; the others are compared to the first."""
+    report: Annotated[Path | None, unset("FOLDER")] = None
+    """Write comparison.json there, and comparison.png with the validation curves of all."""
+
+
 class InspectConfig(OutputConfig):
     """Show the layers, parameters and multiply-adds of a model, or the health of a folder."""
 

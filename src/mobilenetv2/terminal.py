@@ -1,6 +1,5 @@
 """What the commands print: tables for people, and progress in a terminal."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,7 +74,7 @@ def print_network(network: "nn.Module", config: NetworkConfig, size: tuple[int, 
     for cost in costs:
         shape = "×".join(map(str, cost.output))
         table.add_row(cost.name, cost.kind, shape, f"{cost.params:,}", f"{cost.madds:,}")
-    console(width=None if sys.stdout.isatty() else 100).print(table)
+    console().print(table)
     channels, height, width = size
     if config.strides is not None:
         plan = "·".join(map(str, config.strides))

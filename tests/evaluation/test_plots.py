@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.errors import WorkFailed
-from mobilenetv2.evaluation import plots
+from mobilenetv2.evaluation import curves, plots
 from mobilenetv2.evaluation.evaluate import Evaluation
 from mobilenetv2.evaluation.metrics import confusion_matrix
 from mobilenetv2.evaluation.mistakes import write_mistakes
@@ -45,12 +46,12 @@ LONG_RUN = pytest.param(100_000, 90, marks=pytest.mark.slow)
 
 @pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (0, 1), (1, 1), (5, 1), (700, 7), LONG_RUN])
 def test_curves_of_any_length(tmp_path: Path, steps: int, epochs: int) -> None:
-    figure = plots.curves(events(steps, epochs))
+    figure = curves.training(events(steps, epochs))
     plots.save(figure, tmp_path / "curves.png")
     assert 10_000 < (tmp_path / "curves.png").stat().st_size < 400_000
     loss = figure.axes[0]
     drawn = sum(len(line.get_xdata()) for line in loss.lines)
-    assert drawn < 2 * plots.MAX_POINTS + 100
+    assert drawn < 2 * curves.MAX_POINTS + 100
     if steps and epochs:
         best = events(steps, epochs)[-1]["val_accuracy"]
         assert f"{best:.2%}" in loss.get_title(loc="left")
@@ -58,7 +59,7 @@ def test_curves_of_any_length(tmp_path: Path, steps: int, epochs: int) -> None:
 
 def test_smoothing_is_the_mean_of_the_neighbours() -> None:
     values = np.random.default_rng(0).normal(size=50)
-    smoothed = plots.smooth(values, 7)
+    smoothed = curves.smooth(values, 7)
     for place in range(50):
         window = values[max(0, place - 3) : place + 4]
         assert smoothed[place] == pytest.approx(window.mean())
@@ -126,7 +127,7 @@ def test_mistakes_are_the_surest_ones_first(tmp_path: Path, wrong: int) -> None:
 def test_the_range_test_shows_its_suggestion(tmp_path: Path) -> None:
     lrs = list(np.logspace(-5, 1, 50))
     losses = list(np.linspace(2.3, 0.5, 50))
-    figure = plots.lr_range(lrs, losses, losses, 0.05)
+    figure = curves.lr_range(lrs, losses, losses, 0.05)
     plots.save(figure, tmp_path / "lr.png")
     assert "suggestion: 0.05" in str([t.get_text() for t in figure.axes[0].get_legend().texts])
 
@@ -143,7 +144,7 @@ def inside(figure: Figure, axes: Axes, text: Text) -> bool:
 
 @pytest.mark.parametrize(("steps", "epochs"), [(5, 1), (700, 7), LONG_RUN])
 def test_curves_show_what_happened(steps: int, epochs: int) -> None:
-    figure = plots.curves(events(steps, epochs))
+    figure = curves.training(events(steps, epochs))
     loss, accuracy, rate = figure.axes
     lines = {str(line.get_label()): line for line in loss.lines}
     points = lines["validation, after each epoch"].get_xydata()
@@ -164,7 +165,7 @@ def test_curves_show_what_happened(steps: int, epochs: int) -> None:
 def test_an_early_spike_does_not_flatten_the_rest() -> None:
     found = events(2000, 2)
     found[3]["loss"] = 1e6
-    bottom, top = plots.curves(found).axes[0].get_ylim()
+    bottom, top = curves.training(found).axes[0].get_ylim()
     assert (bottom, top) == (0, pytest.approx(3.2, abs=0.5))
 
 
@@ -173,7 +174,7 @@ def test_the_last_percents_can_be_seen() -> None:
     for event in found:
         for key in event.keys() & {"accuracy", "val_accuracy", "train_accuracy"}:
             event[key] = 0.99 + event[key] / 200
-    low, _ = plots.curves(found).axes[1].get_ylim()
+    low, _ = curves.training(found).axes[1].get_ylim()
     assert low > 0.98
 
 
@@ -243,8 +244,48 @@ def test_a_figure_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    figure = plots.curves(events(3, 1))
+    figure = curves.training(events(3, 1))
     monkeypatch.setattr(figure, "savefig", fail)
     with pytest.raises(WorkFailed, match="No space left"):
         plots.save(figure, path)
     assert path.read_bytes() == b"old"
+
+
+def test_the_first_batch_is_shown_as_it_is_trained_on() -> None:
+    """Its pictures, in its order, and both names where two were mixed."""
+    pictures = torch.arange(30).float().view(30, 1, 1, 1).expand(30, 3, 6, 12) * 8 + 0.4
+    labels = torch.arange(30) % 2
+    batch = Batch(pictures, labels, other_labels=torch.ones(30, dtype=torch.long), weight=0.75)
+    figure = plots.first_batch(batch, ["ant", "bee"])
+    shown = [int(axes.images[0].get_array().flat[0]) for axes in figure.axes if axes.images]
+    assert shown == [8 * place for place in range(24)]
+    titles = [axes.get_title() for axes in figure.axes if axes.images]
+    assert titles[:2] == ["“ant” 75%\nand “bee”", "“bee”"]
+    assert "24 of 30 pictures" in figure.get_suptitle()
+
+
+def test_values_outside_of_a_picture_do_not_turn_black_into_white() -> None:
+    pictures = torch.tensor([-3.0, 0.0, 255.4, 300.0]).view(4, 1, 1, 1).expand(4, 1, 4, 4)
+    figure = plots.first_batch(Batch(pictures, torch.zeros(4, dtype=torch.long)), ["ant"])
+    shown = [int(axes.images[0].get_array().flat[0]) for axes in figure.axes if axes.images]
+    assert shown == [0, 0, 255, 255]
+    assert "all of it" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("count", [2, 14])
+def test_a_comparison_shows_every_run(tmp_path: Path, count: int) -> None:
+    epochs = [event for event in events(0, 8) if event["event"] == "epoch"]
+    runs = {f"runs/{number}": epochs[: number + 1] for number in range(count)}
+    runs["runs/not begun"] = []
+    figure = curves.comparison(runs)
+    plots.save(figure, tmp_path / "comparison.png")
+    loss, accuracy = figure.axes
+    for axes, key in ((loss, "val_loss"), (accuracy, "val_accuracy")):
+        lines = {str(line.get_label()): line for line in axes.lines}
+        assert lines.keys() == runs.keys()
+        for name, shown in runs.items():
+            points = [[event["epoch"], event[key]] for event in shown]
+            assert np.array_equal(lines[name].get_xydata(), np.reshape(points, (-1, 2)))
+    assert len({line.get_color() for line in loss.lines}) == count + 1
+    with Image.open(tmp_path / "comparison.png") as image:
+        image.verify()

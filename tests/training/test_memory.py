@@ -61,6 +61,7 @@ def said_and_taken(count: int) -> tuple[float, int]:
     return said, memory._peak_of_step(begun(count), count) - before
 
 
+@pytest.mark.slow
 def test_what_is_said_to_be_needed_is_what_a_step_takes():
     """In a process of its own: what other tests have left lying about would be taken again."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:

@@ -36,7 +36,7 @@ TIMES = ("seconds", "training_seconds", "images_per_second", "run")
 
 RUN_FILES = {
     "config.yaml", "metrics.jsonl", "result.json", "curves.png", "confusion.png", "mistakes.png",
-    "mistakes.csv", "last.pth.tar", "best.pth.tar", "model.safetensors",
+    "mistakes.csv", "last.pth.tar", "best.pth.tar", "model.safetensors", "first-batch.png",
 }  # fmt: skip
 RESULT_KEYS = {
     "data": str, "network": str, "width": float, "params": int, "madds": int, "epochs": int,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from mobilenetv2 import __version__
+from mobilenetv2.cli.compare import compare_command
 from mobilenetv2.cli.inspect import inspect_command
 from mobilenetv2.cli.measure import evaluate_command
 from mobilenetv2.cli.predict import predict_command
@@ -108,6 +109,7 @@ COMMANDS = {
     "train": Command(train_command, "train a classifier on a data set or a folder of pictures"),
     "evaluate": Command(evaluate_command, "measure a classifier on pictures with known labels"),
     "predict": Command(predict_command, "name what pictures show"),
+    "compare": Command(compare_command, "show runs beside each other, and means over seeds"),
     "export": Command(export_command, "write a proven file that runs without this program"),
     "demo": Command(demo_command, "try a classifier in the browser of this computer"),
     "benchmark": Command(benchmark_command, "find what runs a classifier fastest on this machine"),

@@ -1,12 +1,16 @@
 """Where the commands write what people read: standard output, or standard error."""
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from rich.console import Console
+
+UNFOLDED = 10_000
+"""Columns of what is no terminal: in a file, a name in a table is not to be folded."""
 
 
 class _Lasting:
@@ -44,4 +48,6 @@ def _reader_may_leave() -> Iterator[None]:
 def console(stderr: bool = False, **options: Any) -> Console:
     """A console on one of the two streams, whose reader may leave; ``options`` as rich has them."""
     stream = sys.stderr if stderr else sys.stdout
+    if not stream.isatty() and "COLUMNS" not in os.environ:
+        options.setdefault("width", UNFOLDED)
     return Console(file=cast(IO[str], _Lasting(stream)), stderr=stderr, **options)

@@ -31,7 +31,7 @@ def train_command(arguments: list[str]) -> int:
 def find_lr_command(arguments: list[str]) -> int:
     """Suggest a learning rate by a range test."""
     config = read_train_config("find-lr", arguments)
-    from mobilenetv2.evaluation import plots
+    from mobilenetv2.evaluation import curves, plots
     from mobilenetv2.training.train import run_range_test
 
     test = run_range_test(config, console(quiet=config.quiet))
@@ -39,7 +39,8 @@ def find_lr_command(arguments: list[str]) -> int:
     if not config.quiet:
         print(f"{test.reason}.")
     picture = made("--out", config.out or Path()) / "find-lr.png"
-    plots.save(plots.lr_range(test.lrs, test.losses, test.smoothed, test.suggestion), picture)
+    figure = curves.lr_range(test.lrs, test.losses, test.smoothed, test.suggestion)
+    plots.save(figure, picture)
     if not config.quiet:
         print(f"The curve: {picture}")
     return 0

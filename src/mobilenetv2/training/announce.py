@@ -1,10 +1,12 @@
-"""What a run says before its first step."""
+"""What a run says and shows before its first step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mobilenetv2.data.augment import train_size
+from mobilenetv2.data.batches import Batches
 from mobilenetv2.data.examination import KINDS, UNUSABLE_KINDS, Examination
 from mobilenetv2.data.sources import DataSet
+from mobilenetv2.evaluation import plots
 from mobilenetv2.network.cost import count_madds, count_params
 from mobilenetv2.printable import printable
 from mobilenetv2.training.run_folder import RunFolder
@@ -43,6 +45,12 @@ def announcement(begun: Start, steps_per_epoch: int, folder: RunFolder) -> Itera
     if config.batch_size > len(data.train):
         yield f"the batch of {config.batch_size} is larger than the set: every step takes all of it"
     yield f"{config.epochs} epochs of {steps_per_epoch:,} steps; {folder.path}"
+
+
+def show_first_batch(batches: Batches, labels: Sequence[str], folder: RunFolder) -> None:
+    """Draw what training will show the network, before hours are spent on it."""
+    figure = plots.first_batch(next(batches.epoch(0)), labels)
+    plots.save(figure, folder.path / "first-batch.png")
 
 
 def _few_to_validate(data: DataSet) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import Any
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.data.sources import DataSet
-from mobilenetv2.evaluation import plots
+from mobilenetv2.evaluation import curves, plots
 from mobilenetv2.evaluation.evaluate import evaluate
 from mobilenetv2.evaluation.mistakes import write_mistakes
 from mobilenetv2.network.cost import count_madds, count_params
@@ -64,7 +64,7 @@ def measure(
     test = None if data.test is None else look(classifier, data.test)
     shown, pictures = (val, data.val) if test is None or data.test is None else (test, data.test)
     figures = {
-        "curves.png": plots.curves(list(folder.read_events())),
+        "curves.png": curves.training(list(folder.read_events())),
         "confusion.png": plots.confusion(shown, classifier.labels),
         "mistakes.png": plots.mistakes(shown, pictures, classifier.labels),
     }

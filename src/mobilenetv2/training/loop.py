@@ -21,7 +21,7 @@ from mobilenetv2.distributed import ALONE, Processes
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
 from mobilenetv2.runtimes.engine import with_runtime
 from mobilenetv2.training import portions
-from mobilenetv2.training.announce import announcement
+from mobilenetv2.training.announce import announcement, show_first_batch
 from mobilenetv2.training.checkpoint_timer import CheckpointTimer
 from mobilenetv2.training.checkpoints import Checkpoint, save_archive
 from mobilenetv2.training.find_lr import MOST_STEPS, STEPS, find_lr_of
@@ -103,6 +103,8 @@ class Training(RunState):
     def run(self) -> dict[str, Any]:
         """Train to the end, measure what came out, and write it down."""
         if not self.is_saved:
+            if self.processes.is_first and not self.tuning.head_only:
+                show_first_batch(self.batches, self.classifier.labels, self.folder)
             self._save()
         steps = self.config.epochs * self.batches.steps_per_epoch
         folder = self.folder if self.processes.is_first else None

@@ -8,7 +8,7 @@
 ``last.pth.tar``      everything needed to go on
 ``previous.pth.tar``  the same, one save earlier: kept until the run is finished
 ``best.pth.tar``      the same, after the epoch that is kept so far
-``*.png``             the pictures: curves, confusion, mistakes
+``*.png``             the pictures: first-batch, curves, confusion, mistakes
 ``mistakes.csv``      the files that were taken for something else
 ===================== ==================================================================
 """
@@ -39,6 +39,7 @@ RUN_FILES = (
     "metrics.jsonl",
     "result.json",
     "model.safetensors",
+    "first-batch.png",
     "curves.png",
     "confusion.png",
     "mistakes.png",
