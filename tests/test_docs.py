@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import torch
 
 from mobilenetv2.cli import arguments as command_arguments
 from mobilenetv2.cli.commands import COMMANDS, Command
-from mobilenetv2.command_config import InspectConfig
+from mobilenetv2.command_config import CompareConfig, InspectConfig
+from mobilenetv2.config import Section
 from mobilenetv2.errors import WorkFailed
 from mobilenetv2.settings import parse_settings, validate
 from mobilenetv2.training import recipes  # noqa: F401  (whole before its parts are replaced)
@@ -131,8 +133,8 @@ def test_every_command_is_understood(
     ):
         monkeypatch.setattr(f"mobilenetv2.{work}", reach)
     monkeypatch.setattr(command_arguments, "_settings_of", lambda run: {})  # the run is not there
-    if word == "inspect":  # what it does depends on what is there
-        monkeypatch.setitem(COMMANDS, "inspect", Command(parse_inspect, ""))
+    if word in ONLY_PARSED:
+        monkeypatch.setitem(COMMANDS, word, Command(partial(parse_only, word), ""))
     code, out, error = run_cli(word, *arguments)
     if "--help" in arguments:
         assert (code, error) == (0, "")
@@ -141,8 +143,12 @@ def test_every_command_is_understood(
         assert (code, error.strip()) == (1, "mobilenetv2: understood")
 
 
-def parse_inspect(arguments: list[str]) -> int:
-    command_arguments.parse("inspect", InspectConfig, arguments)
+# What they do depends on what is there.
+ONLY_PARSED: dict[str, type[Section]] = {"inspect": InspectConfig, "compare": CompareConfig}
+
+
+def parse_only(word: str, arguments: list[str]) -> int:
+    command_arguments.parse(word, ONLY_PARSED[word], arguments)
     raise WorkFailed("understood")
 
 
