@@ -117,6 +117,7 @@ def stand_ins(monkeypatch, stages: int) -> dict:
     """Let kernels only be noted, with what each is compiled for: here, as they come."""
     triton = pytest.importorskip("triton")
     from mobilenetv2.network.gpu import (
+        compiling,
         depthwise,
         depthwise_backward,
         finish,
@@ -126,6 +127,7 @@ def stand_ins(monkeypatch, stages: int) -> dict:
         stem,
     )
 
+    monkeypatch.setattr(compiling, "available_cores", lambda: 2)  # stand-ins know no processes
     seen: dict = {}
     for module in (depthwise, depthwise_backward, finish, norms, pointwise, stem):
         for name, kernel in vars(module).copy().items():
@@ -266,8 +268,10 @@ class Warmed:
 @pytest.fixture
 def launcher(monkeypatch):
     pytest.importorskip("triton")
+    from mobilenetv2.network.gpu import compiling
     from mobilenetv2.network.gpu.launcher import Launcher
 
+    monkeypatch.setattr(compiling, "available_cores", lambda: 2)  # stand-ins know no processes
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     return Launcher(132, 3)

@@ -16,5 +16,6 @@ the fly. So only the convolutions' raw outputs are written and kept.
 The kernels: :mod:`.norms`, :mod:`.pointwise` (1×1 convolutions), :mod:`.depthwise`,
 :mod:`.depthwise_backward`, :mod:`.stem` and :mod:`.finish`. The sizes of their blocks:
 :mod:`.plans`. The calls: :mod:`.launches` and :mod:`.pointwise_launches`, by way of
-:mod:`.finishing` and :mod:`.launcher`. All but this file and :mod:`.plans` need Triton.
+:mod:`.finishing` and :mod:`.launcher`. What compiles them beforehand: :mod:`.compiling`. All but
+this file and :mod:`.plans` need Triton.
 """

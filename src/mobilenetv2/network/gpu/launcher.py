@@ -1,16 +1,14 @@
 """How kernels are launched: by a plan, on this many processors; or only compiled, side by side."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
-from mobilenetv2.cores import available_cores
+from mobilenetv2.network.gpu.compiling import compile_ahead
 from mobilenetv2.network.gpu.plans import Plan
 
 
@@ -55,7 +53,7 @@ class Launcher:
         finally:
             self._rehearsed = None
         with suppress(Exception):  # training can do without: kernels are compiled as they come
-            _compile(noted)
+            compile_ahead(noted)
 
     def grid(
         self, plan: Plan, rows: int, of_rows: str, channels: int, of_channels: str = "CHANNELS"
@@ -74,27 +72,3 @@ class Launcher:
     def depth(self, plan: Plan) -> int:
         """Rounds of a loop whose loads are on their way at once."""
         return min(plan.stages, self._most_stages)
-
-
-def _compile(warmups: Sequence[Callable[[], Any]]) -> None:
-    """Compile kernels on all cores, and bring them to the GPU."""
-    on_this_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
-    with ThreadPoolExecutor(available_cores(), initializer=on_this_gpu) as threads:
-        with triton.AsyncCompileMode(threads, ignore_errors=True):
-            pending = [warm_up() for warm_up in warmups]
-        compiled = {id(kernel): kernel for kernel in map(_finished, pending)}
-        # An older Triton then compiles, in C, what launches each of them.
-        list(threads.map(_load, compiled.values()))
-
-
-def _finished(pending: Any) -> Any:
-    """The compiled kernel; None where it cannot be compiled."""
-    if isinstance(pending, triton.FutureKernel):
-        return pending.result(ignore_errors=True)
-    return pending
-
-
-def _load(compiled: Any) -> None:
-    """Bring a kernel to the GPU."""
-    with suppress(Exception):  # which comes again with the launch
-        getattr(compiled, "run", None)
