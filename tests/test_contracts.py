@@ -153,7 +153,9 @@ def settings_of(run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return ask
 
 
-@pytest.mark.parametrize("data", NAMES)
+@pytest.mark.parametrize(
+    "data", [*NAMES[:1], *(pytest.param(one, marks=pytest.mark.slow) for one in NAMES[1:])]
+)
 def test_a_run_of_any_length_needs_no_other_flag(
     settings_of: Callable[..., TrainConfig], data: str
 ) -> None:

@@ -115,6 +115,7 @@ def test_every_runtime_prepares_as_pillow(
         assert np.array_equal(result, expected), size
 
 
+@pytest.mark.slow
 def test_a_very_large_picture(case: Classifier) -> None:
     pixels = picture(0, 3000, 2000)
     result = Prepare(case.preprocessing)(torch.from_numpy(pixels)[None])

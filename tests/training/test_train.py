@@ -168,7 +168,10 @@ def test_clipping_bounds_the_step(quick: Quick, prepared: Prepare) -> None:
     assert moved.norm().item() == pytest.approx(2.0 * 0.25, rel=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["sgd", *(pytest.param(one, marks=pytest.mark.slow) for one in ("adam", "adamw", "rmsprop"))],
+)
 def test_every_optimizer_under_every_schedule(
     quick: Quick, optimizer: str, prepared: Prepare
 ) -> None:
