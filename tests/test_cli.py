@@ -572,6 +572,43 @@ def test_runs_stand_beside_the_first(
     assert "two runs or more" in error
 
 
+@pytest.mark.parametrize(
+    "arguments", [("--lr", "abc"), ("--image-size", "8", "x"), ("--tune", "most")], ids=" ".join
+)
+def test_a_value_of_no_type_is_named_and_no_type_of_python(
+    run_cli: Run, arguments: tuple[str, ...]
+) -> None:
+    code, _, error = run_cli("train", "digits", *arguments)
+    assert code == 2
+    assert f"Error parsing {arguments[0]}: no type matching" in error
+    assert "Argument helptext" in error
+    assert not re.search("Got errors|FieldInfo|Annotated", error)
+    lines = error.splitlines()
+    assert all(line[0] + line[-1] == "││" for line in lines[1:-1]), "a box has two sides"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "too little memory (MemoryError)"),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough\nmore"),
+            "(DefaultCPUAllocator: not enough)",
+        ),
+    ],
+)
+def test_too_little_memory_is_said_in_words(
+    run_cli: Run, run_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("mobilenetv2.training.load.load", fail)
+    code, _, told = run_cli("evaluate", run_folder)
+    assert code == 1
+    assert words in told
+
+
 @pytest.mark.slow
 def test_find_lr_suggests_and_draws(
     run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -54,3 +54,12 @@ class Interrupted(Mobilenetv2Error):  # noqa: N818
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error of another program says, in a line; its kind where it says nothing.
+
+    >>> first_line(MemoryError()), first_line(RuntimeError("one\ntwo"))
+    ('MemoryError', 'one')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

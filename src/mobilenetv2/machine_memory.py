@@ -32,6 +32,16 @@ def free_memory() -> int | None:
     return min([free, *(group_free for _, group_free in _groups())])
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there is too little memory, as Python, PyTorch and C++ word it.
+
+    >>> ran_out(RuntimeError("MPS backend out of memory")), ran_out(RuntimeError("no kernel"))
+    (True, False)
+    """
+    words = ("out of memory", "DefaultCPUAllocator", "bad_alloc")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 def resident_memory() -> int | None:
     """Bytes that this process holds; the peak, where only that is told; None if unknown."""
     return _own("VmRSS")

@@ -95,13 +95,22 @@ def test_garbage_that_lies_about_does_not_hide_what_a_step_takes(monkeypatch):
     assert float(str(refusal.value).split("take ")[1].split(" GiB")[0]) > 0.2
 
 
-def test_half_after_half_until_one_fits():
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=repr)
+def test_half_after_half_until_one_fits(error):
     tried = []
 
     def step(batch: Batch) -> None:
         tried.append(len(batch.pictures))
         if len(batch.pictures) > 30:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            raise error
 
     batch = Batch(torch.zeros(200, 1, 2, 2), torch.zeros(200), torch.zeros(200), 0.5)
     assert largest_that_fits(batch, step) == 25
@@ -120,8 +129,17 @@ def test_where_nothing_fits_the_device_says_why():
     assert "take fewer, or smaller pictures (CUDA out of memory)" in str(error)
 
 
+def test_another_fault_is_no_lack_of_memory():
+    def step(_: Batch) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        largest_that_fits(Batch(torch.zeros(4, 1, 2, 2), torch.zeros(4)), step)
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=repr)
 def test_a_run_names_the_batch_that_fits_once_the_failed_step_is_forgotten(
-    quick_settings, tmp_path, monkeypatch
+    quick_settings, tmp_path, monkeypatch, error
 ):
     """A step that failed would hold its memory, were the error still being handled."""
     held = []
@@ -134,7 +152,7 @@ def test_a_run_names_the_batch_that_fits_once_the_failed_step_is_forgotten(
         activations = Activations()
         held.append(weakref.ref(activations))
         if len(batch.labels) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+            raise type(error)(*error.args)
 
     monkeypatch.setattr(Gradients, "of", of)
     with pytest.raises(ConfigError, match=r"--batch-size 6: cpu .* 1 fits"):
@@ -142,9 +160,10 @@ def test_a_run_names_the_batch_that_fits_once_the_failed_step_is_forgotten(
     assert len(held) == 3  # six pictures, three, one
 
 
-def test_find_lr_names_the_batch(quick_settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", NO_MEMORY, ids=repr)
+def test_find_lr_names_the_batch(quick_settings, tmp_path, monkeypatch, error):
     def too_much(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr("mobilenetv2.training.find_lr.batch_loss", too_much)
     with pytest.raises(ConfigError, match=r"--batch-size 6: cpu has too little memory"):

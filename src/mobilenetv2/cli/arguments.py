@@ -1,5 +1,10 @@
 """Words on the command line become checked settings."""
 
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +28,35 @@ Settings = TypeVar("Settings", bound=Section)
 
 def parse(name: str, model: type[Settings], arguments: list[str]) -> Settings:
     """The settings that ``arguments`` of the command ``name`` stand for."""
-    return tyro.cli(model, args=arguments, prog=f"mobilenetv2 {name}", config=_STYLE)
+    with _plain_complaints():
+        return tyro.cli(model, args=arguments, prog=f"mobilenetv2 {name}", config=_STYLE)
+
+
+@contextmanager
+def _plain_complaints() -> Iterator[None]:
+    """A block whose complaints on stderr leave out which Python types were tried in vain."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    finally:
+        sys.stderr.write(_without_types(said.getvalue()))
+
+
+def _without_types(complaint: str) -> str:
+    """A box of tyro's without the paragraph "Got errors"; the one before says what is expected."""
+    kept: list[str] = []
+    is_left_out = False
+    for line in complaint.splitlines(keepends=True):
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
+        if plain.startswith("│ Got errors:"):
+            is_left_out = True
+            kept.pop()  # an empty line
+        elif plain.startswith(("│ ─", "╰")):
+            is_left_out = False
+        if not is_left_out:
+            kept.append(line)
+    return "".join(kept)
 
 
 class _FirstLook(TrainConfig):
@@ -46,28 +79,30 @@ def read_train_config(command: str, arguments: list[str]) -> TrainConfig:
     path, arguments = take_option("--config", arguments)
     helpless = [argument for argument in arguments if argument not in ("-h", "--help")]
     # Data and length of the run decide the defaults of everything else.
-    first, _ = tyro.cli(
-        _FirstLook,
-        args=helpless,
-        prog=f"mobilenetv2 {command}",
-        config=_STYLE,
-        return_unknown_args=True,
-    )
+    with _plain_complaints():
+        first, _ = tyro.cli(
+            _FirstLook,
+            args=helpless,
+            prog=f"mobilenetv2 {command}",
+            config=_STYLE,
+            return_unknown_args=True,
+        )
     from mobilenetv2.training.recipes import asked_weights, recipe_settings
 
     from_file = read_settings(Path(path)) if path else {}
 
     def over(recipe: dict[str, Any]) -> TrainConfig:
         defaults = validate(merge(recipe, from_file), f"--config {path}" if path else "recipe")
-        return tyro.cli(
-            TrainConfig,
-            args=arguments,
-            prog=f"mobilenetv2 {command}",
-            config=_STYLE,
-            default=defaults,
-            description=f"{_PURPOSE[command]} --config FILE reads settings from YAML first.\n\n"
-            "Defaults shown are those for DATA; name your folder to see its own.",
-        )
+        with _plain_complaints():
+            return tyro.cli(
+                TrainConfig,
+                args=arguments,
+                prog=f"mobilenetv2 {command}",
+                config=_STYLE,
+                default=defaults,
+                description=f"{_PURPOSE[command]} --config FILE reads settings from YAML first."
+                "\n\nDefaults shown are those for DATA; name your folder to see its own.",
+            )
 
     if first.resume:
         return over(_settings_of(first.resume))

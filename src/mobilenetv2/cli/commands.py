@@ -17,7 +17,8 @@ from mobilenetv2.cli.train import find_lr_command, train_command
 from mobilenetv2.cli.voice import complain, is_first
 from mobilenetv2.complaints import suggestion
 from mobilenetv2.cores import share_cores
-from mobilenetv2.errors import ConfigError, Interrupted, Mobilenetv2Error
+from mobilenetv2.errors import ConfigError, Interrupted, Mobilenetv2Error, first_line
+from mobilenetv2.machine_memory import ran_out
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         code = 0
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        complain(
+            f"too little memory ({first_line(error)}). Smaller pictures (--image-size), a smaller "
+            "--batch-size or fewer other programs leave more."
+        )
+        code = 1
     except OSError as error:  # such as a name that is too long
         complain(f"{error.filename or 'cannot go on'}: {error.strerror or error}")
         code = 2 if error.filename else 1

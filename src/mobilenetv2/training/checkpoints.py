@@ -15,7 +15,7 @@ from torch import Tensor
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.batches import LabelledPictures
-from mobilenetv2.errors import ConfigError, ModelFileError
+from mobilenetv2.errors import ConfigError, ModelFileError, first_line
 from mobilenetv2.files import read_back, written_whole
 from mobilenetv2.seals import seal_zip, zip_is_whole
 from mobilenetv2.training.plain_archive import NotPlain, require_modest, require_plain
@@ -97,11 +97,11 @@ class Checkpoint:
         except (pickle.UnpicklingError, NotPlain) as error:
             raise ModelFileError(
                 f"{path}: refused: not a checkpoint, or one with something in it besides tensors "
-                f"and plain values ({_first_line(error)}). Nothing in it was run."
+                f"and plain values ({first_line(error)}). Nothing in it was run."
             ) from error
         except Exception as error:  # torch.load has no error class of its own for bad files
             raise ModelFileError(
-                f"{path}: not a readable checkpoint ({_first_line(error)})"
+                f"{path}: not a readable checkpoint ({first_line(error)})"
             ) from error
         _require_format(contents, path)
         try:
@@ -224,8 +224,3 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
         elif name not in FREE_SETTINGS:
             flat[name] = value
     return flat
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import MachineConfig
-from mobilenetv2.errors import ConfigError
+from mobilenetv2.errors import ConfigError, first_line
 from mobilenetv2.network import cpp_inference, fast_ops
 from mobilenetv2.network.cpp_sgd import CppSgd
 from mobilenetv2.network.fast_blocks import FastMobileNetV2, rehearse
@@ -176,6 +176,6 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).tolist()  # which a device without memory cannot
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"--device {name}: not available here ({reason}); try cpu") from error
     return device

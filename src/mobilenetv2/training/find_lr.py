@@ -17,7 +17,8 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import Batches
-from mobilenetv2.errors import WorkFailed
+from mobilenetv2.errors import WorkFailed, first_line
+from mobilenetv2.machine_memory import ran_out
 from mobilenetv2.training import portions
 from mobilenetv2.training.device import Device
 from mobilenetv2.training.loss import batch_loss
@@ -114,8 +115,10 @@ def find_lr(
         trial = classifier.with_network(copy.deepcopy(classifier.network))
         try:
             climb = _climb(trial, batches, config, device, tuning, class_weight, steps)
-        except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            reason = first_line(error)
             raise too_little_memory(reason, config.batch_size, device.device) from error
         torch.set_rng_state(state)
         is_clear = climb.fall >= CLEAR and climb.fall > climb.luck

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilenetv2.data.augment import Batch
-from mobilenetv2.errors import WorkFailed
+from mobilenetv2.errors import WorkFailed, first_line
 from mobilenetv2.training.parallel import StepLoss
 
 LossOf = Callable[[Batch], StepLoss]
@@ -108,7 +108,7 @@ class RecordedGradients(Gradients):
         except RuntimeError as error:
             raise WorkFailed(
                 "a training step cannot be recorded as a CUDA graph here; --no-cuda-graphs "
-                f"trains without ({str(error).splitlines()[0]})"
+                f"trains without ({first_line(error)})"
             ) from error
 
 

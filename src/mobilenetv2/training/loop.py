@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from mobilenetv2 import __version__
@@ -18,7 +17,9 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.batches import LabelledPictures
 from mobilenetv2.distributed import ALONE, Processes
+from mobilenetv2.errors import first_line
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
+from mobilenetv2.machine_memory import ran_out
 from mobilenetv2.runtimes.engine import with_runtime
 from mobilenetv2.training import portions
 from mobilenetv2.training.announce import announcement, show_first_batch
@@ -178,8 +179,10 @@ class Training(RunState):
     def _gradient_of(self, batch: Batch) -> StepLoss:
         try:
             return self.gradients.of(batch)
-        except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            reason = first_line(error)
         # Not in the clause above: there the error holds what the failed step had in memory.
         self.gradients = self._gradients()
         alone = self.processes.count == 1

@@ -11,7 +11,7 @@ import torch
 from mobilenetv2.data.augment import Batch, train_size
 from mobilenetv2.data.picture_cache import GIB
 from mobilenetv2.errors import ConfigError
-from mobilenetv2.machine_memory import forget_peak, free_memory, peak_memory
+from mobilenetv2.machine_memory import forget_peak, free_memory, peak_memory, ran_out
 from mobilenetv2.network.cost import layer_costs
 from mobilenetv2.training.loss import batch_loss
 from mobilenetv2.training.start import Start
@@ -66,7 +66,9 @@ def largest_that_fits(batch: Batch, step: Callable[[Batch], object]) -> int | No
         size //= 2
         try:
             step(_first(batch, size))
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
             continue
         return size
     return None
