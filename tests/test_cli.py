@@ -561,30 +561,72 @@ def test_runs_stand_beside_the_first(
     assert f"\n  {others[0]}: --lr 0.25\n  {others[1]}: --seed 7\n" in out
     (row,) = (line for line in out.splitlines() if line.startswith(f"{run_folder}, {others[1]} "))
     assert f" {accuracy:.2%} ± 0.00%" in row
-    assert f"{others[2]}: left out" in error
+    assert f"left out: {others[2]}: not a run folder" in error
     written = json.loads((report / "comparison.json").read_text())
     assert [one["other_settings"] for one in written["runs"]] == [{}, {"lr": 0.25}, {"seed": 7}]
     assert written["seeds"][0]["test_accuracy"] == {"mean": accuracy, "standard_deviation": 0.0}
     with Image.open(report / "comparison.png") as picture:
         picture.verify()
-    code, _, error = run_cli("compare", run_folder, f"{run_folder}/", tmp_path)
+    code, out, _ = run_cli("compare", f"{tmp_path}/[os]*e[dr]")  # as where no shell expands it
+    assert code == 0
+    assert f"\n  {others[1]}: --lr 0.1 --seed 7\n" in out
+    (others[0] / "result.json").write_text("{}")
+    code, _, error = run_cli("compare", run_folder, f"{run_folder}/", tmp_path, others[0])
     assert code == 2
+    assert f"left out: {others[0] / 'result.json'}: cannot be read" in error
     assert "two runs or more" in error
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--lr", "abc"), ("--image-size", "8", "x"), ("--tune", "most")], ids=" ".join
-)
-def test_a_value_of_no_type_is_named_and_no_type_of_python(
-    run_cli: Run, arguments: tuple[str, ...]
+def test_runs_on_other_pictures_are_told_apart(
+    run_cli: Run, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, _, error = run_cli("train", "digits", *arguments)
-    assert code == 2
-    assert f"Error parsing {arguments[0]}: no type matching" in error
-    assert "Argument helptext" in error
-    assert not re.search("Got errors|FieldInfo|Annotated", error)
-    lines = error.splitlines()
-    assert all(line[0] + line[-1] == "││" for line in lines[1:-1]), "a box has two sides"
+    monkeypatch.delenv("COLUMNS", raising=False)
+    shutil.copytree(run_folder, tmp_path / "cut")
+    (tmp_path / "cut" / "result.json").unlink()
+    settings = tmp_path / "cut" / "config.yaml"
+    settings.write_text(settings.read_text().replace("split_seed: 0", "split_seed: 1"))
+    code, out, error = run_cli("compare", run_folder, tmp_path / "cut")
+    assert code == 0
+    (row,) = (line for line in out.splitlines() if line.startswith(f"{tmp_path / 'cut'} "))
+    assert re.search(r"% +– +– +1 of 1 ", row)
+    assert f"the validation figures of {tmp_path / 'cut'} are of other pictures" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "digits", "--lr", "abc"), "--lr: a number or auto is expected, not 'abc'"),
+        (
+            ("train", "digits", "--image-size", "8", "x"),
+            "--image-size: a whole number or two of them is expected, not '8', 'x'",
+        ),
+        (("train", "--epochs", "1.5"), "--epochs: a whole number is expected, not '1.5'"),
+        (("find-lr", "--momentum", "x"), "--momentum: a number is expected, not 'x'"),
+        (("predict", "runs", "x.png", "--top", ""), "--top: a whole number is expected, not ''"),
+        (("train", "--strides", "1", "3"), "--strides: 8 × {1,2} is expected, not '1', '3'"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_without_pythons_types(
+    run_cli: Run, arguments: tuple[str, ...], words: str
+) -> None:
+    code, _, error = run_cli(*arguments)
+    assert (code, error.strip()) == (2, f"mobilenetv2: {words}")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_such_a_value_is_told_in_any_terminal(encoding: str) -> None:
+    """Whose boxes are drawn with other characters, and in colours."""
+    program = "import sys; from mobilenetv2.cli import main; main(['train', '--lr', 'abc'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "FORCE_COLOR": "1"},
+    )
+    told = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr).strip()
+    assert (done.returncode, told) == (
+        2, "mobilenetv2: --lr: a number or auto is expected, not 'abc'",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -607,6 +649,12 @@ def test_too_little_memory_is_said_in_words(
     code, _, told = run_cli("evaluate", run_folder)
     assert code == 1
     assert words in told
+    assert "--batch-size" not in told  # which `evaluate` does not have
+    monkeypatch.setattr("mobilenetv2.training.train.train", fail)
+    code, _, told = run_cli("train", "digits")
+    assert code == 1
+    assert words in told
+    assert "--batch-size" in told
 
 
 @pytest.mark.slow

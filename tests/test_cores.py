@@ -28,6 +28,22 @@ def busy_neighbour() -> Iterator[None]:
     process.stdout.close()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="containers are Linux's")
+@pytest.mark.parametrize(
+    ("quota", "cores_left"),
+    [("max 100000", 8), ("150000 100000", 2), ("20000 100000", 1), ("6400000 100000", 8),
+     ("nonsense", 8), ("", 8), ("1 0", 8)],
+)  # fmt: skip
+def test_a_container_has_the_cores_that_it_may_use(
+    quota: str, cores_left: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(cores, "GROUP", tmp_path)
+    assert cores.available_cores() == 8
+    (tmp_path / "cpu.max").write_text(quota)
+    assert cores.available_cores() == cores_left
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says what others use")
 def test_a_busy_neighbour_is_seen(busy_neighbour: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (1.0, 0.0, 0.0))

@@ -201,7 +201,7 @@ class DemoConfig(OutputConfig):
 
 
 class CompareConfig(OutputConfig):
-    """Show runs beside each other: what came out of each, and which settings were others."""
+    """Show runs beside each other: what came out of each, and in which settings they differ."""
 
     runs: Annotated[Positional[tuple[Path, ...]], unset("RUN RUN …")]
     """Run folders, two at least; the others are compared to the first."""

@@ -1,9 +1,12 @@
 """The cores: how many there are for this process, and whether other programs want them too."""
 
+import math
 import os
 import time
 from pathlib import Path
 
+GROUP = Path("/sys/fs/cgroup")
+"""Of version 2, where a container sees its own control group."""
 BUSY = 0.25
 """Cores that others use, from which on sharing pays."""
 WINDOW = 0.1
@@ -13,8 +16,17 @@ WINDOW = 0.1
 def available_cores() -> int:
     """Cores that this process may use: fewer than the machine has where it was told so."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
+        return int(min(len(os.sched_getaffinity(0)), _container_cores()))
     return os.cpu_count() or 1
+
+
+def _container_cores() -> float:
+    """What a container, seen from within, may use of the cores, as whole ones; else infinity."""
+    try:
+        quota, period = (GROUP / "cpu.max").read_text().split()
+        return max(1, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError, ZeroDivisionError):  # there is none, or it may use all: "max"
+        return math.inf
 
 
 def share_cores() -> None:

@@ -5,12 +5,15 @@ import glob
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from mobilenetv2.errors import WorkFailed
+
+LEFT_BEHIND = 24 * 3600  # seconds
 
 
 @contextmanager
@@ -44,7 +47,7 @@ def written_whole(path: Path, previous: Path | None = None) -> Iterator[IO[bytes
         Path(neighbour).replace(path)
         neighbour = None
         with suppress(OSError):  # the file is in place; some network drives cannot flush folders
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
     except OSError as error:
         raise WorkFailed(
             f"{path}: cannot be written ({error.strerror or error}){_what_is_left(path, previous)}"
@@ -93,6 +96,26 @@ def remove_leftovers(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def is_left_behind(path: Path) -> bool:
+    """Whether nobody can be at work in an unfinished file or folder: for a day nothing was written.
+
+    Raises:
+        FileNotFoundError: it has gone meanwhile.
+    """
+    return time.time() - path.stat().st_mtime > LEFT_BEHIND
+
+
+def flush_folder(folder: Path) -> None:
+    """Make sure that a power cut cannot take back what was renamed in a folder."""
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _what_is_left(path: Path, previous: Path | None) -> str:
     if path.exists():
         return "; what was there before is still there"
@@ -118,13 +141,3 @@ def _permissions(path: Path) -> int:
         mask = os.umask(0)
         os.umask(mask)
         return 0o666 & ~mask
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -38,7 +38,10 @@ def ran_out(error: BaseException) -> bool:
     >>> ran_out(RuntimeError("MPS backend out of memory")), ran_out(RuntimeError("no kernel"))
     (True, False)
     """
-    words = ("out of memory", "DefaultCPUAllocator", "bad_alloc")
+    words = (
+        "out of memory", "DefaultCPUAllocator", "bad_alloc", "STATUS_ALLOC_FAILED",
+        "Cannot allocate memory",
+    )  # fmt: skip
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 

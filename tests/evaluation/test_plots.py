@@ -269,23 +269,36 @@ def test_values_outside_of_a_picture_do_not_turn_black_into_white() -> None:
     figure = plots.first_batch(Batch(pictures, torch.zeros(4, dtype=torch.long)), ["ant"])
     shown = [int(axes.images[0].get_array().flat[0]) for axes in figure.axes if axes.images]
     assert shown == [0, 0, 255, 255]
-    assert "all of it" in figure.get_suptitle()
+    assert "4 of 4 pictures" in figure.get_suptitle()
 
 
 @pytest.mark.parametrize("count", [2, 14])
 def test_a_comparison_shows_every_run(tmp_path: Path, count: int) -> None:
     epochs = [event for event in events(0, 8) if event["event"] == "epoch"]
     runs = {f"runs/{number}": epochs[: number + 1] for number in range(count)}
-    runs["runs/not begun"] = []
+    runs["runs/_not begun"] = []  # matplotlib would leave it out
     figure = curves.comparison(runs)
     plots.save(figure, tmp_path / "comparison.png")
     loss, accuracy = figure.axes
     for axes, key in ((loss, "val_loss"), (accuracy, "val_accuracy")):
-        lines = {str(line.get_label()): line for line in axes.lines}
-        assert lines.keys() == runs.keys()
-        for name, shown in runs.items():
+        for line, shown in zip(axes.lines, runs.values(), strict=True):
             points = [[event["epoch"], event[key]] for event in shown]
-            assert np.array_equal(lines[name].get_xydata(), np.reshape(points, (-1, 2)))
+            assert np.array_equal(line.get_xydata(), np.reshape(points, (-1, 2)))
     assert len({line.get_color() for line in loss.lines}) == count + 1
+    (legend,) = figure.legends
+    names = [name.removeprefix("runs/") for name in runs]
+    assert [text.get_text() for text in legend.texts] == names
+    colours = [line.get_color() for line in legend.get_lines()]
+    assert colours == [line.get_color() for line in loss.lines]
     with Image.open(tmp_path / "comparison.png") as image:
         image.verify()
+
+
+def test_long_names_of_runs_are_told_apart_by_their_ends() -> None:
+    runs = {f"/home/somebody/{'a' * 50}/{number}/run": [] for number in range(50)}
+    (legend,) = curves.comparison(runs).legends
+    names = [text.get_text() for text in legend.texts]
+    assert names[:2] == ["0/run", "1/run"]
+    assert names[-1] == "39/run, and 10 more"
+    (legend,) = curves.comparison({"b" * 90: [], f"/{'a' * 60}/1": []}).legends
+    assert [text.get_text()[-3:] for text in legend.texts] == ["bbb", "a/1"]

@@ -27,7 +27,7 @@ def broken(x, numbers, BLOCK: tl.constexpr):
 """A module that the processes import by its name."""
 
 PROGRAM = """
-import json, subprocess, sys
+import json, os, subprocess, sys
 from functools import partial
 import torch, triton
 from mobilenetv2.network.gpu import compile_worker, compiling
@@ -37,15 +37,18 @@ class Driver(compile_worker.KnownTarget):
     get_current_stream = staticmethod(lambda device: 0)
 
 options = json.loads(sys.argv[1])
+os.chdir(options.get("folder", "."))
+compiling.MOST_SECONDS = options.get("seconds", 300)
 triton.runtime.driver.set_active(Driver("cuda", options.get("card", 90), 32))
 torch.cuda.current_device, torch.cuda.set_device = lambda: 0, lambda device: None
 compiling.available_cores = lambda: options.get("cores", 8)
+compiling.free_memory = lambda: options.get("memory", 64) << 30
 sys.executable = options.get("python", sys.executable)
 started = []
 popen = subprocess.Popen
 
 def counted(command, **how):
-    started.extend(word for word in command if word == compile_worker.__name__)
+    started.extend(word for word in command if compile_worker.__name__ in str(word))
     return popen(command, **how)
 
 subprocess.Popen = counted
@@ -96,11 +99,31 @@ def test_processes_compile_what_is_launched(ahead) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"cores": 2}, {"python": "/bin/true"}, {"python": "/no/such/program"}],
-    ids=["few cores", "processes that end", "none can be started"],
-)  # fmt: skip
+    "options",
+    [{"cores": 2}, {"memory": 1}, {"python": "/bin/true"}, {"python": "/no/such/program"}],
+    ids=["few cores", "little memory", "processes that end", "none can be started"],
+)
 def test_threads_compile_what_processes_do_not(ahead, options, tmp_path) -> None:
     started, compiled = ahead(**options)
     assert (started > 0) == ("python" in options)
     assert compiled == [["doubled", False], ["doubled", False]]
     assert not list((tmp_path / "cache").glob("mobilenetv2-*"))  # the next one tries again
+
+
+def test_processes_that_compile_nothing_or_hang_are_no_success(ahead, tmp_path) -> None:
+    """As with another Triton, whose kernels cannot be handed over, or a compiler that waits."""
+    (tmp_path / "few_kernels.py").write_text(f"{KERNELS}\ndoubled.preload = broken.preload = None\n")
+    assert ahead() == [3, [["doubled", False], ["doubled", False]]]
+    assert ahead()[0] == 3
+    (tmp_path / "few_kernels.py").write_text(
+        f"{KERNELS}\nimport sys, time\nif 'torch' not in sys.modules: time.sleep(600)\n"
+    )
+    assert ahead(seconds=3) == [3, [["doubled", True], ["doubled", True]]]
+
+
+def test_no_file_of_the_folder_one_is_in_is_run(ahead, tmp_path) -> None:
+    (tmp_path / "here").mkdir()
+    for name in ("json", "signal", "triton", "mobilenetv2"):
+        (tmp_path / "here" / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert ahead(folder=str(tmp_path / "here")) == [3, BOTH]
+    assert not (tmp_path / "ran").exists()

@@ -1,7 +1,6 @@
 """Runs beside each other: which settings were others, and means over seeds."""
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,28 @@ def test_only_what_figures_can_depend_on_is_compared(tmp_path: Path) -> None:
 def test_a_rate_that_was_searched_is_the_one_that_was_found(tmp_path: Path) -> None:
     found = run(tmp_path / "found", 0.9, lr="auto")
     same = run(tmp_path / "same", 0.9, lr=0.07)
-    assert found.other_than(same) == {}
+    assert found.other_than(same) == same.other_than(found) == {}
+    other = tmp_path / "found" / "result.json"
+    other.write_text(other.read_text().replace("0.07", "0.05"))
+    assert read_run(tmp_path / "found").other_than(same) == {"lr": 0.05}
+
+
+def test_rates_that_seeds_have_found_belong_to_the_seeds(tmp_path: Path) -> None:
+    runs = [run(tmp_path / f"{seed}", 0.9, lr="auto", seed=seed) for seed in (0, 1)]
+    result = tmp_path / "1" / "result.json"
+    result.write_text(result.read_text().replace("0.07", "0.05"))
+    assert len(repeated([runs[0], read_run(tmp_path / "1")])) == 1
+
+
+def test_other_machines_and_versions_are_no_other_seeds(tmp_path: Path) -> None:
+    one, other = (run(tmp_path / f"{seed}", 0.9, seed=seed) for seed in (0, 1))
+    for figure in ("device", "precision", "fast_ops", "version"):
+        assert len(repeated([one, other])) == 1
+        result = json.loads((tmp_path / "1" / "result.json").read_text()) | {figure: "another"}
+        (tmp_path / "2").mkdir(exist_ok=True)
+        (tmp_path / "2" / "config.yaml").write_text((tmp_path / "1" / "config.yaml").read_text())
+        (tmp_path / "2" / "result.json").write_text(json.dumps(result))
+        assert repeated([one, read_run(tmp_path / "2")]) == []
 
 
 def test_a_run_that_has_not_ended_shows_what_it_would_keep(tmp_path: Path) -> None:
@@ -80,8 +100,10 @@ def test_means_are_over_seeds_alone(tmp_path: Path) -> None:
     unended = run(tmp_path / "unended", None, seed=5)
     (group,) = repeated([*runs, again, other, unended])
     assert [one.path for one in group.runs] == [one.path for one in runs]
-    assert group.val == pytest.approx((np.mean(val), np.std(val, ddof=1)))
-    assert group.test == pytest.approx((statistics.mean(test), statistics.stdev(test)))
+    for spread, values in ((group.val, val), (group.test, test)):
+        assert spread is not None
+        assert spread.mean == pytest.approx(np.mean(values))
+        assert spread.standard_deviation == pytest.approx(np.std(values, ddof=1))
     assert group.to_json()["seeds"] == [0, 1, 2]
     partly = [runs[0], run(tmp_path / "untested", 0.9, None, seed=9)]
     assert repeated(partly)[0].test is None
@@ -90,18 +112,20 @@ def test_means_are_over_seeds_alone(tmp_path: Path) -> None:
 
 def test_figures_of_other_pictures_are_told_apart(tmp_path: Path) -> None:
     base = run(tmp_path / "base", 0.9)
-    assert base.same_pictures_as(run(tmp_path / "seed", 0.9, seed=3, lr=0.4))
-    assert base.same_pictures_as(run(tmp_path / "unended", None))
-    for name, settings in {
-        "data": {"data": "mnist", "network": base.settings["network"]},
-        "split": {"split_seed": 1},
-        "fraction": {"val_fraction": 0.2},
-        "size": {"image_size": 16},
+    for name, same in {
+        "seed": {"seed": 3, "lr": 0.4},
+        "size": {"image_size": 16, "colour": "grey"},  # the same pictures, seen in another way
     }.items():
-        assert not base.same_pictures_as(run(tmp_path / name, 0.9, **settings))
+        assert run(tmp_path / name, 0.9, **same).on_other_pictures_than(base) == ""
+    assert run(tmp_path / "unended", None).on_other_pictures_than(base) == ""
+    for name, split in {"split": {"split_seed": 1}, "fraction": {"val_fraction": 0.2}}.items():
+        assert run(tmp_path / name, 0.9, **split).on_other_pictures_than(base) == "validation"
+    other = run(tmp_path / "data", 0.9, data="mnist")
+    assert other.on_other_pictures_than(base) == "validation and test"
     result = tmp_path / "seed" / "result.json"
     result.write_text(result.read_text().replace('"pictures": 3', '"pictures": 4'))
-    assert not base.same_pictures_as(read_run(tmp_path / "seed"))  # the folder has grown
+    grown = read_run(tmp_path / "seed")
+    assert grown.on_other_pictures_than(base) == "validation and test"
 
 
 def test_a_folder_is_the_same_however_it_is_written(tmp_path: Path) -> None:

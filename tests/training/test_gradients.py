@@ -145,11 +145,16 @@ def test_no_more_shapes_are_recorded_than_a_run_has(monkeypatch):
     assert Recording.made == gradients.MOST_GRAPHS
 
 
-def test_where_memory_is_too_little_for_another_recording_steps_run(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when")],
+    ids=repr,
+)
+def test_where_memory_is_too_little_for_another_recording_steps_run(monkeypatch, error):
     class Small(Recording):
         def __init__(self, parameters, loss_of, batch, pool):
             if len(batch.labels) == 5:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             assert pool is None
             super().__init__(parameters, loss_of, batch, pool)
 

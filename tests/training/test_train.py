@@ -15,8 +15,9 @@ from torch import Tensor
 
 import mobilenetv2
 from mobilenetv2.config import TrainConfig
+from mobilenetv2.data.augment import Batch
 from mobilenetv2.data.sources import load_data
-from mobilenetv2.errors import NonFiniteLoss
+from mobilenetv2.errors import NonFiniteLoss, WorkFailed
 from mobilenetv2.evaluation.evaluate import Evaluation, evaluate
 from mobilenetv2.network.mobilenetv2 import MobileNetV2
 from mobilenetv2.training import finish, parallel
@@ -305,3 +306,46 @@ def test_the_average_keeps_pretrained_weights(
         parts = [share * weights[name] for share, weights in zip(shares, passed, strict=True)]
         torch.testing.assert_close(stored[name], torch.stack(parts).sum(0))
         assert not torch.equal(passed[0][name], passed[-1][name])
+
+
+def test_the_batch_that_is_shown_is_the_first_to_be_trained_on(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, trained = [], []
+    train_step = Training._train_step
+
+    def first_batch(batch: Batch, labels: Any) -> None:
+        shown.append((batch, labels))
+
+    def step(self: Training, batch: Batch) -> Any:
+        trained.append(batch)
+        return train_step(self, batch)
+
+    monkeypatch.setattr("mobilenetv2.evaluation.plots.first_batch", first_batch)
+    monkeypatch.setattr("mobilenetv2.evaluation.plots.save", lambda *_: None)
+    monkeypatch.setattr(Training, "_train_step", step)
+    config = quick("shown", rotate=20, mixup=1.0)
+    mobilenetv2.train(config)
+    ((batch, labels),) = shown
+    assert torch.equal(batch.pictures, trained[0].pictures)
+    assert torch.equal(batch.labels, trained[0].labels)
+    assert batch.weight == trained[0].weight
+    assert labels == mobilenetv2.load(out_of(config)).labels
+
+
+def test_a_first_save_that_fails_leaves_nothing_behind(
+    quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the folder would be taken for one with other files in it."""
+
+    def full(*_: Any) -> None:
+        raise WorkFailed("No space left on device")
+
+    config = quick("full")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_archive", full)
+        with pytest.raises(WorkFailed, match="No space"):
+            mobilenetv2.train(config)
+    assert not out_of(config).exists()
+    mobilenetv2.train(config)
+    assert (out_of(config) / "first-batch.png").exists()

@@ -34,29 +34,66 @@ def parse(name: str, model: type[Settings], arguments: list[str]) -> Settings:
 
 @contextmanager
 def _plain_complaints() -> Iterator[None]:
-    """A block whose complaints on stderr leave out which Python types were tried in vain."""
+    """A block in which a value of the wrong type is told without Python's types.
+
+    Raises:
+        ConfigError: there was one.
+    """
     said = io.StringIO()
     try:
         with redirect_stderr(said):
             yield
+    except SystemExit as ended:
+        complaint = wrong_value(said.getvalue()) if ended.code else None
+        if complaint:
+            raise ConfigError(complaint) from None
+        raise
     finally:
-        sys.stderr.write(_without_types(said.getvalue()))
+        if sys.exc_info()[0] is not ConfigError:
+            sys.stderr.write(said.getvalue())
 
 
-def _without_types(complaint: str) -> str:
-    """A box of tyro's without the paragraph "Got errors"; the one before says what is expected."""
-    kept: list[str] = []
-    is_left_out = False
-    for line in complaint.splitlines(keepends=True):
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
-        if plain.startswith("│ Got errors:"):
-            is_left_out = True
-            kept.pop()  # an empty line
-        elif plain.startswith(("│ ─", "╰")):
-            is_left_out = False
-        if not is_left_out:
-            kept.append(line)
-    return "".join(kept)
+_EXPECTED = {
+    r"invalid literal for int\(\) with base 10: (.+?)(?= Argument helptext)": "a whole number",
+    r"could not convert string to float: (.+?)(?= Argument helptext)": "a number",
+    r"no type matching (.+?) could be instantiated from \[(.+?)\]\.": None,
+}
+"""How tyro says that a value is of no type that is expected, and what is expected."""
+
+
+def wrong_value(box: str) -> str | None:
+    r"""What a box of tyro's says of a value of the wrong type, in a line; None of anything else.
+
+    >>> wrong_value("│ Error parsing --lr: no type matching FLOAT|{auto} could be │\n"
+    ...             "│ instantiated from ['fast']. Got errors: … │")
+    "--lr: a number or auto is expected, not 'fast'"
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours
+    text = " ".join(re.sub(r"^[│|]|[│|]\s*$|[─-]{3,}", "", plain, flags=re.M).split())
+    if not (named := re.search(r"Error parsing (\S+): ", text)):
+        return None
+    for words, expected in _EXPECTED.items():
+        if found := re.match(words, text[named.end() :]):
+            kinds = expected or _kinds(found[1])
+            return f"{named[1]}: {kinds} is expected, not {found[found.lastindex or 1]}"
+    return None
+
+
+def _kinds(types: str) -> str:
+    """Types as tyro names them, in words.
+
+    >>> _kinds("{None}|INT|{INT INT}"), _kinds("{None}|{{1,2} {1,2}}"), _kinds("{auto,head}|INT")
+    ('a whole number or two of them', '2 × {1,2}', 'auto or head or a whole number')
+    """
+    named = {"INT": "a whole number", "INT INT": "two of them", "FLOAT": "a number"}
+    words: list[str] = []
+    for kind in re.findall(r"\{(?:[^{}]|\{[^{}]*\})*\}|[^|]+", types):
+        inside = kind.removeprefix("{").removesuffix("}") if kind.startswith("{") else kind
+        if "{" in inside:  # several, each of which is one of these
+            words.append(f"{inside.count('{')} × {inside[: inside.index('}') + 1]}")
+        else:
+            words += [named.get(one, one) for one in inside.split(",") if one != "None"]
+    return " or ".join(words)
 
 
 class _FirstLook(TrainConfig):

@@ -20,6 +20,9 @@ from mobilenetv2.cores import share_cores
 from mobilenetv2.errors import ConfigError, Interrupted, Mobilenetv2Error, first_line
 from mobilenetv2.machine_memory import ran_out
 
+LEARNING = ("train", "find-lr")
+"""Commands that take the settings of a training run."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -55,10 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
-        complain(
-            f"too little memory ({first_line(error)}). Smaller pictures (--image-size), a smaller "
-            "--batch-size or fewer other programs leave more."
-        )
+        smaller = "smaller pictures (--image-size), a smaller --batch-size or "
+        advice = f"{smaller if arguments[0] in LEARNING else ''}fewer other programs leave more"
+        complain(f"too little memory ({first_line(error)}); {advice}")
         code = 1
     except OSError as error:  # such as a name that is too long
         complain(f"{error.filename or 'cannot go on'}: {error.strerror or error}")

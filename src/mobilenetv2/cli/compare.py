@@ -1,6 +1,8 @@
 """``compare``: runs beside each other."""
 
+import glob
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,40 +14,35 @@ from mobilenetv2.cli.arguments import made, parse
 from mobilenetv2.cli.console import console
 from mobilenetv2.cli.voice import remark
 from mobilenetv2.command_config import CompareConfig
-from mobilenetv2.errors import ConfigError
+from mobilenetv2.errors import ConfigError, UserError
 from mobilenetv2.printable import printable
 
 if TYPE_CHECKING:
-    from mobilenetv2.training.comparison import ComparedRun, Repeated
-
+    from mobilenetv2.training.comparison import ComparedRun, Repeated, Spread
 
 FLAGS_SHOWN = 12
+"""Settings that are named for a run; a run on other data differs in nearly all."""
 
 
 def compare_command(arguments: list[str]) -> int:
     """Show what runs were asked for, each beside the first, and what came out."""
     config = parse("compare", CompareConfig, arguments)
-    paths = list(_run_folders(config.runs))
-    if len(paths) < 2:
+    runs = list(_read(config.runs))
+    if len(runs) < 2:
         raise ConfigError("compare: name the folders of two runs or more, such as runs/*")
-    from mobilenetv2.training.comparison import read_run, repeated
+    from mobilenetv2.training.comparison import repeated
 
-    runs = [read_run(path) for path in paths]
     groups = repeated(runs)
     console().print(_table(runs))
     print(f"\nbeside {printable(str(runs[0].path))}:")
     for line in _other_settings(runs):
         print(f"  {line}")
     if groups:
-        print("\nmeans and standard deviations over seeds, all else being equal:")
-        console().print(_seeds(groups))
-    others = [run for run in runs if not run.same_pictures_as(runs[0])]
-    if others:
-        named = ", ".join(str(run.path) for run in others[:5])
-        remark(
-            f"not measured on the pictures of {runs[0].path}, or not on the same part of them, so "
-            f"figures say little beside its own: {named}{', …' if len(others) > 5 else ''}"
+        print(
+            "\nmean and standard deviation over seeds, with the same settings on the same machine:"
         )
+        console().print(_seeds(groups))
+    _remark_on_pictures(runs)
     if config.report:
         _write(config.report, runs, groups)
         if not config.quiet:
@@ -53,13 +50,22 @@ def compare_command(arguments: list[str]) -> int:
     return 0
 
 
-def _run_folders(named: Sequence[Path]) -> Iterator[Path]:
-    """Each once; what else lies beside them, where a shell has named all, is left out."""
-    for path in dict.fromkeys(named):
-        if (path / "config.yaml").is_file():
-            yield path
-        else:
-            remark(f"{path}: left out, as it is no run folder (it has no config.yaml)")
+def _read(named: Sequence[Path]) -> Iterator["ComparedRun"]:
+    """Each run once. Where a shell has named all that lies there, some of it is no run."""
+    from mobilenetv2.training.comparison import read_run
+
+    for path in dict.fromkeys(one for name in named for one in _expanded(name)):
+        try:
+            yield read_run(path)
+        except (UserError, PermissionError) as error:
+            remark(f"left out: {error}")
+
+
+def _expanded(path: Path) -> list[Path]:
+    """What a pattern stands for, in shells that leave that to the program."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    return sorted(map(Path, glob.glob(str(path))))  # noqa: PTH207 - a Path may be absolute
 
 
 def _table(runs: Sequence["ComparedRun"]) -> Table:
@@ -83,22 +89,27 @@ def _table(runs: Sequence["ComparedRun"]) -> Table:
 def _other_settings(runs: Sequence["ComparedRun"]) -> Iterator[str]:
     """A line for each run but the first, with the flags that would make the first one into it."""
     for run in runs[1:]:
-        flags = [_flag(name, value) for name, value in run.other_than(runs[0]).items()]
+        flags = [flag(name, value) for name, value in run.other_than(runs[0]).items()]
         more = len(flags) - FLAGS_SHOWN
         shown = " ".join(flags[:FLAGS_SHOWN]) or "the same settings"
         yield printable(f"{run.path}: {shown}{f' … and {more} more' if more > 0 else ''}")
 
 
-def _flag(name: str, value: Any) -> str:
-    """A setting as one would type it."""
-    flag = name.replace("_", "-")
+def flag(name: str, value: Any) -> str:
+    """A setting as one would type it.
+
+    >>> flag("lr", 0.2), flag("flip", False), flag("strides", [2, 1]), flag("clip_norm", None)
+    ('--lr 0.2', '--no-flip', '--strides 2 1', '(no --clip-norm)')
+    >>> flag("data", "my photos"), flag("weights", "a b.pth")
+    ("'my photos'", "--weights 'a b.pth'")
+    """
+    option = f"--{name.replace('_', '-')}"
     if value is None or value == []:
-        return f"(no --{flag})"
+        return f"(no {option})"
     if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    if isinstance(value, list):
-        return f"--{flag} {' '.join(map(str, value))}"
-    return str(value) if name == "data" else f"--{flag} {value}"
+        return option if value else option.replace("--", "--no-", 1)
+    words = shlex.join(map(str, value if isinstance(value, list) else [value]))
+    return words if name == "data" else f"{option} {words}"
 
 
 def _seeds(groups: Sequence["Repeated"]) -> Table:
@@ -108,16 +119,29 @@ def _seeds(groups: Sequence["Repeated"]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for group in groups:
         names = ", ".join(str(run.path) for run in group.runs)
-        figures = (
-            "–" if one is None else f"{one[0]:.2%} ± {one[1]:.2%}"
-            for one in (group.val, group.test)
-        )
+        figures = map(_spread, (group.val, group.test))
         table.add_row(Text(printable(names)), str(len(group.runs)), *figures)
     return table
 
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.2%}"
+
+
+def _spread(spread: "Spread | None") -> str:
+    return "–" if spread is None else f"{spread.mean:.2%} ± {spread.standard_deviation:.2%}"
+
+
+def _remark_on_pictures(runs: Sequence["ComparedRun"]) -> None:
+    """Tell which figures say little beside those of the first run."""
+    for figures in ("validation", "validation and test"):
+        others = [run for run in runs if run.on_other_pictures_than(runs[0]) == figures]
+        if others:
+            named = ", ".join(str(run.path) for run in others[:5])
+            remark(
+                f"the {figures} figures of {named}{', …' if len(others) > 5 else ''} are of other "
+                f"pictures than those of {runs[0].path}, so they say little beside them"
+            )
 
 
 def _write(folder: Path, runs: Sequence["ComparedRun"], groups: Sequence["Repeated"]) -> None:
@@ -131,5 +155,5 @@ def _write(folder: Path, runs: Sequence["ComparedRun"], groups: Sequence["Repeat
     }
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_text(folder / "comparison.json", text)
-    named = {str(run.path): run.epochs for run in runs}
-    plots.save(curves.comparison(named), folder / "comparison.png")
+    epochs = {str(run.path): [epoch.model_dump() for epoch in run.epochs] for run in runs}
+    plots.save(curves.comparison(epochs), folder / "comparison.png")

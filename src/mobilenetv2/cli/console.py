@@ -48,6 +48,6 @@ def _reader_may_leave() -> Iterator[None]:
 def console(stderr: bool = False, **options: Any) -> Console:
     """A console on one of the two streams, whose reader may leave; ``options`` as rich has them."""
     stream = sys.stderr if stderr else sys.stdout
-    if not stream.isatty() and "COLUMNS" not in os.environ:
+    if not stream.isatty() and not os.environ.get("COLUMNS"):
         options.setdefault("width", UNFOLDED)
     return Console(file=cast(IO[str], _Lasting(stream)), stderr=stderr, **options)

@@ -1,7 +1,5 @@
 """``export``, ``demo`` and ``benchmark``."""
 
-import sys
-
 from mobilenetv2.cli.arguments import made, parse
 from mobilenetv2.cli.console import console
 from mobilenetv2.cli.voice import remark, teller
@@ -57,7 +55,7 @@ def benchmark_command(arguments: list[str]) -> int:
     from mobilenetv2.training.load import load
 
     report = run(config, load(config.model, remark), console(stderr=True, quiet=config.quiet))
-    console(width=None if sys.stdout.isatty() else 180).print(table(report))
+    console().print(table(report))
     for name, why in report.missing.items():
         print(f"not measured: {name}: {why}")
     shares = ", ".join(f"{share:.2f} at batch {batch}" for batch, share in report.shares.items())

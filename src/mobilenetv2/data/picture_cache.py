@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ from mobilenetv2.data.examination import PictureReport
 from mobilenetv2.data.heic import heic_version
 from mobilenetv2.distributed import processes_here
 from mobilenetv2.errors import DataError
-from mobilenetv2.files import written_whole
+from mobilenetv2.files import is_left_behind, written_whole
 from mobilenetv2.locks import one_at_a_time
 from mobilenetv2.machine_memory import usable_memory
 
@@ -35,8 +34,6 @@ GIB = 1 << 30
 SUFFIX = ".u8"
 OURS = re.compile(r"[0-9a-f]{64}\.u8|\.[0-9a-f]{64}\.u8\..+\.part")
 """Names of the cache's files, finished and unfinished; others that lie there are not touched."""
-LEFT_BEHIND = 24 * 3600
-"""Seconds after which an unfinished file is taken for one whose writer was killed."""
 
 WAYS_OUT = (
     "Allow more in memory with --memory-limit, name another place with --cache-dir, or take "
@@ -169,7 +166,7 @@ def _finished(folder: Path) -> Iterator[tuple[Path, float, int]]:
             status = path.stat()
             if path.suffix == SUFFIX:
                 yield path, status.st_mtime, status.st_size
-            elif time.time() - status.st_mtime > LEFT_BEHIND:
+            elif is_left_behind(path):
                 path.unlink()
         except FileNotFoundError:  # another process made room too
             continue

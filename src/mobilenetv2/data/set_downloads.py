@@ -1,7 +1,6 @@
 """Published sets fetched through torchvision: whole or not there at all, by one process for all."""
 
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPException
@@ -10,12 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mobilenetv2.errors import DataError
+from mobilenetv2.files import is_left_behind
 from mobilenetv2.locks import one_at_a_time
 
 PART = ".download-"
 """What the names of folders begin with into which sets are fetched."""
-LEFT_BEHIND = 24 * 3600
-"""Seconds after which a download cannot be going on any more."""
 
 
 def download_set(dataset_class: Any, folder: Path, why: str, read: Callable[[], object]) -> None:
@@ -74,5 +72,5 @@ def _sweep(folder: Path) -> None:
     """Remove what downloads left behind that were killed, a day ago or earlier."""
     for part in folder.glob(f"{PART}*"):
         with suppress(OSError):
-            if time.time() - part.stat().st_mtime > LEFT_BEHIND:
+            if is_left_behind(part):
                 shutil.rmtree(part)

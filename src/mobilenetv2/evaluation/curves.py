@@ -1,7 +1,9 @@
 """Curves of runs, as functions that return a matplotlib Figure; :mod:`.plots` saves them."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAIN, MEASURED, VAL, RATE = "#1f6fb4", "#2a9d6f", "#d1495b", "#66788a"
+MAX_NAMED_RUNS = 40  # in a legend as high as the figure
 MAX_POINTS = 1500  # more cannot be told apart at the width of the figure
 
 
@@ -94,7 +97,7 @@ def training(events: Sequence[Mapping[str, Any]]) -> "Figure":
 def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """Validation loss and accuracy of several runs, epoch by epoch, in one picture.
 
-    Accuracies are shown from the lowest of the runs' second halves on: what comes before is alike.
+    Accuracies begin at the lowest of the runs' second halves, so that the ends can be told apart.
 
     Args:
         runs: each run's name, and the events of its epochs.
@@ -105,17 +108,17 @@ def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     figure = Figure(figsize=(9, 7), layout="constrained")
     loss, accuracy = figure.subplots(2, 1, sharex=True)
     colours = colormaps["tab10" if len(runs) <= 10 else "viridis"]
-    for place, (name, epochs) in enumerate(runs.items()):
+    lines = []
+    for place, epochs in enumerate(runs.values()):
         colour = colours(place if len(runs) <= 10 else place / (len(runs) - 1))
         for axes, key in ((loss, "val_loss"), (accuracy, "val_accuracy")):
-            axes.plot(
+            lines += axes.plot(
                 [event["epoch"] for event in epochs],
                 [event[key] for event in epochs],
                 color=colour,
                 marker="o",
                 markersize=3,
                 linewidth=1.2,
-                label=short(name, 40),
             )
     loss.set_ylabel("validation loss")
     accuracy.set_ylabel("validation accuracy")
@@ -130,10 +133,27 @@ def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     accuracy.xaxis.get_major_locator().set_params(integer=True)
     for axes in (loss, accuracy):
         axes.grid(alpha=0.25)
+    names = _told_apart(list(runs)[:MAX_NAMED_RUNS])
+    if len(runs) > MAX_NAMED_RUNS:
+        names[-1] += f", and {len(runs) - MAX_NAMED_RUNS} more"
     figure.legend(
-        *loss.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8
+        lines[::2][:MAX_NAMED_RUNS], names, loc="outside right upper", frameon=False, fontsize=8
     )
     return figure
+
+
+def _told_apart(names: Sequence[str], longest: int = 40) -> list[str]:
+    """Names of files without the folders that all lie in; of long ones the ends.
+
+    >>> _told_apart(["experiments/a/1", "experiments/b/1"])
+    ['a/1', 'b/1']
+    """
+    try:
+        common = os.path.commonpath([Path(name).parent for name in names])
+    except ValueError:  # some are absolute, or lie on another drive
+        common = ""
+    cut = [name.removeprefix(common).lstrip("/\\") for name in names]
+    return [short(one if len(one) <= longest else f"…{one[1 - longest :]}", longest) for one in cut]
 
 
 def lr_range(

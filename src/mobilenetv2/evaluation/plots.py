@@ -116,15 +116,12 @@ def mistakes(
 def first_batch(batch: Batch, labels: Sequence[str], most: int = 24) -> "Figure":
     """What the network is shown in training: pictures with every change, and their labels.
 
-    Where two pictures were mixed, both are named, with the share of the first.
+    Where pictures of two classes were mixed, both are named, with the share of the first.
     """
     shown = batch.pictures[:most].cpu().numpy()
-    count = len(batch.labels)
-    part = f"{len(shown)} of {count_of(count, 'picture')}" if count > len(shown) else "all of it"
-    figure = _side_by_side(
-        shown, f"the first batch as the network sees it, {part}; other changes in each epoch",
-        lines=1 if batch.other_labels is None else 2,
-    )  # fmt: skip
+    count = len(batch.labels) if batch.share is None else batch.share.total
+    title = f"the first batch as the network sees it: {len(shown)} of {count_of(count, 'picture')}"
+    figure = _side_by_side(shown, title, lines=1 if batch.other_labels is None else 2)
     truth = batch.labels.tolist()
     others = truth if batch.other_labels is None else batch.other_labels.tolist()
     for axes, label, other in zip(figure.axes, truth, others, strict=False):

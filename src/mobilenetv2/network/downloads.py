@@ -5,22 +5,19 @@ import glob
 import hashlib
 import os
 import secrets
-import time
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
 from mobilenetv2.errors import ModelFileError, WorkFailed
-from mobilenetv2.files import write_text
+from mobilenetv2.files import flush_folder, is_left_behind, write_text
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes received so far and the bytes to come in all, None where unknown."""
 
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 18
-LEFT_BEHIND = 24 * 3600
-"""Seconds without a byte after which a download cannot be going on any more."""
 
 
 def fetch(
@@ -72,7 +69,7 @@ def fetch(
                 reason = str(error).replace(str(part), "the answer")
                 raise ModelFileError(f"{url} is not the file sought: {reason} {by_hand}") from error
         part.replace(target)
-        _sync_folder(target.parent)
+        flush_folder(target.parent)
     except (OSError, HTTPException) as error:
         raise ModelFileError(f"Could not download {url}: {error}. {by_hand}") from error
     finally:
@@ -87,7 +84,7 @@ def _sweep(target: Path) -> None:
     """Removes what downloads of ``target`` left behind that were killed, a day ago or earlier."""
     for part in target.parent.glob(f".*.part.{glob.escape(target.name)}"):
         with contextlib.suppress(OSError):
-            if time.time() - part.stat().st_mtime > LEFT_BEHIND:
+            if is_left_behind(part):
                 part.unlink()
 
 
@@ -142,14 +139,3 @@ def _remember_digest(path: Path, digest: str) -> None:
 
 def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename outlast a power cut; only POSIX systems can sync a folder."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from mobilenetv2.errors import first_line
 from mobilenetv2.network import cpp_kernels, native
 from mobilenetv2.network.cpp_sgd import CppSgd
 from mobilenetv2.network.fast_blocks import (
@@ -137,8 +138,8 @@ def _choose_triton(
         tell("the fast operations are compiled for this GPU, once: half a minute or so")
         _try_out(launches.load(dtype, device), device, dtype)
     except Exception as error:  # of Triton, of its C compiler, of the driver: there is no list
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return FastOps("off", f"fast operations: off, because Triton says: {reason[0]}")
+        reason = first_line(error)
+        return FastOps("off", f"fast operations: off, because Triton says: {reason}")
     return FastOps("triton", "fast operations: Triton")
 
 

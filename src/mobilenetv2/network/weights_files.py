@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mobilenetv2.errors import ModelFileError
+from mobilenetv2.model_file import METADATA_KEY
 from mobilenetv2.network.keras_weights import LARGEST_FILE, read_keras
 from mobilenetv2.network.mobilenetv2 import PAPER_STRIDES, MobileNetV2, Padding
 from mobilenetv2.network.weights import Convention, WeightsInfo, averaged
@@ -28,8 +29,6 @@ WIDTHS = (0.1, 0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 WRAPPERS = ("module.", "_orig_mod.", "network.", "model.")
 """Prefixes that DataParallel, torch.compile and owners of a network put before the names."""
 
-CLASSIFIER_KEY = "mobilenetv2"
-"""Metadata of a classifier that this package saved, as JSON."""
 
 CHECKPOINT_KEYS = ("averaged", "weights")
 """Weights in a checkpoint of this package, the first that are there; beside its ``classifier``."""
@@ -104,7 +103,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     metadata = {}
     if isinstance(content, Mapping) and {"classifier", *CHECKPOINT_KEYS} <= content.keys():
-        metadata = {CLASSIFIER_KEY: json.dumps(content["classifier"], default=str)}
+        metadata = {METADATA_KEY: json.dumps(content["classifier"], default=str)}
         content = next(content[key] for key in CHECKPOINT_KEYS if content[key] is not None)
     for key in STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -136,8 +135,8 @@ def info_of_file(
     if path.suffix.lower() in (".h5", ".hdf5"):
         return info.trained_by("keras")
     try:
-        if CLASSIFIER_KEY in metadata:
-            return _info_of_classifier(info, json.loads(metadata[CLASSIFIER_KEY]))
+        if METADATA_KEY in metadata:
+            return _info_of_classifier(info, json.loads(metadata[METADATA_KEY]))
         if "padding" not in metadata:
             info = replace(info, guessed=True)
         padding = _padding(metadata.get("padding", "symmetric"))

@@ -1,17 +1,17 @@
-"""Runs beside each other: what was asked of each that was not asked of the first, what came out."""
+"""Runs beside each other: which settings differ from those of the first, and what came out."""
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mobilenetv2.config import TrainConfig
 from mobilenetv2.errors import ModelFileError
-from mobilenetv2.training.run_folder import Event, RunFolder
+from mobilenetv2.training.run_folder import RunFolder
 
 NOT_COMPARED = {
     "data_dir", "memory_limit", "cache_dir", "cache_limit", "out", "overwrite", "resume", "quiet",
@@ -19,26 +19,51 @@ NOT_COMPARED = {
 }  # fmt: skip
 """Settings that say where things lie and what is shown: no figure depends on them."""
 
-DECIDE_THE_PICTURES = ("data", "image_size", "resize", "colour", "val_fraction", "split_seed")
-"""Settings that say which pictures a run is measured on, and what it sees of them."""
+
+class _Figures(BaseModel):
+    """Figures from a file that anybody may have written."""
+
+    model_config = ConfigDict(allow_inf_nan=False, frozen=True)
 
 
-class _Class(BaseModel):
+class ComparedEpoch(_Figures):
+    """What ``metrics.jsonl`` tells of an epoch."""
+
+    epoch: int
+    val_loss: float
+    val_accuracy: float
+    seconds: float | None = None
+
+
+class _Class(_Figures):
     pictures: int
 
 
-class _Result(BaseModel):
-    """What is read of a ``result.json``; older ones may lack what came later."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
+class _Result(_Figures):
+    """What is read of a ``result.json``; those of older versions lack what came later."""
 
     val_accuracy: float
     test_accuracy: float | None = None
     accuracy_interval: tuple[float, float] | None = None
     seconds: float
     lr: float | None = None
-    best_epoch: int
     classes: tuple[_Class, ...] = ()
+    device: str | None = None
+    precision: str | None = None
+    fast_ops: str | None = None
+    version: str | None = None
+
+
+class Spread(_Figures):
+    """Mean and standard deviation (of the sample) of accuracies."""
+
+    mean: float
+    standard_deviation: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of two values or more."""
+        return cls(mean=statistics.fmean(values), standard_deviation=statistics.stdev(values))
 
 
 @dataclass(frozen=True)
@@ -48,44 +73,50 @@ class ComparedRun:
     Attributes:
         path: its folder.
         settings: by their names as flags have them, those that figures can depend on.
-        epochs: the events of its epochs, as ``metrics.jsonl`` has them.
-        has_ended: whether it trained to its end; the figures are otherwise of the epochs so far.
+        epochs: those that are over.
         val_accuracy: a fraction, of the epoch that is kept; None before the first has ended.
-        test_accuracy: a fraction; None without a test set, and before the end.
-        interval: that holds the true accuracy with 95 % confidence, of the test set, or of the
-            validation set where there is no other; None before the end.
         seconds: of the run so far; None before the first epoch has ended.
-        measured: pictures of each class that it was measured on; empty before the end.
+        has_ended: whether it trained to its end; what follows is known then alone.
+        test_accuracy: a fraction; None without a test set.
+        interval: that holds the true accuracy with 95 % confidence, of the test set, or of the
+            validation set where there is no other.
+        measured: pictures of each class that it was measured on.
+        lr: the peak learning rate, also where it was searched.
+        machine: what ran it: device, precision, operations, version of this program.
     """
 
     path: Path
     settings: dict[str, Any]
-    epochs: tuple[Event, ...]
-    has_ended: bool
+    epochs: tuple[ComparedEpoch, ...]
     val_accuracy: float | None
+    seconds: float | None
+    has_ended: bool = False
     test_accuracy: float | None = None
     interval: tuple[float, float] | None = None
-    seconds: float | None = None
     measured: tuple[int, ...] = ()
-
-    @property
-    def accuracy(self) -> float | None:
-        """On the test set, or on the validation set where there is no other."""
-        return self.val_accuracy if self.test_accuracy is None else self.test_accuracy
+    lr: float | None = None
+    machine: tuple[str | None, ...] = ()
 
     def other_than(self, base: "ComparedRun") -> dict[str, Any]:
-        """Its settings that are not as in ``base``."""
-        return {
-            name: value
-            for name, value in self.settings.items()
-            if name not in base.settings or base.settings[name] != value
-        }
+        """Its settings that are not as in ``base``; a rate that was searched is the one found."""
+        mine, others = (
+            run.settings | ({"lr": run.lr} if run.settings["lr"] == "auto" and run.lr else {})
+            for run in (self, base)
+        )
+        return {name: value for name, value in mine.items() if others[name] != value}
 
-    def same_pictures_as(self, other: "ComparedRun") -> bool:
-        """Whether the figures of both are of the same pictures, as far as their folders tell."""
-        if any(self.settings[name] != other.settings[name] for name in DECIDE_THE_PICTURES):
-            return False
-        return self.measured == other.measured or not (self.measured and other.measured)
+    def on_other_pictures_than(
+        self, base: "ComparedRun"
+    ) -> Literal["", "validation", "validation and test"]:
+        """Which figures are of other pictures than those of ``base``, as far as folders tell."""
+        counted = self.measured and base.measured
+        if self.settings["data"] != base.settings["data"] or (
+            counted and self.measured != base.measured
+        ):
+            return "validation and test"
+        split = ("val_fraction", "split_seed")
+        other = any(self.settings[name] != base.settings[name] for name in split)
+        return "validation" if other else ""
 
     def to_json(self, base: "ComparedRun") -> dict[str, Any]:
         """Its row as JSON-ready values."""
@@ -95,7 +126,7 @@ class ComparedRun:
             "epochs": len(self.epochs),
             "val_accuracy": self.val_accuracy,
             "test_accuracy": self.test_accuracy,
-            "accuracy_interval": self.interval and list(self.interval),
+            "accuracy_interval": self.interval,
             "seconds": self.seconds,
             "other_settings": self.other_than(base),
         }
@@ -107,21 +138,21 @@ class Repeated:
 
     Attributes:
         runs: two or more, all of which have ended.
-        val: mean and standard deviation (of the sample) of their validation accuracies.
-        test: the same of their test accuracies; None where some have none.
+        val: of their validation accuracies.
+        test: of their test accuracies; None where some have none.
     """
 
     runs: tuple[ComparedRun, ...]
-    val: tuple[float, float]
-    test: tuple[float, float] | None
+    val: Spread
+    test: Spread | None
 
     def to_json(self) -> dict[str, Any]:
         """Its figures as JSON-ready values."""
         return {
             "runs": [str(run.path) for run in self.runs],
             "seeds": [run.settings["seed"] for run in self.runs],
-            "val_accuracy": _mean_and_deviation_json(self.val),
-            "test_accuracy": self.test and _mean_and_deviation_json(self.test),
+            "val_accuracy": self.val.model_dump(),
+            "test_accuracy": self.test and self.test.model_dump(),
         }
 
 
@@ -135,35 +166,37 @@ def read_run(path: Path) -> ComparedRun:
     folder = RunFolder.open(path)
     config = folder.read_config()
     settings = _flat(config)
-    epochs = tuple(event for event in folder.read_events() if _is_an_epoch(event))
+    epochs = tuple(_epochs(folder))
     if not folder.result.exists():
         kept = epochs[-1:] if config.keep == "last" else epochs
-        best = max((event["val_accuracy"] for event in kept), default=None)
-        seconds = epochs[-1].get("seconds") if epochs else None
-        return ComparedRun(path, settings, epochs, False, best, seconds=seconds)
+        best = max((epoch.val_accuracy for epoch in kept), default=None)
+        return ComparedRun(path, settings, epochs, best, epochs[-1].seconds if epochs else None)
     result = _read_result(folder.result)
-    if settings["lr"] == "auto" and result.lr:
-        settings["lr"] = result.lr
     return ComparedRun(
         path,
         settings,
         epochs,
-        True,
         result.val_accuracy,
-        result.test_accuracy,
-        result.accuracy_interval,
         result.seconds,
-        tuple(row.pictures for row in result.classes),
+        has_ended=True,
+        test_accuracy=result.test_accuracy,
+        interval=result.accuracy_interval,
+        measured=tuple(row.pictures for row in result.classes),
+        lr=result.lr,
+        machine=(result.device, result.precision, result.fast_ops, result.version),
     )
 
 
 def repeated(runs: Sequence[ComparedRun]) -> list[Repeated]:
-    """The groups among runs that differ in their seeds alone, in the order of their first ones."""
+    """The groups among runs that differ in their seeds alone, in the order of their first ones.
+
+    Their settings, their pictures and what ran them are the same.
+    """
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         if run.has_ended:
             others = {name: value for name, value in run.settings.items() if name != "seed"}
-            key = json.dumps([others, run.measured], sort_keys=True)
+            key = json.dumps([others, run.measured, run.machine], sort_keys=True)
             group = groups.setdefault(key, [])
             # The same seed again is no other sample: its figures are the same.
             if all(run.settings["seed"] != one.settings["seed"] for one in group):
@@ -174,16 +207,8 @@ def repeated(runs: Sequence[ComparedRun]) -> list[Repeated]:
 def _together(runs: Sequence[ComparedRun]) -> Repeated:
     val = [run.val_accuracy for run in runs if run.val_accuracy is not None]
     test = [run.test_accuracy for run in runs if run.test_accuracy is not None]
-    tested = _mean_and_deviation(test) if len(test) == len(runs) else None
-    return Repeated(tuple(runs), _mean_and_deviation(val), tested)
-
-
-def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values)
-
-
-def _mean_and_deviation_json(figures: tuple[float, float]) -> dict[str, float]:
-    return dict(zip(("mean", "standard_deviation"), figures, strict=True))
+    tested = Spread.of(test) if len(test) == len(runs) else None
+    return Repeated(tuple(runs), Spread.of(val), tested)
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
@@ -195,11 +220,14 @@ def _flat(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if name not in NOT_COMPARED}
 
 
-def _is_an_epoch(event: Event) -> bool:
-    figures = ("epoch", "val_loss", "val_accuracy")
-    return event.get("event") == "epoch" and all(
-        isinstance(event.get(name), int | float) for name in figures
-    )
+def _epochs(folder: RunFolder) -> Iterator[ComparedEpoch]:
+    """The epochs that ended; what is no figure ends them."""
+    for event in folder.read_events():
+        if event.get("event") == "epoch":
+            try:
+                yield ComparedEpoch.model_validate(event)
+            except ValidationError:
+                return
 
 
 def _read_result(path: Path) -> _Result:

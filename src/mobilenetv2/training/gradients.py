@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mobilenetv2.data.augment import Batch
 from mobilenetv2.errors import WorkFailed, first_line
+from mobilenetv2.machine_memory import ran_out
 from mobilenetv2.training.parallel import StepLoss
 
 LossOf = Callable[[Batch], StepLoss]
@@ -85,7 +86,10 @@ class RecordedGradients(Gradients):
             self._last = None
             try:
                 recording = self._record(batch)
-            except torch.OutOfMemoryError:  # a step that runs may still fit
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+                # A step that runs may still fit.
                 self._most = len(self._recordings)
                 return super().of(batch)
             self._recordings[shape] = recording
@@ -103,9 +107,9 @@ class RecordedGradients(Gradients):
         pool = next((one.pool for one in self._recordings.values()), None)
         try:
             return _Recording(self._parameters, self._loss_of, batch, pool)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if ran_out(error):
+                raise
             raise WorkFailed(
                 "a training step cannot be recorded as a CUDA graph here; --no-cuda-graphs "
                 f"trains without ({first_line(error)})"

@@ -104,9 +104,9 @@ class Training(RunState):
     def run(self) -> dict[str, Any]:
         """Train to the end, measure what came out, and write it down."""
         if not self.is_saved:
+            self._save()
             if self.processes.is_first and not self.tuning.head_only:
                 show_first_batch(self.batches, self.classifier.labels, self.folder)
-            self._save()
         steps = self.config.epochs * self.batches.steps_per_epoch
         folder = self.folder if self.processes.is_first else None
         reporter = start_reporter(self.config, folder, self.console, steps, self.history.steps)

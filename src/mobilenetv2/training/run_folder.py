@@ -195,7 +195,7 @@ class RunFolder:
             for line in lines:
                 try:
                     event = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     return
                 if not isinstance(event, dict):
                     return

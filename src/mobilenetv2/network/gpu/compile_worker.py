@@ -1,25 +1,26 @@
 """A process that compiles kernels into Triton's cache, where who launches them finds them.
 
-It is told which GPU they are for, and asks for none itself; so it starts within a fraction of a
-second, without PyTorch. See :mod:`.compiling`, which starts it.
+It is told which GPU they are for, and asks for none itself; so it starts without PyTorch. See
+:mod:`.compiling`, which starts it.
 
-On standard input come lines of JSON: first the target (backend, architecture, threads of a warp)
-and all kernels (module and name), then again and again one of these with what Triton says it is to
-be compiled for. Each is answered with an empty line, also where it cannot be compiled: whoever
-launches it hears why.
+On standard input come lines of JSON: first the target (backend, architecture, threads of a warp),
+then for each kernel its module, its name and what Triton says it is to be compiled for. Each is
+answered with 1, or with 0 where it cannot be compiled: whoever launches it hears why.
 """
 
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
+
+
+MODULES = ("norms", "pointwise", "depthwise", "depthwise_backward", "stem", "finish")
+"""Where the kernels are."""
 
 
 class KnownTarget:
@@ -42,28 +43,28 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this, and ends it
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # compilers may say something
-    target, kernels = json.loads(sys.stdin.readline())
-    triton.runtime.driver.set_active(KnownTarget(*target))
-    digests(kernels)
+    triton.runtime.driver.set_active(KnownTarget(*json.loads(sys.stdin.readline())))
+    digests()
     for line in sys.stdin:
-        module, name, specialisation = json.loads(line)
-        with suppress(Exception):
-            _kernel(module, name).preload(specialisation)
-        print(file=answers, flush=True)
+        print(int(_compile(*json.loads(line))), file=answers, flush=True)
 
 
-def digests(kernels: Sequence[Sequence[str]]) -> list[str]:
-    """What Triton's cache knows the sources of kernels by; each is named by module and name.
+def _compile(module: str, name: str, specialisation: str) -> bool:
+    """Whether a kernel could be compiled, into the cache."""
+    try:
+        getattr(import_module(module), name).preload(specialisation)
+    except Exception:  # there is no list of what may be wrong
+        return False
+    return True
 
-    In Triton 3.6 they depend on the order in which they are first asked for. So all that share a
-    cache begin with this, in one order.
+
+def digests() -> list[str]:
+    """What Triton's cache knows the sources of this package's kernels by.
+
+    In Triton 3.6 they depend on the order in which they are first asked for. So each process that
+    shares the cache asks for all of them in one order, before it compiles any.
     """
-    return [_kernel(*names).cache_key for names in kernels]
-
-
-def _kernel(module: str, name: str) -> Any:
-    return getattr(import_module(module), name)
-
-
-if __name__ == "__main__":
-    main()
+    package = __name__.rpartition(".")[0]
+    modules = [import_module(f"{package}.{name}") for name in MODULES]
+    kernels = [value for module in modules for value in vars(module).values()]
+    return [kernel.cache_key for kernel in kernels if isinstance(kernel, triton.JITFunction)]

@@ -7,7 +7,6 @@ threads compile the same here: processes can only spare time.
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections import deque
@@ -16,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +23,19 @@ import triton
 
 import mobilenetv2
 from mobilenetv2.cores import available_cores
+from mobilenetv2.machine_memory import free_memory
 from mobilenetv2.network.gpu import compile_worker
 
-CORES_FOR_PROCESSES = 6
-"""With fewer, threads are as fast: each process has to start first."""
+FEWEST_PROCESSES, MOST_PROCESSES = 6, 16
+"""Each has to start first: on two cores, threads were as fast."""
 
-MOST_PROCESSES = 16
-"""Each takes some hundred megabytes."""
+MEMORY = 1 << 29
+"""Bytes that must be free for each process, more than was seen to be taken."""
+
+MOST_SECONDS = 300
+"""After which a process is taken for one that hangs."""
+
+WORKER = compile_worker.__name__
 
 WarmUp = Callable[[], Any]
 """Compiles a kernel for what it will be launched with, or finds it in Triton's cache."""
@@ -46,9 +52,10 @@ class Wanted(NamedTuple):
 def compile_ahead(warm_ups: Sequence[WarmUp]) -> None:
     """Compile kernels, and bring them to the GPU."""
     cores = available_cores()
-    if cores >= CORES_FOR_PROCESSES:
+    processes = min(cores, MOST_PROCESSES, (free_memory() or 0) // MEMORY)
+    if processes >= FEWEST_PROCESSES:
         with suppress(Exception):  # then all is left to the threads
-            _fill_cache(_wanted(warm_ups), min(cores, MOST_PROCESSES))
+            _fill_cache(_wanted(warm_ups), processes)
     on_this_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
     with ThreadPoolExecutor(cores, initializer=on_this_gpu) as threads:
         with triton.AsyncCompileMode(threads, ignore_errors=True):
@@ -78,40 +85,40 @@ def _wanted(warm_ups: Sequence[WarmUp]) -> list[Wanted]:
 
 def _fill_cache(wanted: Sequence[Wanted], processes: int) -> None:
     """Compile into Triton's cache, unless a mark there says that this was done."""
-    kernels = list(dict.fromkeys((one.module, one.name) for one in wanted))
-    digests = compile_worker.digests(kernels)
-    target = triton.runtime.driver.active.get_current_target()
-    target = (target.backend, target.arch, target.warp_size)
-    told = json.dumps([triton.__version__, target, kernels, digests, wanted])
+    found = triton.runtime.driver.active.get_current_target()
+    target = json.dumps([found.backend, found.arch, found.warp_size])
+    told = json.dumps([triton.__version__, target, compile_worker.digests(), wanted])
     digest = hashlib.sha256(told.encode()).hexdigest()
     mark = Path(triton.knobs.cache.dir) / f"mobilenetv2-{digest}"
-    if wanted and not mark.exists():
-        _compile_in_processes(wanted, json.dumps([target, kernels]), processes)
+    if wanted and not mark.exists() and _compile_in_processes(wanted, target, processes):
         mark.touch()
 
 
-def _compile_in_processes(wanted: Sequence[Wanted], told: str, processes: int) -> None:
-    """Each takes the next kernel as soon as it is done with one.
+def _compile_in_processes(wanted: Sequence[Wanted], target: str, processes: int) -> int:
+    """How many kernels were compiled; each process takes the next as soon as it is done with one.
 
     Raises:
         OSError: a process could not be started, or has ended.
     """
     left = deque(wanted)
 
-    def work() -> None:
+    def work() -> int:
+        compiled = 0
         with _worker() as worker:
-            print(told, file=worker.stdin, flush=True)
+            print(target, file=worker.stdin, flush=True)
             with suppress(IndexError):  # nothing is left
                 while True:
                     print(json.dumps(left.popleft()), file=worker.stdin, flush=True)
-                    if not worker.stdout.readline():
+                    answer = worker.stdout.readline()
+                    if not answer:
                         raise ChildProcessError("a process that compiles has ended")
+                    compiled += int(answer)
+        return compiled
 
     with ThreadPoolExecutor(processes) as threads:
         started = [threads.submit(work) for _ in range(min(processes, len(wanted)))]
         try:
-            for one in started:
-                one.result()
+            return sum(one.result() for one in started)
         finally:
             left.clear()  # where one has failed, or the user wants to leave
 
@@ -120,19 +127,22 @@ def _compile_in_processes(wanted: Sequence[Wanted], told: str, processes: int) -
 def _worker() -> Iterator[Any]:
     """A process of :mod:`.compile_worker`, which is gone afterwards."""
     package = str(Path(mobilenetv2.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    # This package's place comes last, and the current folder not at all: files there are not ours.
+    program = f"import sys; sys.path.append({package!r}); import {WORKER} as w; w.main()"
     worker = subprocess.Popen(
-        [sys.executable, "-m", compile_worker.__name__],
+        [sys.executable, "-P", "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"PYTHONPATH": path},
     )
+    deadline = Timer(MOST_SECONDS, worker.kill)
+    deadline.start()
     with worker:
         try:
             yield worker
         finally:
+            deadline.cancel()
             worker.kill()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
+from mobilenetv2.network.gpu import compile_worker
 from mobilenetv2.network.gpu.compiling import compile_ahead
 from mobilenetv2.network.gpu.plans import Plan
 
@@ -24,6 +25,7 @@ class Launcher:
         self._processors = processors
         self._most_stages = most_stages
         self._rehearsed: list[Callable[[], Any]] | None = None
+        compile_worker.digests()  # before any kernel is compiled
 
     def launch(
         self, kernel: Any, grid: tuple[int, ...], *arguments: Any, plan: Plan | None = None,
