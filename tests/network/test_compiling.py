@@ -112,7 +112,8 @@ def test_threads_compile_what_processes_do_not(ahead, options, tmp_path) -> None
 
 def test_processes_that_compile_nothing_or_hang_are_no_success(ahead, tmp_path) -> None:
     """As with another Triton, whose kernels cannot be handed over, or a compiler that waits."""
-    (tmp_path / "few_kernels.py").write_text(f"{KERNELS}\ndoubled.preload = broken.preload = None\n")
+    no_way = "\ndoubled.preload = broken.preload = None\n"
+    (tmp_path / "few_kernels.py").write_text(KERNELS + no_way)
     assert ahead() == [3, [["doubled", False], ["doubled", False]]]
     assert ahead()[0] == 3
     (tmp_path / "few_kernels.py").write_text(

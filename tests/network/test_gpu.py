@@ -117,6 +117,7 @@ def stand_ins(monkeypatch, stages: int) -> dict:
     """Let kernels only be noted, with what each is compiled for: here, as they come."""
     triton = pytest.importorskip("triton")
     from mobilenetv2.network.gpu import (
+        compile_worker,
         compiling,
         depthwise,
         depthwise_backward,
@@ -128,6 +129,7 @@ def stand_ins(monkeypatch, stages: int) -> dict:
     )
 
     monkeypatch.setattr(compiling, "available_cores", lambda: 2)  # stand-ins know no processes
+    compile_worker.digests()  # of the kernels, before others stand in their place
     seen: dict = {}
     for module in (depthwise, depthwise_backward, finish, norms, pointwise, stem):
         for name, kernel in vars(module).copy().items():

@@ -348,4 +348,4 @@ def test_a_first_save_that_fails_leaves_nothing_behind(
             mobilenetv2.train(config)
     assert not out_of(config).exists()
     mobilenetv2.train(config)
-    assert (out_of(config) / "first-batch.png").exists()
+    assert (out_of(config) / "result.json").exists()

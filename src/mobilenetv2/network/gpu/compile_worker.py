@@ -18,7 +18,6 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
-
 MODULES = ("norms", "pointwise", "depthwise", "depthwise_backward", "stem", "finish")
 """Where the kernels are."""
 
