@@ -82,8 +82,13 @@ def test_a_run_that_has_not_ended_shows_what_it_would_keep(tmp_path: Path) -> No
     assert (best.val_accuracy, best.has_ended, best.seconds) == (0.8, False, 15.0)
     assert (best.test_accuracy, best.interval) == (None, None)
     assert run(tmp_path / "last", None, keep="last").val_accuracy == 0.7
-    (tmp_path / "best" / "metrics.jsonl").write_text('{"event": "epoch", "epoch": 1}\n[1]\n{"ev')
-    assert read_run(tmp_path / "best").epochs == ()
+    good = json.dumps(EPOCHS[0])
+    for bad in (
+        "[1]", '{"ev', '{"event": "epoch", "epoch": 1}', "[" * 100_000,
+        good.replace("0.5", "NaN"), good.replace("5.0", '"x"'), good.replace("0.5", "1" * 400),
+    ):  # fmt: skip
+        (tmp_path / "best" / "metrics.jsonl").write_text(f"{good}\n{bad}\n{good}\n")
+        assert len(read_run(tmp_path / "best").epochs) == 1, bad[:50]
     (tmp_path / "best" / "metrics.jsonl").unlink()
     begun = read_run(tmp_path / "best")
     assert (begun.val_accuracy, begun.seconds, begun.epochs) == (None, None, ())
@@ -97,8 +102,8 @@ def test_means_are_over_seeds_alone(tmp_path: Path) -> None:
     ]
     again = run(tmp_path / "again", 0.9, 0.8, seed=0)  # no other sample
     other = run(tmp_path / "other", 0.99, 0.99, seed=4, lr=0.2)
-    unended = run(tmp_path / "unended", None, seed=5)
-    (group,) = repeated([*runs, again, other, unended])
+    unended = [run(tmp_path / f"unended {seed}", None, seed=seed) for seed in (5, 6)]
+    (group,) = repeated([*runs, again, other, *unended])
     assert [one.path for one in group.runs] == [one.path for one in runs]
     for spread, values in ((group.val, val), (group.test, test)):
         assert spread is not None

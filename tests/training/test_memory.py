@@ -160,6 +160,15 @@ def test_a_run_names_the_batch_that_fits_once_the_failed_step_is_forgotten(
     assert len(held) == 3  # six pictures, three, one
 
 
+def test_another_fault_of_a_step_comes_through(quick_settings, tmp_path, monkeypatch):
+    def of(*_):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(Gradients, "of", of)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        train(quick_settings(tmp_path / "run"))
+
+
 @pytest.mark.parametrize("error", NO_MEMORY, ids=repr)
 def test_find_lr_names_the_batch(quick_settings, tmp_path, monkeypatch, error):
     def too_much(*_):
