@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import mobilenetv2
-from machine import headline, seconds
+from machine import headline, run_main, seconds
 from mobilenetv2.intervals import Interval
 from mobilenetv2.training.checkpoints import Checkpoint
 from mobilenetv2.training.loop import Training
@@ -52,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from machine import headline
+from machine import headline, run_main
 from mobilenetv2.network import native
 from mobilenetv2.network.cpp_kernels import SOURCE, CppKernels
 from mobilenetv2.network.fast_ops import prepare_allocator
@@ -174,4 +174,4 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import mobilenetv2
-from machine import describe, headline
+from machine import describe, headline, run_main
 from mobilenetv2.data.named_sets import read_named_set
 
 # One pass is enough. Small batches give it many steps, and what helps longer runs (averaging,
@@ -172,4 +172,4 @@ def report(
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

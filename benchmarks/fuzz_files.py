@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bent_files import GoodFiles, bent_file, good_files
-from machine import headline
+from machine import headline, run_main
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.errors import ModelFileError
 from mobilenetv2.training.checkpoints import Checkpoint
@@ -307,4 +307,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -265,4 +265,4 @@ def measure_layer(kernel: str, layer: tuple[int, int, int], batch: int) -> dict[
 
 
 if __name__ == "__main__":
-    main()
+    machine.run_main(main)

@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 import mobilenetv2
-from machine import describe, headline
+from machine import describe, headline, run_main
 from mobilenetv2.config import AugmentConfig
 from mobilenetv2.cores import available_cores
 from mobilenetv2.data.batches import Batches
@@ -107,4 +107,4 @@ def timed(work: Callable[[], int]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -36,7 +36,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from machine import headline
+from machine import headline, run_main
 from mobilenetv2.cli import main as command_line
 from mobilenetv2.training import train  # noqa: F401
 from mobilenetv2.training.checkpoints import Checkpoint
@@ -296,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,12 +1,23 @@
 """How long work takes, and on which machine; a timing means nothing without it."""
 
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mobilenetv2.errors import Mobilenetv2Error
+
+
+def run_main(main: Callable[[], object]) -> None:
+    """Run a program; what its user got wrong, such as a folder, ends it in words."""
+    try:
+        main()
+    except Mobilenetv2Error as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def describe() -> dict[str, Any]:

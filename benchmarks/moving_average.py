@@ -13,7 +13,7 @@ from statistics import median
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import mobilenetv2
-from machine import headline, seconds
+from machine import headline, run_main, seconds
 from mobilenetv2.training.loop import Training
 from mobilenetv2.training.run_folder import RunFolder
 from mobilenetv2.training.start import start
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import mobilenetv2
-from machine import describe, headline
+from machine import describe, headline, run_main
 from mobilenetv2.data.folders import scan_folder
 
 WAYS = {
@@ -105,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

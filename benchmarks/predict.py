@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import mobilenetv2
-from machine import describe, headline
+from machine import describe, headline, run_main
 from mobilenetv2.cores import available_cores
 from mobilenetv2.data.picture_tree import list_pictures
 from mobilenetv2.evaluation.predict_files import predict_files
@@ -153,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -18,7 +18,7 @@ from statistics import median
 import numpy as np
 
 import mobilenetv2
-from machine import headline
+from machine import headline, run_main
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.runtimes.sessions import Array
 from mobilenetv2.shipping.export import FORMATS
@@ -85,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

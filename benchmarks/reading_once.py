@@ -18,7 +18,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from machine import headline, seconds
+from machine import headline, run_main, seconds
 from mobilenetv2.config import DataConfig
 from mobilenetv2.data import known_folders
 from mobilenetv2.data.folders import scan_folder
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

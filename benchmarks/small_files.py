@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from machine import headline
+from machine import headline, run_main
 from mobilenetv2.classifier import Classifier
 from mobilenetv2.config import NetworkConfig, Preprocessing
 from mobilenetv2.cores import available_cores
@@ -86,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -428,4 +428,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    machine.run_main(main)

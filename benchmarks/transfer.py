@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import describe, headline
+from machine import describe, headline, run_main
 from mobilenetv2.data.folders import scan_folder
 from mobilenetv2.data.known_folders import forget
 
@@ -126,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from machine import headline
+from machine import headline, run_main
 from mobilenetv2.training.checkpoints import Checkpoint
 
 NAMES = ("mobilenetv2-a", "mobilenetv2-b")
@@ -122,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
