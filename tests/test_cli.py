@@ -123,6 +123,7 @@ def test_default_below_recipe_below_file_below_flag(
         (["train", "--epochs", "0"], "epochs: must be greater than or equal to 1"),
         (["train", "--epochs", "-3"], r"epochs: must be greater than or equal to 1, got -3$"),
         (["train", "--batch-size", "0"], "batch_size: "),
+        (["train", "--image-size", "8", "4097"], "image_size: must be less than .* 4096, got 4097"),
         (["train", "--width", "0"], "width: "),
         (["train", "--image-size", "4"], "image_size: "),
         (["train", "--val-fraction", "1.5"], "val_fraction: "),
@@ -441,6 +442,26 @@ def test_predict_into_a_file_goes_on_where_it_stopped(
     assert target.read_text() == "something else\n"
 
 
+@pytest.mark.parametrize("flag", ["--csv", "--jsonl"])
+def test_a_table_goes_on_only_with_the_pictures_it_was_begun_with(
+    run_cli: Run, run_folder: Path, tmp_path: Path, flag: str
+) -> None:
+    folder, table = tmp_path / "album", tmp_path / "table"
+    folder.mkdir()
+    for number in range(40):
+        write_digit(folder / f"{number:02}.png", number * 3)
+    assert run_cli("predict", run_folder, folder, flag, table)[0] == 0
+    before = table.read_bytes()
+    assert "40 from an earlier call" in run_cli("predict", run_folder, folder, flag, table)[1]
+
+    later = table.stat().st_mtime + 5
+    os.utime(folder / "07.png", (later, later))
+    code, _, error = run_cli("predict", run_folder, folder, flag, table)
+    assert code == 2
+    assert f"holds what was said of {folder / '07.png'} before that file changed" in error
+    assert table.read_bytes() == before
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_what_an_earlier_call_wrote_is_counted_right(
     run_cli: Run, run_folder: Path, tmp_path: Path, kind: str
@@ -558,6 +579,7 @@ def test_runs_stand_beside_the_first(
     accuracy = json.loads((run_folder / "result.json").read_text())["test_accuracy"]
     (row,) = (line for line in out.splitlines() if line.startswith(f"{run_folder} "))
     assert f" {accuracy:.2%} " in row
+    assert f" {json.loads((run_folder / 'result.json').read_text())['macro_f1']:.4f} " in row
     assert f"\n  {others[0]}: --lr 0.25\n  {others[1]}: --seed 7\n" in out
     (row,) = (line for line in out.splitlines() if line.startswith(f"{run_folder}, {others[1]} "))
     assert f" {accuracy:.2%} ± 0.00%" in row
@@ -574,7 +596,10 @@ def test_runs_stand_beside_the_first(
     code, _, error = run_cli("compare", run_folder, f"{run_folder}/", tmp_path, others[0])
     assert code == 2
     assert f"left out: {others[0] / 'result.json'}: cannot be read" in error
-    assert "two runs or more" in error
+    assert "compare: 1 to compare; name the folders of two runs or more" in error
+    code, out, error = run_cli("compare", run_folder, others[1], "--report", others[2])
+    assert (code, out) == (2, "")
+    assert f"--report {others[2]}: is a file; name a folder" in error
 
 
 def test_runs_on_other_pictures_are_told_apart(
@@ -588,7 +613,7 @@ def test_runs_on_other_pictures_are_told_apart(
     code, out, error = run_cli("compare", run_folder, tmp_path / "cut")
     assert code == 0
     (row,) = (line for line in out.splitlines() if line.startswith(f"{tmp_path / 'cut'} "))
-    assert re.search(r"% +– +– +1 of 1 ", row)
+    assert re.search(r"% +– +– +– +1 of 1 ", row)
     assert f"the validation figures of {tmp_path / 'cut'} are of other pictures" in error
 
 

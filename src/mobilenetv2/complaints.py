@@ -30,8 +30,11 @@ def explain(error: ValidationError, flags: Mapping[str, str | None]) -> str:
             key = next((part for part in reversed(names) if part in flags), section)
             message = problem["msg"].removeprefix("Value error, ")
             message = message.replace("Input should be", "must be")
-            # The first problem of a key is about its usual type; the alternatives add nothing.
+            # The first problem of a key is about its usual type; the alternatives add nothing,
+            # but for what is wrong with one of several values.
             got = f"{key}: {message}, got {_shown(problem['input'])}"
+            if isinstance(problem["loc"][-1] if problem["loc"] else "", int):
+                lines[key] = got
             lines.setdefault(key, got if key else message)
     return "\n".join(lines.values())
 

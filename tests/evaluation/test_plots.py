@@ -302,3 +302,16 @@ def test_long_names_of_runs_are_told_apart_by_their_ends() -> None:
     assert names[-1] == "39/run, and 10 more"
     (legend,) = curves.comparison({"b" * 90: [], f"/{'a' * 60}/1": []}).legends
     assert [text.get_text()[-3:] for text in legend.texts] == ["bbb", "a/1"]
+
+
+@pytest.mark.parametrize(("epochs", "is_cut"), [(1, False), (10, False), (40, True)])
+def test_of_long_runs_the_ends_can_be_told_apart(epochs: int, is_cut: bool) -> None:
+    found = [event for event in events(0, epochs) if event["event"] == "epoch"]
+    _, accuracy = curves.comparison({"a": found, "b": found}).axes
+    bottom, top = accuracy.get_ylim()
+    assert (bottom > found[0]["val_accuracy"]) == is_cut
+    left, right = accuracy.get_xlim()
+    assert left < 1 <= epochs < right
+    ticks = [tick for tick in accuracy.get_xticks() if left <= tick <= right]
+    assert all(float(tick).is_integer() for tick in ticks)
+    assert top > 1

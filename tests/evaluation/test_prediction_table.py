@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mobilenetv2.classifier import Prediction
+from mobilenetv2.classifier import Classifier, Prediction
 from mobilenetv2.errors import UserError
 from mobilenetv2.evaluation.predict_files import FilePrediction
 from mobilenetv2.evaluation.prediction_table import (
@@ -15,8 +15,10 @@ from mobilenetv2.evaluation.prediction_table import (
     CsvWriter,
     JsonLinesWriter,
     PredictionWriter,
+    Written,
     already_written,
     append,
+    require_same_classifier,
 )
 
 BOTH = pytest.mark.parametrize("kind", [CsvWriter, JsonLinesWriter])
@@ -153,3 +155,41 @@ def test_other_json_is_no_prediction(target: Path, line: str) -> None:
     target.write_text(line + "\n")
     with pytest.raises(UserError, match="line 1 is no prediction"):
         already_written(target, JsonLinesWriter(2))
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 17, 100])
+@pytest.mark.parametrize(
+    ("now", "is_same"), [(0.75, True), (0.74, True), (0.7, False), (float("nan"), False)]
+)
+def test_another_classifier_is_told_by_many_pictures(
+    target: Path,
+    small_classifier: Classifier,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    now: float,
+    is_same: bool,
+) -> None:
+    """One that agrees on the first picture, as another seed or a retrained one may."""
+    paths = [target.with_name(f"{number}.png") for number in range(count)]
+    for path in paths:
+        path.touch()
+    missing = Written(str(target.with_name("gone.png")), Prediction("bee", 1.0), 2)
+    broken = Written(str(paths[0]), None, 0)
+    written = [Written(str(path), Prediction("ant", 0.75), 2) for path in paths]
+    target.touch()
+    asked: list[Path] = []
+
+    def predict(_: object, some: list[Path], *__: object) -> Iterator[FilePrediction]:
+        asked.extend(some)
+        for path in some:
+            sure = 0.75 if path == paths[0] and count > 1 else now
+            yield FilePrediction(path, [Prediction("ant", sure)])
+
+    monkeypatch.setattr("mobilenetv2.evaluation.prediction_table.predict_files", predict)
+    if is_same:
+        require_same_classifier(target, [missing, broken, *written], small_classifier)
+    else:
+        with pytest.raises(UserError, match="predictions of another classifier"):
+            require_same_classifier(target, [missing, broken, *written], small_classifier)
+    assert min(count, 9) <= len(asked) <= 16
+    assert asked[0] == paths[0]

@@ -31,6 +31,7 @@ def run(
     if val is not None:
         result = {
             "val_accuracy": val, "test_accuracy": test, "accuracy_interval": [0.1, 0.9],
+            "macro_f1": 0.75,
             "seconds": 12.5, "lr": 0.07, "best_epoch": 2, "classes": [{"pictures": 3}],
         }  # fmt: skip
         (path / "result.json").write_text(json.dumps(result), encoding="utf-8")
@@ -48,6 +49,14 @@ def test_only_what_figures_can_depend_on_is_compared(tmp_path: Path) -> None:
     changed = {"lr": 0.2, "milestones": [3.0], "flip": True, "precision": "fp32"}
     assert other.other_than(base) == changed
     assert other.to_json(base)["other_settings"] == changed
+
+
+def test_a_row_tells_what_its_figures_are_of(tmp_path: Path) -> None:
+    untested, tested = run(tmp_path / "untested", 0.9), run(tmp_path / "tested", 0.9, 0.8)
+    rows = [one.to_json(tested) for one in (untested, tested, run(tmp_path / "unended", None))]
+    key = "interval_and_macro_f1_of"
+    assert [row[key] for row in rows] == ["validation", "test", None]
+    assert [row["macro_f1"] for row in rows] == [0.75, 0.75, None]
 
 
 def test_a_rate_that_was_searched_is_the_one_that_was_found(tmp_path: Path) -> None:

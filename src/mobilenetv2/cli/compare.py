@@ -20,6 +20,10 @@ from mobilenetv2.printable import printable
 if TYPE_CHECKING:
     from mobilenetv2.training.comparison import ComparedRun, Repeated, Spread
 
+OF_THE_DATA = ("strides", "padding", "norm_eps", "crop", "rotate", "zoom", "shear", "flip",
+               "colour_jitter", "warmup_epochs")  # fmt: skip
+"""Settings that recipes choose by the data, the weights or the length; they are named last."""
+
 FLAGS_SHOWN = 12
 """Settings that are named for a run; a run on other data differs in nearly all."""
 
@@ -27,9 +31,13 @@ FLAGS_SHOWN = 12
 def compare_command(arguments: list[str]) -> int:
     """Show what runs were asked for, each beside the first, and what came out."""
     config = parse("compare", CompareConfig, arguments)
+    if config.report:
+        made("--report", config.report)
     runs = list(_read(config.runs))
     if len(runs) < 2:
-        raise ConfigError("compare: name the folders of two runs or more, such as runs/*")
+        raise ConfigError(
+            f"compare: {len(runs)} to compare; name the folders of two runs or more, such as runs/*"
+        )
     from mobilenetv2.training.comparison import repeated
 
     groups = repeated(runs)
@@ -71,7 +79,7 @@ def _expanded(path: Path) -> list[Path]:
 def _table(runs: Sequence["ComparedRun"]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
-    for heading in ("validation", "test", "95 % interval", "epochs", "seconds"):
+    for heading in ("validation", "test", "95 % interval", "macro-F1", "epochs", "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in runs:
         unended = "" if run.has_ended else f" of {run.settings['epochs']}"
@@ -79,7 +87,8 @@ def _table(runs: Sequence["ComparedRun"]) -> Table:
             Text(printable(str(run.path))),
             _share(run.val_accuracy),
             _share(run.test_accuracy),
-            "–" if run.interval is None else " to ".join(map(_share, run.interval)),
+            "–" if run.interval is None else _interval(run.interval, run.reported_on),
+            "–" if run.macro_f1 is None else f"{run.macro_f1:.4f}",
             f"{len(run.epochs)}{unended}",
             "–" if run.seconds is None else f"{run.seconds:,.1f}",
         )
@@ -89,10 +98,12 @@ def _table(runs: Sequence["ComparedRun"]) -> Table:
 def _other_settings(runs: Sequence["ComparedRun"]) -> Iterator[str]:
     """A line for each run but the first, with the flags that would make the first one into it."""
     for run in runs[1:]:
-        flags = [flag(name, value) for name, value in run.other_than(runs[0]).items()]
+        changed = sorted(run.other_than(runs[0]).items(), key=lambda one: one[0] in OF_THE_DATA)
+        flags = [flag(name, value) for name, value in changed]
         more = len(flags) - FLAGS_SHOWN
         shown = " ".join(flags[:FLAGS_SHOWN]) or "the same settings"
-        yield printable(f"{run.path}: {shown}{f' … and {more} more' if more > 0 else ''}")
+        rest = f" … and {more} more (--report names all)" if more > 0 else ""
+        yield printable(f"{run.path}: {shown}{rest}")
 
 
 def flag(name: str, value: Any) -> str:
@@ -108,8 +119,12 @@ def flag(name: str, value: Any) -> str:
         return f"(no {option})"
     if isinstance(value, bool):
         return option if value else option.replace("--", "--no-", 1)
-    words = shlex.join(map(str, value if isinstance(value, list) else [value]))
+    words = shlex.join(map(_word, value if isinstance(value, list) else [value]))
     return words if name == "data" else f"{option} {words}"
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _seeds(groups: Sequence["Repeated"]) -> Table:
@@ -122,6 +137,11 @@ def _seeds(groups: Sequence["Repeated"]) -> Table:
         figures = map(_spread, (group.val, group.test))
         table.add_row(Text(printable(names)), str(len(group.runs)), *figures)
     return table
+
+
+def _interval(interval: tuple[float, float], of: str | None) -> str:
+    low, high = map(_share, interval)
+    return f"{low} to {high}{' (validation)' if of == 'validation' else ''}"
 
 
 def _share(value: float | None) -> str:
@@ -148,7 +168,6 @@ def _write(folder: Path, runs: Sequence["ComparedRun"], groups: Sequence["Repeat
     from mobilenetv2.evaluation import curves, plots
     from mobilenetv2.files import write_text
 
-    made("--report", folder)
     report = {
         "runs": [run.to_json(runs[0]) for run in runs],
         "seeds": [group.to_json() for group in groups],

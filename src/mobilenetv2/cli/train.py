@@ -34,11 +34,12 @@ def find_lr_command(arguments: list[str]) -> int:
     from mobilenetv2.evaluation import curves, plots
     from mobilenetv2.training.train import run_range_test
 
+    folder = made("--out", config.out or Path())
     test = run_range_test(config, console(quiet=config.quiet))
     print(f"suggested learning rate: {test.suggestion:g}")
     if not config.quiet:
         print(f"{test.reason}.")
-    picture = made("--out", config.out or Path()) / "find-lr.png"
+    picture = folder / "find-lr.png"
     figure = curves.lr_range(test.lrs, test.losses, test.smoothed, test.suggestion)
     plots.save(figure, picture)
     if not config.quiet:

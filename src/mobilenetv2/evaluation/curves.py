@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAIN, MEASURED, VAL, RATE = "#1f6fb4", "#2a9d6f", "#d1495b", "#66788a"
+SHORT = 10  # epochs, up to which all of them are shown
 MAX_NAMED_RUNS = 40  # in a legend as high as the figure
 MAX_POINTS = 1500  # more cannot be told apart at the width of the figure
 
@@ -97,7 +98,8 @@ def training(events: Sequence[Mapping[str, Any]]) -> "Figure":
 def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """Validation loss and accuracy of several runs, epoch by epoch, in one picture.
 
-    Accuracies begin at the lowest of the runs' second halves, so that the ends can be told apart.
+    Of long runs accuracies begin at the lowest of the second halves, so that the ends can be told
+    apart.
 
     Args:
         runs: each run's name, and the events of its epochs.
@@ -107,10 +109,10 @@ def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
 
     figure = Figure(figsize=(9, 7), layout="constrained")
     loss, accuracy = figure.subplots(2, 1, sharex=True)
-    colours = colormaps["tab10" if len(runs) <= 10 else "viridis"]
+    colours = colormaps["tab10" if len(runs) <= 10 else "tab20" if len(runs) <= 20 else "turbo"]
     lines = []
     for place, epochs in enumerate(runs.values()):
-        colour = colours(place if len(runs) <= 10 else place / (len(runs) - 1))
+        colour = colours(place if len(runs) <= 20 else place / (len(runs) - 1))
         for axes, key in ((loss, "val_loss"), (accuracy, "val_accuracy")):
             lines += axes.plot(
                 [event["epoch"] for event in epochs],
@@ -122,15 +124,21 @@ def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
             )
     loss.set_ylabel("validation loss")
     accuracy.set_ylabel("validation accuracy")
-    loss.set_yscale("log")  # a first epoch that went wrong must not flatten the rest
+    losses = [event["val_loss"] for epochs in runs.values() for event in epochs] or [1.0]
+    if max(losses) > 10 * min(losses) > 0:  # one that went wrong must not flatten the rest
+        loss.set_yscale("log")
+    most = max(map(len, runs.values()))
     later = [
-        event["val_accuracy"] for epochs in runs.values() for event in epochs[len(epochs) // 2 :]
+        event["val_accuracy"]
+        for epochs in runs.values()
+        for event in epochs[len(epochs) // 2 if most > SHORT else 0 :]
     ]
     lowest = min(later, default=0.0)
     accuracy.set_ylim(lowest - 0.05 * (1 - lowest) - 1e-4, 1 + 0.02 * (1 - lowest))
     accuracy.yaxis.set_major_formatter("{x:.0%}" if lowest < 0.95 else "{x:.1%}")
     accuracy.set_xlabel("epoch")
-    accuracy.xaxis.get_major_locator().set_params(integer=True)
+    accuracy.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    accuracy.set_xlim(1 - 0.02 * most - 0.2, most + 0.02 * most + 0.2)
     for axes in (loss, accuracy):
         axes.grid(alpha=0.25)
     names = _told_apart(list(runs)[:MAX_NAMED_RUNS])

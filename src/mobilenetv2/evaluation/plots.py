@@ -127,7 +127,8 @@ def first_batch(batch: Batch, labels: Sequence[str], most: int = 24) -> "Figure"
     for axes, label, other in zip(figure.axes, truth, others, strict=False):
         name = f"“{short(labels[label])}”"
         if other != label:
-            name += f" {float(batch.weight):.0%}\nand “{short(labels[other])}”"
+            name = f"“{short(labels[label], 11)}” {float(batch.weight):.0%}"
+            name += f"\nand “{short(labels[other])}”"
         axes.set_title(name, fontsize=8)
     return figure
 

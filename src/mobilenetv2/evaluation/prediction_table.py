@@ -17,6 +17,7 @@ from mobilenetv2.errors import UserError
 from mobilenetv2.evaluation.predict_files import FilePrediction, predict_files
 
 SAME_ANSWER = 0.02  # probability; runtimes and precisions differ by less
+ASKED_AGAIN = 16  # pictures of an earlier call, to tell whether the same classifier has named them
 LINES_TOGETHER = 16
 """Lines that a kill may cost; handing over each by itself would cost small pictures time."""
 NAMES = ("label", "probability")
@@ -204,26 +205,38 @@ def append(target: Path, writer: PredictionWriter, predictions: Iterable[FilePre
 def require_same_classifier(
     target: Path, written: Sequence[Written], classifier: Classifier
 ) -> None:
-    """Make sure that the classifier says what ``target`` says, by one of its files that is there.
+    """Make sure that the classifier says what ``target`` says, by some of its files.
+
+    Those are spread over it; another classifier may agree on one picture. A picture that was
+    written after ``target`` cannot be what ``target`` tells of.
 
     Raises:
-        UserError: it says something else, so ``target`` comes from another classifier.
+        UserError: it says something else, so ``target`` comes from another classifier or of other
+            pictures.
     """
-    for name, best, _ in written:
-        if best is None or not Path(name).is_file():
-            continue
-        (now,) = predict_files(classifier, [Path(name)], len(classifier.labels))
-        if now.error is not None:
-            continue
-        answers = {_one_line(one.label): one.probability for one in now.predictions}
-        same = answers.get(_one_line(best.label), -1.0)
-        if abs(same - best.probability) > SAME_ANSWER:
-            raise UserError(
-                f"{target}: holds predictions of another classifier, or of a picture that has "
-                f"changed since ({name}: {best.label} {best.probability:.1%}); name another file "
-                "or remove it"
-            )
+    there = [one for one in written if one.best is not None and Path(one.name).is_file()]
+    if not there:
         return
+    when = target.stat().st_mtime
+    for one in there:
+        if Path(one.name).stat().st_mtime > when:
+            raise UserError(
+                f"{target}: holds what was said of {one.name} before that file changed; name "
+                "another file or remove it"
+            )
+    asked = there[:: -(-len(there) // ASKED_AGAIN)]
+    now = predict_files(classifier, [Path(one.name) for one in asked], len(classifier.labels))
+    for one, again in zip(asked, now, strict=True):
+        if again.error is not None or one.best is None:
+            continue
+        answers = {_one_line(said.label): said.probability for said in again.predictions}
+        difference = abs(answers.get(_one_line(one.best.label), -1.0) - one.best.probability)
+        if not difference <= SAME_ANSWER:  # nor is it where an answer is not a number
+            raise UserError(
+                f"{target}: holds predictions of another classifier, or of pictures that have "
+                f"changed since ({one.name}: {one.best.label} {one.best.probability:.1%}); name "
+                "another file or remove it"
+            )
 
 
 def _csv_line(row: Sequence[str]) -> str:

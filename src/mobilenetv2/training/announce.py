@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from mobilenetv2.config import TrainConfig
 from mobilenetv2.data.augment import train_size
 from mobilenetv2.data.batches import Batches
 from mobilenetv2.data.examination import KINDS, UNUSABLE_KINDS, Examination
 from mobilenetv2.data.sources import DataSet
 from mobilenetv2.evaluation import plots
+from mobilenetv2.evaluation.plots import count_of
 from mobilenetv2.network.cost import count_madds, count_params
 from mobilenetv2.printable import printable
 from mobilenetv2.training.run_folder import RunFolder
@@ -39,12 +41,14 @@ def announcement(begun: Start, steps_per_epoch: int, folder: RunFolder) -> Itera
         f"{'; steps replayed as CUDA graphs' if begun.device.recorded else ''}"
     )
     yield from _few_to_validate(data)
+    yield from _not_used(config)
     if begun.tuning.head_only:
         yield f"a head is solved in one go, without epochs; {folder.path}"
         return
     if config.batch_size > len(data.train):
         yield f"the batch of {config.batch_size} is larger than the set: every step takes all of it"
-    yield f"{config.epochs} epochs of {steps_per_epoch:,} steps; {folder.path}"
+    epochs, steps = count_of(config.epochs, "epoch"), count_of(steps_per_epoch, "step")
+    yield f"{epochs} of {steps}; {folder.path}"
 
 
 def show_first_batch(batches: Batches, labels: Sequence[str], folder: RunFolder) -> None:
@@ -66,6 +70,17 @@ def _few_to_validate(data: DataSet) -> Iterator[str]:
         f"few pictures to validate on: {shown}{', …' if len(few) > 5 else ''}; what is said of so "
         f"few is mostly luck ({more})"
     )
+
+
+def _not_used(config: TrainConfig) -> Iterator[str]:
+    """Settings of the schedule that change nothing."""
+    schedule = config.schedule
+    if schedule.milestones and schedule.schedule != "multistep":
+        yield f"--milestones are not used by --schedule {schedule.schedule}, only by multistep"
+    elif beyond := [f"{one:g}" for one in schedule.milestones if one >= config.epochs]:
+        yield f"milestones that do not come before the end: {', '.join(beyond)}"
+    if schedule.gamma is not None and schedule.schedule not in ("exponential", "multistep"):
+        yield f"--gamma is not used by --schedule {schedule.schedule}"
 
 
 def _health(examination: Examination | None) -> Iterator[str]:

@@ -45,6 +45,7 @@ class _Result(_Figures):
     val_accuracy: float
     test_accuracy: float | None = None
     accuracy_interval: tuple[float, float] | None = None
+    macro_f1: float | None = None
     seconds: float
     lr: float | None = None
     classes: tuple[_Class, ...] = ()
@@ -80,6 +81,7 @@ class ComparedRun:
         test_accuracy: a fraction; None without a test set.
         interval: that holds the true accuracy with 95 % confidence, of the test set, or of the
             validation set where there is no other.
+        macro_f1: mean of the classes' F1 there.
         measured: pictures of each class that it was measured on.
         lr: the peak learning rate, also where it was searched.
         machine: what ran it: device, precision, operations, version of this program.
@@ -93,9 +95,17 @@ class ComparedRun:
     has_ended: bool = False
     test_accuracy: float | None = None
     interval: tuple[float, float] | None = None
+    macro_f1: float | None = None
     measured: tuple[int, ...] = ()
     lr: float | None = None
     machine: tuple[str | None, ...] = ()
+
+    @property
+    def reported_on(self) -> str | None:
+        """The set that interval and macro-F1 are of; None before the end."""
+        if not self.has_ended:
+            return None
+        return "validation" if self.test_accuracy is None else "test"
 
     def other_than(self, base: "ComparedRun") -> dict[str, Any]:
         """Its settings that are not as in ``base``; a rate that was searched is the one found."""
@@ -127,6 +137,8 @@ class ComparedRun:
             "val_accuracy": self.val_accuracy,
             "test_accuracy": self.test_accuracy,
             "accuracy_interval": self.interval,
+            "macro_f1": self.macro_f1,
+            "interval_and_macro_f1_of": self.reported_on,
             "seconds": self.seconds,
             "other_settings": self.other_than(base),
         }
@@ -181,6 +193,7 @@ def read_run(path: Path) -> ComparedRun:
         has_ended=True,
         test_accuracy=result.test_accuracy,
         interval=result.accuracy_interval,
+        macro_f1=result.macro_f1,
         measured=tuple(row.pictures for row in result.classes),
         lr=result.lr,
         machine=(result.device, result.precision, result.fast_ops, result.version),

@@ -97,6 +97,8 @@ class Training(RunState):
         self.is_saved = checkpoint is not None
         if checkpoint is not None:
             self.restore(checkpoint, str(folder.last))
+            if not begun.tuning.head_only:
+                self._say(f"goes on in epoch {self.epoch + 1}, after step {self.history.steps:,}")
             self.timer.saved(self.history.steps)
             if processes.is_first:
                 self.folder.rewind_events(self.history.steps, self.epoch)
