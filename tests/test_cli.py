@@ -599,7 +599,7 @@ def test_runs_stand_beside_the_first(
     assert "compare: 1 to compare; name the folders of two runs or more" in error
     code, out, error = run_cli("compare", run_folder, others[1], "--report", others[2])
     assert (code, out) == (2, "")
-    assert f"--report {others[2]}: is a file; name a folder" in error
+    assert f"--report {others[2]}: cannot be written (it is a file; name a folder)" in error
 
 
 def test_runs_on_other_pictures_are_told_apart(

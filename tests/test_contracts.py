@@ -18,6 +18,7 @@ from PIL import Image
 import mobilenetv2
 from mobilenetv2.config import TrainConfig, flag_names
 from mobilenetv2.data.named_sets import NAMES
+from mobilenetv2.errors import WorkFailed
 from mobilenetv2.training.checkpoints import to_archive
 
 Run = Callable[..., tuple[int, str, str]]
@@ -250,6 +251,8 @@ def test_places_that_cannot_be_written_are_named_before_the_work(
             ("evaluate", logged[0], "--report", bad),
             ("inspect", pets, "--report", bad, "--quiet"),
             ("predict", logged[0], pets, "--csv", bad / "x.csv"),
+            ("compare", logged[0], logged[0], "--report", bad),
+            ("find-lr", pets, "--out", bad, *QUICK),
         ):
             code, out, error = run_cli(*command)
             assert code == 2, command
@@ -260,16 +263,20 @@ def test_places_that_cannot_be_written_are_named_before_the_work(
 
 
 def test_a_suggested_rate_is_told_even_if_its_curve_cannot_be_drawn(
-    run_cli: Run, monkeypatch: pytest.MonkeyPatch
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from mobilenetv2.training.find_lr import RangeTest
 
+    def full(*_: Any) -> None:
+        raise WorkFailed("find-lr.png: cannot be written (No space left on device)")
+
     test = RangeTest([0.1, 0.2], [2.0, 1.0], [2.0, 1.0], 0.05, "it falls")
     monkeypatch.setattr("mobilenetv2.training.train.run_range_test", lambda *_: test)
-    code, out, error = run_cli("find-lr", "--out", "/proc/nowhere")
-    assert code == 2
+    monkeypatch.setattr("mobilenetv2.evaluation.plots.save", full)
+    code, out, error = run_cli("find-lr", "--out", tmp_path)
+    assert code == 1
     assert out.startswith("suggested learning rate: 0.05\n")
-    assert "--out /proc/nowhere: cannot be written" in error
+    assert "No space left" in error
 
 
 @pytest.mark.parametrize(

@@ -175,8 +175,6 @@ def made(flag: str, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if folder.is_file():
-            raise ConfigError(f"{flag} {folder}: is a file; name a folder") from error
-        reason = error.strerror or error
+        reason = "it is a file; name a folder" if folder.is_file() else error.strerror or error
         raise ConfigError(f"{flag} {folder}: cannot be written ({reason})") from error
     return folder
