@@ -17,7 +17,7 @@ from mobilenetv2.settings import merge, read_settings, validate
 
 _STYLE = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
 
-_PURPOSE = {
+PURPOSE = {
     "train": "Train a classifier, or go on with a run.",
     "find-lr": "Suggest a learning rate by a range test with the settings of a training run.",
 }
@@ -39,17 +39,16 @@ def _plain_complaints() -> Iterator[None]:
     Raises:
         ConfigError: there was one.
     """
-    said = io.StringIO()
+    said, complaint = io.StringIO(), None
     try:
         with redirect_stderr(said):
             yield
-    except SystemExit as ended:
-        complaint = wrong_value(said.getvalue()) if ended.code else None
-        if complaint:
+    except SystemExit:
+        if complaint := wrong_value(said.getvalue()):
             raise ConfigError(complaint) from None
         raise
     finally:
-        if sys.exc_info()[0] is not ConfigError:
+        if not complaint:
             sys.stderr.write(said.getvalue())
 
 
@@ -137,7 +136,7 @@ def read_train_config(command: str, arguments: list[str]) -> TrainConfig:
                 prog=f"mobilenetv2 {command}",
                 config=_STYLE,
                 default=defaults,
-                description=f"{_PURPOSE[command]} --config FILE reads settings from YAML first."
+                description=f"{PURPOSE[command]} --config FILE reads settings from YAML first."
                 "\n\nDefaults shown are those for DATA; name your folder to see its own.",
             )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from mobilenetv2 import __version__
+from mobilenetv2.cli.arguments import PURPOSE
 from mobilenetv2.cli.compare import compare_command
 from mobilenetv2.cli.inspect import inspect_command
 from mobilenetv2.cli.measure import evaluate_command
@@ -19,9 +20,6 @@ from mobilenetv2.complaints import suggestion
 from mobilenetv2.cores import share_cores
 from mobilenetv2.errors import ConfigError, Interrupted, Mobilenetv2Error, first_line
 from mobilenetv2.machine_memory import ran_out
-
-LEARNING = ("train", "find-lr")
-"""Commands that take the settings of a training run."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if not ran_out(error):
             raise
         smaller = "smaller pictures (--image-size), a smaller --batch-size or "
-        advice = f"{smaller if arguments[0] in LEARNING else ''}fewer other programs leave more"
+        advice = f"{smaller if arguments[0] in PURPOSE else ''}fewer other programs leave more"
         complain(f"too little memory ({first_line(error)}); {advice}")
         code = 1
     except OSError as error:  # such as a name that is too long

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -217,9 +218,10 @@ def require_same_classifier(
     there = [one for one in written if one.best is not None and Path(one.name).is_file()]
     if not there:
         return
-    when = target.stat().st_mtime
+    written_at, now_is = target.stat().st_mtime, time.time()
     for one in there:
-        if Path(one.name).stat().st_mtime > when:
+        # What lies in the future tells of a camera's clock, not of a change.
+        if written_at < Path(one.name).stat().st_mtime <= now_is:
             raise UserError(
                 f"{target}: holds what was said of {one.name} before that file changed; name "
                 "another file or remove it"
