@@ -258,6 +258,9 @@ class HostileFolder:
         for name in ("cat/.hidden.jpg", "cat/Thumbs.db", "dog/notes.txt", "dog/clip.mp4"):
             (train / name).write_bytes(b"not a picture")
             self.passed_over.add(train / name)
+        stray = self.put("train/stray.jpg", encoded(self.fresh(), "JPEG"), "in_no_class")
+        self.passed_over.add(stray)
+        self.files -= 1
         (train / "cat/nowhere.jpg").symlink_to("gone.jpg")
         (train / "cat/round").symlink_to(train / "cat", target_is_directory=True)
         (train / "dog/itself.jpg").symlink_to("itself.jpg")

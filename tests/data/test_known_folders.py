@@ -47,6 +47,7 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(root / "train" / "cat" / "a.png", root / "val" / "cat" / "leak.png")
     shutil.copy(root / "train" / "cat" / "b.png", root / "train" / "狗" / "two labels.png")
     (root / "train" / "notes.txt").write_text("passed over")
+    (root / "val" / "stray.png").write_bytes(encoded(photo(300), "PNG"))
     return root
 
 

@@ -129,6 +129,20 @@ def test_broken_pictures_are_left_out_and_listed(picture_folder: Write) -> None:
         load_for_measuring(DataConfig(data=str(folder)), data.preprocessing, data.classes)
 
 
+def test_pictures_in_no_class_are_listed_and_never_silently_uncounted(
+    picture_folder: Write,
+) -> None:
+    folder = picture_folder()
+    shutil.copy(folder / "dark" / "0.png", folder / "stray.png")
+    data = load_data(DataConfig(data=str(folder)))
+    assert data.examination is not None
+    found = data.examination.of_kind("in_no_class")
+    assert [finding.paths for finding in found] == [(folder / "stray.png",)]
+    assert len(data.train) + len(data.val) == 24
+    with pytest.raises(DataError, match=r"not every picture can be counted.*\n.*stray\.png"):
+        load_for_measuring(DataConfig(data=str(folder)), data.preprocessing, data.classes)
+
+
 def test_labels_find_their_place(picture_folder: Write) -> None:
     folder = picture_folder()
     data = load_data(DataConfig(data=str(folder)))

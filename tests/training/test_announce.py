@@ -20,6 +20,7 @@ def test_errors_of_the_doctor_are_named_by_kind(
         (folder / "val" / name).mkdir(parents=True)
         for number in range(6):
             shutil.copy(pictures / name / f"{number}.png", folder / "val" / name)
+    shutil.copy(pictures / "dark" / "0.png", folder / "val" / "stray.png")
     few = ("--epochs", "1", "--warmup-epochs", "0", "--width", "0.1", "--fast-ops", "off",
            "--image-size", "24", "32", "--train-size", "18")  # fmt: skip
     code, out, _ = run_cli("train", folder, "--out", tmp_path / "run", *few)
@@ -27,6 +28,7 @@ def test_errors_of_the_doctor_are_named_by_kind(
     words = " ".join(out.split())
     assert "errors among them: 12 × Leak between splits (the score would flatter" in words
     assert "24×32 rgb, in training 18×24" in words
+    assert "1 picture beside the class folders not used: " in words and "stray.png" in words
 
 
 @pytest.mark.usefixtures("undrawn")

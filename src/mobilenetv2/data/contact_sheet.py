@@ -150,7 +150,7 @@ def _group(
             _paragraph(draw, (across + 14, top + 48), words, 14, accent, TILE - 28)
             words = ""
         name = examination.relative(path)
-        if len(examination.splits) > 1:
+        if len(examination.splits) > 1 and path in split_of:
             split, name = split_of[path], name.split("/", 1)[-1]
             chip = int(_font(split, 12, bold=True).getlength(split)) + 14
             draw.rounded_rectangle(

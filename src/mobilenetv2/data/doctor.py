@@ -15,6 +15,7 @@ from mobilenetv2.data.findings import (
     about_classes,
     about_copies,
     about_one_picture,
+    about_strays,
     sorted_findings,
 )
 from mobilenetv2.data.fingerprints import (
@@ -66,6 +67,7 @@ def examine(
     findings = [finding for look in looks for finding in look.findings]
     findings += about_copies([picture for picture in pictures if picture.usable], folder.classes)
     findings += about_classes(pictures, folder.classes, list(folder.splits))
+    findings += about_strays(folder)
     return Examination(
         root=folder.root,
         classes=folder.classes,

@@ -32,6 +32,7 @@ KINDS = {
     "leak": Kind("error", "Leak between splits", "the score would flatter; keep one side only"),
     "two_labels": Kind("error", "One picture, two labels", "one of the labels must be wrong"),
     "no_usable": Kind("error", "Class without pictures", "nothing to learn or to measure"),
+    "in_no_class": Kind("warning", "In no class", "not used; move it into the folder of its class"),
     "near_two_labels": Kind("warning", "Look-alikes, two labels", "check the labels"),
     "few_pictures": Kind("warning", "Few pictures", "too few to learn from and to measure"),
     "imbalance": Kind("warning", "Imbalance", "small classes tend to be overlooked; try --balance"),

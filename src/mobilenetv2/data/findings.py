@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mobilenetv2.data.examination import KINDS, Finding, PictureReport
+from mobilenetv2.data.folders import PictureFolder
 from mobilenetv2.data.pictures import PictureHeader
 
 T = TypeVar("T")
@@ -111,6 +112,12 @@ def about_classes(
             f"{of_class[least]}: {of_class[most] / of_class[least]:.0f} to 1"
         )
         yield Finding("imbalance", (), words)
+
+
+def about_strays(folder: PictureFolder) -> Iterator[Finding]:
+    """Pictures beside the class folders: nothing says what they show."""
+    for path in folder.in_no_class:
+        yield Finding("in_no_class", (path,), "beside the class folders")
 
 
 def sorted_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -29,6 +29,9 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "test_set", "testing_set"), "test"),
 }
 
+IN_NO_CLASS = "in no class"
+"""Why a picture beside the class folders is passed over."""
+
 
 @dataclass(frozen=True)
 class PictureFile:
@@ -64,6 +67,11 @@ class PictureFolder:
     passed_over: tuple[tuple[Path, str], ...]
 
     @property
+    def in_no_class(self) -> tuple[Path, ...]:
+        """Pictures beside the class folders: nothing says what they show."""
+        return tuple(path for path, reason in self.passed_over if reason == IN_NO_CLASS)
+
+    @property
     def splits(self) -> dict[str, tuple[PictureFile, ...]]:
         """The splits that there are, by name."""
         named = {"train": self.train, "val": self.val, "test": self.test}
@@ -74,7 +82,8 @@ def scan_folder(folder: Path, fewest: int = 2) -> PictureFolder:
     """Finds the classes and pictures of a folder.
 
     Symbolic links are followed; a link back to where the walk already is, or to nowhere, is passed
-    over. So are hidden files, and files whose names don't end like a picture's.
+    over. So are hidden files, files whose names don't end like a picture's, and pictures beside the
+    class folders.
 
     Args:
         folder: In one of the two layouts above.
@@ -82,8 +91,7 @@ def scan_folder(folder: Path, fewest: int = 2) -> PictureFolder:
 
     Raises:
         DataError: The folder is missing or a file; it has no pictures, too few classes or an empty
-            class; pictures lie beside the class folders; or the classes of ``train/`` differ
-            from those beside it.
+            class; or the classes of ``train/`` differ from those beside it.
     """
     check_folder(folder)
     passed_over: list[tuple[Path, str]] = []
@@ -167,13 +175,9 @@ def _classes_of(
             passed_over.append((path, reason))
         else:
             loose.append(path)
-    if loose and classes:
-        shown = ", ".join(path.name for path in loose[:3]) + (", …" if len(loose) > 3 else "")
-        raise DataError(
-            f"{_count(loose)} beside the class folders of {folder}: {shown}. Move each into the "
-            "folder of its class, or out of the way."
-        )
-    if loose:
+    if classes:
+        passed_over += [(path, IN_NO_CLASS) for path in loose]
+    elif loose:
         raise DataError(
             f"{folder} holds {_count(loose)} but no class folders. Make one folder per class and "
             "move the pictures into them; to label pictures, use `mobilenetv2 predict`."

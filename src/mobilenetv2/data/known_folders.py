@@ -21,6 +21,7 @@ from PIL import Image
 from mobilenetv2.cache import cache_folder
 from mobilenetv2.data.doctor import examine
 from mobilenetv2.data.examination import UNUSABLE_KINDS, Examination, Finding, PictureReport
+from mobilenetv2.data.findings import about_strays, sorted_findings
 from mobilenetv2.data.folders import PictureFolder
 from mobilenetv2.data.heic import heic_version
 from mobilenetv2.errors import ConfigError, WorkFailed
@@ -152,6 +153,7 @@ def _remember(path: Path, examination: Examination, signs: str) -> None:
         "findings": [
             (finding.kind, [place[path] for path in finding.paths], finding.words)
             for finding in examination.findings
+            if finding.kind != "in_no_class"  # no picture of the folder, and known from its names
         ],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,12 +179,15 @@ def _recall(path: Path, folder: PictureFolder) -> Examination | None:
         pictures = tuple(
             PictureReport(where, split, label, **facts) for (split, where, label), facts in files
         )
-        findings = tuple(
+        findings = [
             Finding(kind, tuple(pictures[index].path for index in indices), words)
             for kind, indices, words in contents["findings"]
-        )
+        ]
     except (OSError, ValueError, TypeError, KeyError, IndexError):  # none, or not what we wrote
         return None
     with suppress(OSError):
         os.utime(path)  # it was needed just now
-    return Examination(folder.root, folder.classes, pictures, findings, folder.passed_over)
+    findings += about_strays(folder)
+    return Examination(
+        folder.root, folder.classes, pictures, sorted_findings(findings), folder.passed_over
+    )

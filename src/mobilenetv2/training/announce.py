@@ -90,11 +90,17 @@ def _health(examination: Examination | None) -> Iterator[str]:
     for picture in examination.pictures:
         if not picture.usable:
             yield f"left out: {picture.path}: {picture.reason}"
+    if strays := examination.of_kind("in_no_class"):
+        shown = ", ".join(str(stray.paths[0]) for stray in strays[:3])
+        yield (
+            f"{count_of(len(strays), 'picture')} beside the class folders not used: {shown}"
+            f"{', …' if len(strays) > 3 else ''}"
+        )
     serious = [finding for finding in examination.findings if finding.severity != "note"]
     if serious:
         yield (
-            f"the doctor has {len(serious)} findings; `mobilenetv2 inspect {examination.root}` "
-            "shows them"
+            f"the doctor has {count_of(len(serious), 'finding')}; "
+            f"`mobilenetv2 inspect {examination.root}` shows them"
         )
     # Pictures left out are named above.
     kinds = [kind for kind in KINDS if kind not in UNUSABLE_KINDS]
