@@ -119,21 +119,22 @@ def test_default_below_recipe_below_file_below_flag(
         (["trian"], "no such command.*did you mean 'train'"),
         (["train", "minst"], "did you mean 'mnist'"),
         (["train", "no/such/folder"], "neither a folder nor a known data set"),
-        (["train", "--lr", "-1"], "lr: must be greater than 0, got -1"),
+        (["train", "--lr", "-1"], "--lr: must be greater than 0, got -1"),
         (["train", "--lr", "nan"], "lr: "),
-        (["train", "--epochs", "0"], "epochs: must be greater than or equal to 1"),
+        (["train", "--epochs", "0"], "--epochs: must be greater than or equal to 1"),
         (["train", "--epochs", "-3"], r"epochs: must be greater than or equal to 1, got -3$"),
-        (["train", "--batch-size", "0"], "batch_size: "),
-        (["train", "--image-size", "8", "4097"], "image_size: must be less than .* 4096, got 4097"),
+        (["train", "--batch_size=0"], "--batch-size: "),
+        (["train", "--image-size", "8", "4097"], "image-size: must be less than .* 4096, got 4097"),
         (["train", "--width", "0"], "width: "),
-        (["train", "--image-size", "4"], "image_size: "),
-        (["train", "--val-fraction", "1.5"], "val_fraction: "),
+        (["train", "--image-size", "4"], "--image-size: "),
+        (["train", "--val-fraction", "1.5"], "--val-fraction: "),
         (["train", "--warmup-epochs", "99"], "warmup_epochs .99. must be less than epochs"),
         (["train", "--momentum", "0"], "nesterov needs momentum"),
         (["train", "--device", "cuda:9"], "--device cuda:9: not available"),
         (["train", "--device", "meta"], "--device meta: not available"),
         (["train", "--lrr", "1"], "(?s)Unrecognized options.*--lr"),
-        (["train", "--optimizer", "sdg"], "invalid choice"),
+        (["train", "--optimizer", "sdg"], "--optimizer: 'sgd', .* is expected, not 'sdg'"),
+        (["train", "--keep"], "--keep needs a value"),
         (["train", "--epochs", "many"], "(?s)epochs"),
         (["train", "--config"], "--config needs a value"),
         (["train", "--config", "missing.yaml"], "missing.yaml: cannot be read"),
@@ -526,6 +527,7 @@ def test_inspect_shows_plan_costs_and_health(
     assert "3,504,872 parameters, 300.77 M multiply-adds" in out
     code, out, _ = run_cli("inspect", "--image-size", "32", "--width", "0.5")
     assert "2·1·2·2·1·1·1·1; last map 4×4" in out
+    assert "3×32×64" in run_cli("inspect", "--image-size", "32", "64", "--width", "0.1")[1]
     code, out, _ = run_cli(
         "inspect", "first-version", "--image-size", "28", "--classes", "10", "--channels", "1"
     )
@@ -589,6 +591,9 @@ def test_runs_stand_beside_the_first(
     (row,) = (line for line in out.splitlines() if line.startswith(f"{run_folder}, {others[1]} "))
     assert f" {accuracy:.2%} ± 0.00%" in row
     assert f"left out: {others[2]}: not a run folder" in error
+    shutil.copytree(run_folder, tmp_path / "again")
+    again = run_cli("compare", run_folder, others[1], tmp_path / "again")[2]
+    assert f"{tmp_path / 'again'}: not in the mean, as another run has its seed" in again
     written = json.loads((report / "comparison.json").read_text())
     assert [one["other_settings"] for one in written["runs"]] == [{}, {"lr": 0.25}, {"seed": 7}]
     assert written["seeds"][0]["test_accuracy"] == {"mean": accuracy, "standard_deviation": 0.0}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from mobilenetv2.config import (
     DeviceConfig,
@@ -216,8 +216,8 @@ class InspectConfig(OutputConfig):
     """A run folder or model file, a folder of pictures, or the name of a network (default: the one
     of --network)."""
     network: NetworkConfig = NetworkConfig()
-    image_size: Side = 224
-    """For a network by name: the pictures' side in pixels."""
+    image_size: Annotated[Side | tuple[Side, Side], arg(metavar="INT [INT]")] = 224
+    """For a network by name: the pictures' side in pixels, or height and width."""
     classes: Annotated[int, Field(ge=2)] = 1000
     """For a network by name: how many classes it tells apart."""
     channels: Literal[1, 3] = 3

@@ -294,6 +294,18 @@ def test_a_comparison_shows_every_run(tmp_path: Path, count: int) -> None:
         image.verify()
 
 
+def test_seeds_of_one_setting_share_a_colour_and_a_name() -> None:
+    runs: dict[str, list[Any]] = {f"runs/{name}": [] for name in ("a", "b", "a-2", "c", "a-3")}
+    figure = curves.comparison(runs, [["runs/a", "runs/a-2", "runs/a-3"]])
+    for axes in figure.axes:
+        a, b, second, c, third = (line.get_color() for line in axes.lines)
+        assert a == second == third
+        assert len({a, b, c}) == 3
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.texts] == ["a and 2 other seeds", "b", "c"]
+    assert [line.get_color() for line in legend.get_lines()] == [a, b, c]
+
+
 def test_long_names_of_runs_are_told_apart_by_their_ends() -> None:
     runs = {f"/home/somebody/{'a' * 50}/{number}/run": [] for number in range(50)}
     (legend,) = curves.comparison(runs).legends

@@ -118,7 +118,10 @@ def test_means_are_over_seeds_alone(tmp_path: Path) -> None:
         assert spread is not None
         assert spread.mean == pytest.approx(np.mean(values))
         assert spread.standard_deviation == pytest.approx(np.std(values, ddof=1))
+    assert group.again == (again,)
     assert group.to_json()["seeds"] == [0, 1, 2]
+    assert group.to_json()["same_seed_again"] == [str(again.path)]
+    assert repeated([runs[0], again]) == []
     partly = [runs[0], run(tmp_path / "untested", 0.9, None, seed=9)]
     assert repeated(partly)[0].test is None
     assert repeated([other]) == []

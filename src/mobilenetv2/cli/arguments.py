@@ -3,7 +3,7 @@
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,21 +28,26 @@ Settings = TypeVar("Settings", bound=Section)
 
 def parse(name: str, model: type[Settings], arguments: list[str]) -> Settings:
     """The settings that ``arguments`` of the command ``name`` stand for."""
-    with _plain_complaints():
+    with _plain_complaints(arguments):
         return tyro.cli(model, args=arguments, prog=f"mobilenetv2 {name}", config=_STYLE)
 
 
 @contextmanager
-def _plain_complaints() -> Iterator[None]:
+def _plain_complaints(arguments: list[str]) -> Iterator[None]:
     """A block in which a value of the wrong type is told without Python's types.
 
+    Args:
+        arguments: what was typed; wrong values are named by the flags in it.
+
     Raises:
-        ConfigError: there was one.
+        ConfigError: a value was of the wrong type, or could not be right.
     """
     said, complaint = io.StringIO(), None
     try:
         with redirect_stderr(said):
             yield
+    except ConfigError as error:
+        raise ConfigError(_named_as_typed(str(error), arguments)) from error.__cause__
     except SystemExit:
         if complaint := wrong_value(said.getvalue()):
             raise ConfigError(complaint) from None
@@ -52,9 +57,25 @@ def _plain_complaints() -> Iterator[None]:
             sys.stderr.write(said.getvalue())
 
 
+def _named_as_typed(complaint: str, arguments: list[str]) -> str:
+    """A complaint about settings, by their flags where these were typed.
+
+    >>> _named_as_typed("batch_size: must be greater than 0, got -1", ["--batch-size", "-1"])
+    '--batch-size: must be greater than 0, got -1'
+    """
+    typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+
+    def named(found: re.Match[str]) -> str:
+        flag = f"--{found[1].replace('_', '-')}"
+        return f"{flag}: " if flag in typed else found[0]
+
+    return re.sub(r"^(\w+): ", named, complaint, flags=re.M)
+
+
 _EXPECTED = {
     r"invalid literal for int\(\) with base 10: (.+?)(?= Argument helptext)": "a whole number",
     r"could not convert string to float: (.+?)(?= Argument helptext)": "a number",
+    r"Could not find valid parse for arguments: \[(.+?)\]": "nothing but numbers",
     r"no type matching (.+?) could be instantiated from \[(.+?)\]\.": None,
 }
 """How tyro says that a value is of no type that is expected, and what is expected."""
@@ -66,9 +87,16 @@ def wrong_value(box: str) -> str | None:
     >>> wrong_value("│ Error parsing --lr: no type matching FLOAT|{auto} could be │\n"
     ...             "│ instantiated from ['fast']. Got errors: … │")
     "--lr: a number or auto is expected, not 'fast'"
+    >>> wrong_value("│ invalid choice 'slow' for argument '--keep'. Expected one of ('best', 'last'). │")
+    "--keep: 'best' or 'last' is expected, not 'slow'"
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours
     text = " ".join(re.sub(r"^[│|]|[│|]\s*$|[─-]{3,}", "", plain, flags=re.M).split())
+    invalid = r"invalid choice (.+) for argument '(.+?)'\. Expected one of \((.+?)\)"
+    if choice := re.search(invalid, text):
+        return f"{choice[2]}: {_either(choice[3].split(', '))} is expected, not {choice[1]}"
+    if missing := re.search(r"Missing value for argument '(.+?)'", text):
+        return f"{missing[1]} needs a value"
     if not (named := re.search(r"Error parsing (\S+): ", text)):
         return None
     for words, expected in _EXPECTED.items():
@@ -76,6 +104,11 @@ def wrong_value(box: str) -> str | None:
             kinds = expected or _kinds(found[1])
             return f"{named[1]}: {kinds} is expected, not {found[found.lastindex or 1]}"
     return None
+
+
+def _either(words: Sequence[str]) -> str:
+    """Words of which one is meant."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _kinds(types: str) -> str:
@@ -115,7 +148,7 @@ def read_train_config(command: str, arguments: list[str]) -> TrainConfig:
     path, arguments = take_option("--config", arguments)
     helpless = [argument for argument in arguments if argument not in ("-h", "--help")]
     # Data and length of the run decide the defaults of everything else.
-    with _plain_complaints():
+    with _plain_complaints(arguments):
         first, _ = tyro.cli(
             _FirstLook,
             args=helpless,
@@ -129,7 +162,7 @@ def read_train_config(command: str, arguments: list[str]) -> TrainConfig:
 
     def over(recipe: dict[str, Any]) -> TrainConfig:
         defaults = validate(merge(recipe, from_file), f"--config {path}" if path else "recipe")
-        with _plain_complaints():
+        with _plain_complaints(arguments):
             return tyro.cli(
                 TrainConfig,
                 args=arguments,
@@ -154,7 +187,8 @@ def _settings_of(run: Path) -> dict[str, Any]:
     """What a run was begun with, so that whatever differs from it was asked for."""
     from mobilenetv2.training.run_folder import RunFolder
 
-    return RunFolder.open(run).read_config().model_dump(mode="json")
+    settings = RunFolder.open(run).read_config().model_dump(mode="json")
+    return settings | {"quiet": False}  # how much is printed is asked for anew
 
 
 def take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -50,6 +50,8 @@ def compare_command(arguments: list[str]) -> int:
             "\nmean and standard deviation over seeds, with the same settings on the same machine:"
         )
         console().print(_seeds(groups))
+    for again in (run for group in groups for run in group.again):
+        remark(f"{again.path}: not in the mean, as another run has its seed")
     _remark_on_pictures(runs)
     if config.report:
         _write(config.report, runs, groups)
@@ -175,4 +177,5 @@ def _write(folder: Path, runs: Sequence["ComparedRun"], groups: Sequence["Repeat
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_text(folder / "comparison.json", text)
     epochs = {str(run.path): [epoch.model_dump() for epoch in run.epochs] for run in runs}
-    plots.save(curves.comparison(epochs), folder / "comparison.png")
+    alike = [[str(run.path) for run in group.runs] for group in groups]
+    plots.save(curves.comparison(epochs, alike), folder / "comparison.png")

@@ -76,12 +76,13 @@ def _inspect_network(config: InspectConfig, name: str) -> None:
 
     from mobilenetv2.network.build import build_network, complete
 
-    side = config.image_size
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
     settings = config.network.model_copy(update={"network": name})
-    settings = complete(settings, side, side)
+    settings = complete(settings, height, width)
     with torch.device("meta"):
         network = build_network(settings, config.classes, config.channels)
-    print_network(network, settings, (config.channels, side, side))
+    print_network(network, settings, (config.channels, height, width))
 
 
 def _inspect_folder(config: InspectConfig, folder: Path) -> int:

@@ -95,7 +95,9 @@ def training(events: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+def comparison(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], alike: Sequence[Sequence[str]] = ()
+) -> "Figure":
     """Validation loss and accuracy of several runs, epoch by epoch, in one picture.
 
     Of long runs accuracies begin at the lowest of the second halves, so that the ends can be told
@@ -103,18 +105,23 @@ def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
 
     Args:
         runs: each run's name, and the events of its epochs.
+        alike: groups of names that differ in their seeds alone; they share a colour.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7), layout="constrained")
     loss, accuracy = figure.subplots(2, 1, sharex=True)
-    colours = colormaps["tab10" if len(runs) <= 10 else "tab20" if len(runs) <= 20 else "turbo"]
-    lines = []
-    for place, epochs in enumerate(runs.values()):
-        colour = colours(place if len(runs) <= 20 else place / (len(runs) - 1))
+    group_of = {name: tuple(names) for names in alike for name in names}
+    groups: dict[tuple[str, ...], Any] = {group_of.get(name, (name,)): None for name in runs}
+    many = len(groups)
+    colours = colormaps["tab10" if many <= 10 else "tab20" if many <= 20 else "turbo"]
+    places = {names: place for place, names in enumerate(groups)}
+    for name, epochs in runs.items():
+        group = group_of.get(name, (name,))
+        colour = colours(places[group] if many <= 20 else places[group] / (many - 1))
         for axes, key in ((loss, "val_loss"), (accuracy, "val_accuracy")):
-            lines += axes.plot(
+            (groups[group],) = axes.plot(
                 [event["epoch"] for event in epochs],
                 [event[key] for event in epochs],
                 color=colour,
@@ -141,12 +148,14 @@ def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     accuracy.set_xlim(1 - 0.02 * most - 0.2, most + 0.02 * most + 0.2)
     for axes in (loss, accuracy):
         axes.grid(alpha=0.25)
-    names = _told_apart(list(runs)[:MAX_NAMED_RUNS])
-    if len(runs) > MAX_NAMED_RUNS:
-        names[-1] += f", and {len(runs) - MAX_NAMED_RUNS} more"
-    figure.legend(
-        lines[::2][:MAX_NAMED_RUNS], names, loc="outside right upper", frameon=False, fontsize=8
-    )
+    names = _told_apart([group[0] for group in groups][:MAX_NAMED_RUNS])
+    for place, group in enumerate(groups):
+        if len(group) > 1 and place < MAX_NAMED_RUNS:
+            names[place] += f" and {count_of(len(group) - 1, 'other seed')}"
+    if many > MAX_NAMED_RUNS:
+        names[-1] += f", and {many - MAX_NAMED_RUNS} more"
+    lines = list(groups.values())[:MAX_NAMED_RUNS]
+    figure.legend(lines, names, loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 

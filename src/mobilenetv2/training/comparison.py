@@ -149,7 +149,8 @@ class Repeated:
     """Runs that differ in their seeds alone.
 
     Attributes:
-        runs: two or more, all of which have ended.
+        runs: two or more, all of which have ended, each with another seed.
+        again: runs with a seed that one of those has: no other samples, and not in the figures.
         val: of their validation accuracies.
         test: of their test accuracies; None where some have none.
     """
@@ -157,12 +158,14 @@ class Repeated:
     runs: tuple[ComparedRun, ...]
     val: Spread
     test: Spread | None
+    again: tuple[ComparedRun, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Its figures as JSON-ready values."""
         return {
             "runs": [str(run.path) for run in self.runs],
             "seeds": [run.settings["seed"] for run in self.runs],
+            "same_seed_again": [str(run.path) for run in self.again],
             "val_accuracy": self.val.model_dump(),
             "test_accuracy": self.test and self.test.model_dump(),
         }
@@ -210,18 +213,24 @@ def repeated(runs: Sequence[ComparedRun]) -> list[Repeated]:
         if run.has_ended:
             others = {name: value for name, value in run.settings.items() if name != "seed"}
             key = json.dumps([others, run.measured, run.machine], sort_keys=True)
-            group = groups.setdefault(key, [])
-            # The same seed again is no other sample: its figures are the same.
-            if all(run.settings["seed"] != one.settings["seed"] for one in group):
-                group.append(run)
-    return [_together(group) for group in groups.values() if len(group) > 1]
+            groups.setdefault(key, []).append(run)
+    found = [_together(group) for group in groups.values()]
+    return [group for group in found if group is not None]
 
 
-def _together(runs: Sequence[ComparedRun]) -> Repeated:
+def _together(alike: Sequence[ComparedRun]) -> Repeated | None:
+    """Runs of one group, or None if there is one seed alone."""
+    of_seed: dict[int, ComparedRun] = {}
+    for run in alike:
+        of_seed.setdefault(run.settings["seed"], run)
+    if len(of_seed) < 2:
+        return None
+    runs = tuple(of_seed.values())
+    again = tuple(run for run in alike if run not in runs)
     val = [run.val_accuracy for run in runs if run.val_accuracy is not None]
     test = [run.test_accuracy for run in runs if run.test_accuracy is not None]
     tested = Spread.of(test) if len(test) == len(runs) else None
-    return Repeated(tuple(runs), Spread.of(val), tested)
+    return Repeated(runs, Spread.of(val), tested, again)
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
