@@ -182,7 +182,8 @@ def test_the_order_depends_on_names_alone(make):
 def test_pictures_beside_the_classes_are_told_of(make, layout, stray):
     folder = scan_folder(make(*layout))
     assert folder.in_no_class == (folder.root / stray,)
-    assert len(folder.train) == 2 and folder.classes == ("a", "b")
+    assert len(folder.train) == 2
+    assert folder.classes == ("a", "b")
 
 
 @pytest.mark.parametrize(

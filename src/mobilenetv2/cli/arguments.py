@@ -87,8 +87,8 @@ def wrong_value(box: str) -> str | None:
     >>> wrong_value("│ Error parsing --lr: no type matching FLOAT|{auto} could be │\n"
     ...             "│ instantiated from ['fast']. Got errors: … │")
     "--lr: a number or auto is expected, not 'fast'"
-    >>> wrong_value("│ invalid choice 'slow' for argument '--keep'. Expected one of ('best', 'last'). │")
-    "--keep: 'best' or 'last' is expected, not 'slow'"
+    >>> wrong_value("│ invalid choice '2' for argument '--channels'. Expected one of ('1', '3'). │")
+    "--channels: '1' or '3' is expected, not '2'"
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours
     text = " ".join(re.sub(r"^[│|]|[│|]\s*$|[─-]{3,}", "", plain, flags=re.M).split())

@@ -20,9 +20,10 @@ def train_command(arguments: list[str]) -> int:
     if result[key] is None:
         set_name, key = "validation", "val_accuracy"
     low, high = result["accuracy_interval"]
+    kept = f"{result['kept']} epoch {result['best_epoch']} of {result['epochs']}, "
     print(
         f"{set_name} accuracy {result[key]:.2%} (95 % interval {low:.2%} to {high:.2%}), "
-        f"{result['kept']} epoch {result['best_epoch']} of {result['epochs']}, "
+        f"{kept if result['steps'] else ''}"
         f"{result['seconds']:.1f} s: {result['run']}"
     )
     return 0

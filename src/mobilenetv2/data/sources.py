@@ -256,8 +256,8 @@ def _require_all_readable(examination: Examination, split: str) -> None:
     """A figure over a set must count every picture of it."""
     if strays := examination.of_kind("in_no_class"):
         raise DataError(
-            f"{examination.root}: not every picture can be counted, as {len(strays)} lie beside the "
-            "class folders; move them into the folder of their class, or out of the way:\n"
+            f"{examination.root}: not every picture can be counted, as these lie beside the class "
+            "folders; move them into the folder of their class, or out of the way:\n"
             + "\n".join(f"  {stray.paths[0]}" for stray in strays[:20])
         )
     broken = [p for p in examination.pictures if p.split == split and not p.usable]

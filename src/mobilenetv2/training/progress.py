@@ -144,10 +144,14 @@ class TensorBoard:
 
 def epoch_line(event: Event, epochs: int) -> str:
     """An epoch in words: what was measured, and how far training is ahead of validation."""
-    return (
-        f"epoch {event['epoch']:>{len(str(epochs))}}/{epochs}  "
+    measured = (
         f"train {event['train_loss']:.4f} {event['train_accuracy']:.2%}  "
         f"validation {event['val_loss']:.4f} {event['val_accuracy']:.2%}  "
-        f"gap {event['gap'] * 100:+.2f} points  lr {event['lr']:.2g}  "
+        f"gap {event['gap'] * 100:+.2f} points"
+    )
+    if event["step"] == 0:  # a head that was solved in one go
+        return measured
+    return (
+        f"epoch {event['epoch']:>{len(str(epochs))}}/{epochs}  {measured}  lr {event['lr']:.2g}  "
         f"{event['images_per_second']:,.0f} pictures/s  {event['seconds']:.1f} s"
     )
