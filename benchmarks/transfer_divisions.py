@@ -108,7 +108,9 @@ def main() -> None:
                 best, last = (runs[way][-1][epoch] for epoch in ("best", "last"))
                 print(f"division {seed}, {way}: {best:.2%}, last {last:.2%}", flush=True)
     head = "| | best epoch | gain over the first | last epoch | gain over the first | seconds |"
-    print(f"\nmean ± standard deviation over {arguments.divisions} divisions, gains ± standard error")
+    print(
+        f"\nmean ± standard deviation over {arguments.divisions} divisions, gains ± standard error"
+    )
     print("\n".join([head, "|---" * 6 + "|"]))
     for way, found in runs.items():
         print(line(way, found, next(iter(runs.values()))))

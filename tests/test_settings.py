@@ -1,6 +1,7 @@
 """Settings: validation, YAML, precedence, and words for what is wrong."""
 
 import contextlib
+import io
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -187,18 +188,46 @@ def test_small_grey_pictures_of_any_depth_are_grey(
     shape = (28, 28, 3) if mode == "RGB" else (28, 28)
     picture = Image.fromarray(np.full(shape, 99, dtype))
     assert picture.mode == mode
-    picture.save(tmp_path / "a.png")
-    assert recipe_settings(str(tmp_path)) == parse_settings(
-        (resources.files("mobilenetv2") / "recipes" / f"{recipe}.yaml").read_text(), recipe
+    for name in ("a/1.png", "b/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture.save(tmp_path / name)
+    expected, few = (
+        parse_settings(
+            (resources.files("mobilenetv2") / "recipes" / f"{name}.yaml").read_text(), name
+        )
+        for name in (recipe, "few")
     )
+    assert recipe_settings(str(tmp_path)) == merge(expected, few, {"epochs": 120})
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "lr", "epochs"),
+    [(20, 32, 0.05, 120), (350, 32, 0.05, 64), (1999, 32, 0.05, 30), (2000, 128, 0.1, 30)],
+)
+def test_few_small_pictures_get_more_steps(
+    tmp_path: Path, count: int, batch_size: int, lr: float, epochs: int
+) -> None:
+    picture = io.BytesIO()
+    Image.new("L", (28, 28)).save(picture, "PNG")
+    for part, pictures in (("train", count), ("test", 3000 if count < 100 else 2)):
+        for label in ("a", "b"):
+            (tmp_path / part / label).mkdir(parents=True)
+        for number in range(pictures):
+            where = tmp_path / part / "ab"[number % 2] / f"{number}.png"
+            where.write_bytes(picture.getvalue())
+    config = configure(str(tmp_path))
+    assert (config.batch_size, config.optimizer.lr, config.epochs) == (batch_size, lr, epochs)
+    assert configure(str(tmp_path), epochs=3, batch_size=7).epochs == 3
 
 
 def test_what_cannot_be_read_does_not_choose_the_recipe(tmp_path: Path) -> None:
     """A handful of photos behind many broken files are photos; nothing readable is not grey."""
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
     for number in range(300):
-        (tmp_path / f"{number:03}.jpg").write_bytes(b"\xff\xd8 broken")
+        (tmp_path / "ab"[number % 2] / f"{number:03}.jpg").write_bytes(b"\xff\xd8 broken")
     assert not recipe_settings(str(tmp_path))["augment"].get("rotate"), "not that of grey letters"
-    Image.new("RGB", (640, 480)).save(tmp_path / "137.jpg")
+    Image.new("RGB", (640, 480)).save(tmp_path / "b" / "137.jpg")
     assert configure(str(tmp_path)).transfer.weights == "auto"
 
 

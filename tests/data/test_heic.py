@@ -44,7 +44,9 @@ def test_a_photo_comes_out_as_it_went_in(tmp_path, name):
 
 def test_a_folder_of_heic_is_trained_as_photos(tmp_path):
     """Pillow alone cannot open them, and would say nothing of their size and colours."""
-    written(tmp_path, heic(photo(1)))
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        written(tmp_path / label, heic(photo(1)))
     settings = recipe_settings(str(tmp_path))
     assert settings["transfer"]["weights"] == "auto"
 

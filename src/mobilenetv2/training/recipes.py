@@ -4,7 +4,8 @@ A recipe's header says what it is for, the command that uses it and what that re
 no name to go by, so a look at a few of their pictures chooses between three recipes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
 from itertools import islice
@@ -13,13 +14,19 @@ from typing import Any
 
 from mobilenetv2.config import TrainConfig, TransferConfig
 from mobilenetv2.data.colours import GREY_MODES
+from mobilenetv2.data.folders import scan_folder
 from mobilenetv2.data.named_sets import NAMES
-from mobilenetv2.data.picture_tree import list_pictures
 from mobilenetv2.data.pictures import SMALL_SIDE, UnreadablePicture, read_frame
 from mobilenetv2.errors import DataError
 from mobilenetv2.settings import merge, nest, parse_settings, validate
 
 LOOK_AT = 20
+FEW = 2_000
+"""Training pictures of a folder; below this many, small ones get smaller batches (few.yaml)."""
+ENOUGH_STEPS = 700
+"""Steps that few pictures get by more epochs than the recipe's."""
+MOST_EPOCHS = 120
+"""Each also costs a look at the validation pictures and a checkpoint."""
 
 
 def configure(data: str = "digits", **settings: Any) -> TrainConfig:
@@ -56,7 +63,7 @@ def asked_weights(given: Mapping[str, Any]) -> object:
 
 
 def recipe_settings(data: str, epochs: object = None, weights: object = None) -> dict[str, Any]:
-    """The recipe of a data set, by its name, or by what a folder's pictures look like.
+    """The recipe of a data set, by its name, or by how many pictures a folder has and their looks.
 
     Args:
         data: a name or a folder.
@@ -69,8 +76,7 @@ def recipe_settings(data: str, epochs: object = None, weights: object = None) ->
     >>> whole["epochs"], whole["schedule"], short["schedule"]
     (20, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
     """
-    name = data if data in NAMES else _kind_of_folder(Path(data))
-    settings = _read(name)
+    settings = _read(data) if data in NAMES else _folder_settings(Path(data))
     if weights is None:
         weights = asked_weights(settings)
     if weights not in (None, "none"):
@@ -86,13 +92,24 @@ def _read(layer: str) -> dict[str, Any]:
     return parse_settings(recipe.read_text(encoding="utf-8"), recipe.name)
 
 
-def _kind_of_folder(folder: Path) -> str:
-    """Photos, or small pictures in colour or grey: mirroring harms letters and digits."""
+def _folder_settings(folder: Path) -> dict[str, Any]:
+    """The recipe for a folder's pictures, with enough steps where they are few."""
     try:
-        files = list_pictures([folder])
+        files = [file.path for file in scan_folder(folder).train]
     except DataError:
         # What is wrong with it will be said where it is read; nothing is downloaded before that.
-        return "small-colour"
+        return _read("small-colour")
+    kind = _kind_of(files)
+    settings = _read(kind)
+    if kind == "photos" or len(files) >= FEW:
+        return settings
+    settings = merge(settings, _read("few"))
+    enough = math.ceil(ENOUGH_STEPS * settings["batch_size"] / len(files))
+    return settings | {"epochs": min(max(enough, settings["epochs"]), MOST_EPOCHS)}
+
+
+def _kind_of(files: Sequence[Path]) -> str:
+    """Photos, or small pictures in colour or grey: mirroring harms letters and digits."""
     step = max(1, len(files) // LOOK_AT)
     spread = (file for first in range(step) for file in files[first::step])
     frames = list(islice(_frames(spread), LOOK_AT))
