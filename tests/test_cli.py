@@ -24,6 +24,7 @@ from mobilenetv2.classifier import Classifier
 from mobilenetv2.cli import COMMANDS, main
 from mobilenetv2.cli.runtime import in_runtime
 from mobilenetv2.cli.voice import complain
+from mobilenetv2.evaluation import curves
 from mobilenetv2.printable import printable
 from mobilenetv2.runtimes.engine import Engine
 from mobilenetv2.terminal import print_evaluation
@@ -134,7 +135,11 @@ def test_default_below_recipe_below_file_below_flag(
         (["train", "--device", "meta"], "--device meta: not available"),
         (["train", "--lrr", "1"], "(?s)Unrecognized options.*--lr"),
         (["train", "--optimizer", "sdg"], "--optimizer: 'sgd', .* is expected, not 'sdg'"),
+        (["train", "--optimizer", "a---b"], "is expected, not 'a---b'"),
         (["train", "--keep"], "--keep needs a value"),
+        (["train", "--image-size"], "--image-size needs a value"),
+        (["inspect", "--image-size", "28", "30", "31"], "--image-size: a whole number or two is"),
+        (["export", "run", "--picture-size", "28"], "two whole numbers is expected, not '28'"),
         (["train", "--epochs", "many"], "(?s)epochs"),
         (["train", "--config"], "--config needs a value"),
         (["train", "--config", "missing.yaml"], "missing.yaml: cannot be read"),
@@ -532,6 +537,8 @@ def test_inspect_shows_plan_costs_and_health(
         "inspect", "first-version", "--image-size", "28", "--classes", "10", "--channels", "1"
     )
     assert "801,210 parameters, 27.68 M multiply-adds" in out
+    before = ("--channels", "1", "--image-size", "28", "first-version", "--classes", "10")
+    assert run_cli("inspect", *before)[1] == out
     small = ("--image-size", "28", "--classes", "10", "--channels", "1")
     assert "801,210 parameters" in run_cli("inspect", "--network", "first-version", *small)[1]
     code, out, _ = run_cli("inspect", run_folder)
@@ -580,6 +587,9 @@ def test_runs_stand_beside_the_first(
         (tmp_path / name / "config.yaml").write_text(settings.replace(*words))
     (tmp_path / "find-lr.png").touch()
     report = tmp_path / "report"
+    drawn: list[Any] = []
+    draw = curves.comparison
+    monkeypatch.setattr(curves, "comparison", lambda *given: drawn.extend(given) or draw(*given))
     others = (tmp_path / "other", tmp_path / "seed", tmp_path / "find-lr.png")
     code, out, error = run_cli("compare", run_folder, *others, "--report", report)
     assert code == 0
@@ -593,10 +603,11 @@ def test_runs_stand_beside_the_first(
     assert f"left out: {others[2]}: not a run folder" in error
     shutil.copytree(run_folder, tmp_path / "again")
     again = run_cli("compare", run_folder, others[1], tmp_path / "again")[2]
-    assert f"{tmp_path / 'again'}: not in the mean, as another run has its seed" in again
+    assert f"{tmp_path / 'again'}: not in the mean, as {run_folder} has the same seed" in again
     written = json.loads((report / "comparison.json").read_text())
     assert [one["other_settings"] for one in written["runs"]] == [{}, {"lr": 0.25}, {"seed": 7}]
     assert written["seeds"][0]["test_accuracy"] == {"mean": accuracy, "standard_deviation": 0.0}
+    assert drawn[1] == [[str(run_folder), str(others[1])]]
     with Image.open(report / "comparison.png") as picture:
         picture.verify()
     code, out, _ = run_cli("compare", f"{tmp_path}/[os]*e[dr]")  # as where no shell expands it
@@ -632,8 +643,8 @@ def test_runs_on_other_pictures_are_told_apart(
     [
         (("train", "digits", "--lr", "abc"), "--lr: a number or auto is expected, not 'abc'"),
         (
-            ("train", "digits", "--image-size", "8", "x"),
-            "--image-size: a whole number or two of them is expected, not '8', 'x'",
+            ("train", "digits", "--image-size", "x", "8"),
+            "--image-size: a whole number or two is expected, not 'x', '8'",
         ),
         (("train", "--epochs", "1.5"), "--epochs: a whole number is expected, not '1.5'"),
         (("find-lr", "--momentum", "x"), "--momentum: a number is expected, not 'x'"),

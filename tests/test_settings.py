@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mobilenetv2.cli.arguments import read_train_config
 from mobilenetv2.config import (
     DataConfig,
     NetworkConfig,
@@ -24,7 +26,7 @@ from mobilenetv2.config import (
 )
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.settings import merge, nest, parse_settings, read_settings, to_yaml, validate
-from mobilenetv2.training.recipes import configure, recipe_settings
+from mobilenetv2.training.recipes import configure, recipe_settings, with_enough_steps
 
 
 def test_a_number_in_yaml_is_a_number_however_it_is_written() -> None:
@@ -191,33 +193,58 @@ def test_small_grey_pictures_of_any_depth_are_grey(
     for name in ("a/1.png", "b/1.png", "b/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         picture.save(tmp_path / name)
-    expected, few = (
-        parse_settings(
-            (resources.files("mobilenetv2") / "recipes" / f"{name}.yaml").read_text(), name
-        )
-        for name in (recipe, "few")
+    expected = parse_settings(
+        (resources.files("mobilenetv2") / "recipes" / f"{recipe}.yaml").read_text(), recipe
     )
-    assert recipe_settings(str(tmp_path)) == merge(expected, few, {"epochs": 120})
+    assert recipe_settings(str(tmp_path)) == with_enough_steps(expected, 3)
 
 
 @pytest.mark.parametrize(
-    ("count", "batch_size", "lr", "epochs"),
-    [(20, 32, 0.05, 120), (350, 32, 0.05, 64), (1999, 32, 0.05, 30), (2000, 128, 0.1, 30)],
+    ("count", "batch_size", "rate", "epochs"),
+    [
+        (20, 32, 0.1, 120), (200, 32, 0.1, 112), (350, 32, 0.1, 64), (1999, 32, 0.1, 30),
+        (6399, 32, 0.1, 30), (6400, 64, 0.14, 30), (12_799, 64, 0.14, 30), (12_800, 128, 0.2, 30),
+        (60_000, 128, 0.2, 30),
+    ],
+)  # fmt: skip
+def test_few_pictures_get_more_steps(count: int, batch_size: int, rate: float, epochs: int) -> None:
+    recipe = {"epochs": 30, "batch_size": 128, "optimizer": {"lr": 0.2, "momentum": 0.8}}
+    optimizer = {"lr": rate, "momentum": 0.8}
+    assert with_enough_steps(recipe, count) == (
+        {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer}
+    )
+    asked = with_enough_steps(recipe, count, 16)
+    assert (asked["batch_size"], asked["optimizer"]["lr"]) == (16, 0.2)
+    assert asked["epochs"] == max(30, min(120, math.ceil(700 * 16 / count)))
+
+
+@pytest.mark.parametrize(
+    ("parts", "epochs"),
+    [
+        ({"train": 300, "val": 50}, 75),  # 700 steps of 32
+        ({"train": 300, "test": 3000}, 83),  # a tenth of train/ is held out
+        ({"": 300}, 83),
+    ],
 )
-def test_few_small_pictures_get_more_steps(
-    tmp_path: Path, count: int, batch_size: int, lr: float, epochs: int
+def test_few_pictures_of_a_folder_are_those_to_train_on(
+    tmp_path: Path, parts: dict[str, int], epochs: int
 ) -> None:
     picture = io.BytesIO()
     Image.new("L", (28, 28)).save(picture, "PNG")
-    for part, pictures in (("train", count), ("test", 3000 if count < 100 else 2)):
+    for part, pictures in parts.items():
         for label in ("a", "b"):
             (tmp_path / part / label).mkdir(parents=True)
         for number in range(pictures):
             where = tmp_path / part / "ab"[number % 2] / f"{number}.png"
             where.write_bytes(picture.getvalue())
-    config = configure(str(tmp_path))
-    assert (config.batch_size, config.optimizer.lr, config.epochs) == (batch_size, lr, epochs)
-    assert configure(str(tmp_path), epochs=3, batch_size=7).epochs == 3
+    data = str(tmp_path)
+    config = configure(data)
+    assert (config.batch_size, config.optimizer.lr, config.epochs) == (32, 0.05, epochs)
+    assert configure(data, epochs=3).epochs == 3
+    asked = configure(data, batch_size=128)
+    assert (asked.batch_size, asked.optimizer.lr, asked.epochs) == (128, 0.1, 120)
+    assert read_train_config("train", [data, "--batch-size", "128"]) == asked
+    assert configure(data, weights="x.pth").epochs == 16, "that of pretrained weights"
 
 
 def test_what_cannot_be_read_does_not_choose_the_recipe(tmp_path: Path) -> None:

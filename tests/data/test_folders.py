@@ -90,7 +90,7 @@ def test_train_with_test_or_alone(make):
     assert folder.val is None
     assert {path.name: reason for path, reason in folder.passed_over} == {
         "docs": "beside train/",
-        "preview.jpg": "beside train/",
+        "preview.jpg": "in no class",
     }
 
 
@@ -177,6 +177,7 @@ def test_the_order_depends_on_names_alone(make):
         (["a/1.jpg", "b/1.jpg", "loose.jpg", "notes.txt"], "loose.jpg"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/x.jpg", "val/a/1.jpg", "val/b/1.jpg"],
          "val/x.jpg"),
+        (["train/a/1.jpg", "train/b/1.jpg", "x.jpg", "val/a/1.jpg", "val/b/1.jpg"], "x.jpg"),
     ],
 )  # fmt: skip
 def test_pictures_beside_the_classes_are_told_of(make, layout, stray):
@@ -196,6 +197,12 @@ def test_pictures_beside_the_classes_are_told_of(make, layout, stray):
         (["a/1.jpg", "b/"], "class 'b'"),
         (["a/1.jpg", "b/1.jpg", "c/x.txt", "d/"], "classes 'c', 'd'"),
         (["1.jpg", "2.jpg"], "2 pictures but no class folders"),
+        (["1.jpg", "2.jpg", "old/"], "2 pictures but no class folders with pictures"),
+        (
+            ["1.jpg", "2.jpg", "old/3.jpg"],
+            "one class only, 'old'.* 2 pictures beside .*1.jpg: move",
+        ),
+        (["a/1.jpg", "b/", "1.jpg"], "in the class 'b'.* 1 picture beside the class folders"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"], "lacks class 'b'"),
         (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg"], "lacks class 'b'"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1", "val/b/1.jpg"], "class 'a' of .*val"),

@@ -302,7 +302,7 @@ def test_seeds_of_one_setting_share_a_colour_and_a_name() -> None:
         assert a == second == third
         assert len({a, b, c}) == 3
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.texts] == ["a and 2 other seeds", "b", "c"]
+    assert [text.get_text() for text in legend.texts] == ["a and 2 more runs", "b", "c"]
     assert [line.get_color() for line in legend.get_lines()] == [a, b, c]
 
 

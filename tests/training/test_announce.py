@@ -28,8 +28,11 @@ def test_errors_of_the_doctor_are_named_by_kind(
     words = " ".join(out.split())
     assert "errors among them: 12 × Leak between splits (the score would flatter" in words
     assert "24×32 rgb, in training 18×24" in words
-    assert "1 picture beside the class folders not used: " in words
+    assert "1 picture in no class, and not used: " in words
     assert "stray.png" in words
+    error = " ".join(run_cli("evaluate", tmp_path / "run")[2].split())
+    assert "1 picture in no class, and not used: " in error
+    assert "stray.png" in error
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -37,6 +37,12 @@ def test_an_epoch_in_words() -> None:
     )
 
 
+def test_a_head_that_was_solved_has_no_epochs() -> None:
+    assert epoch_line({**EPOCH, "step": 0}, 1) == (
+        "train 0.5123 99.00%  validation 0.6000 95.55%  gap +3.45 points"
+    )
+
+
 @pytest.mark.parametrize("width", [20, 80, 300])
 def test_a_log_line_is_one_line_however_narrow(width: int) -> None:
     file = io.StringIO()

@@ -28,6 +28,7 @@ Settings = TypeVar("Settings", bound=Section)
 
 def parse(name: str, model: type[Settings], arguments: list[str]) -> Settings:
     """The settings that ``arguments`` of the command ``name`` stand for."""
+    arguments = several_last(arguments, model)
     with _plain_complaints(arguments):
         return tyro.cli(model, args=arguments, prog=f"mobilenetv2 {name}", config=_STYLE)
 
@@ -62,6 +63,8 @@ def _named_as_typed(complaint: str, arguments: list[str]) -> str:
 
     >>> _named_as_typed("batch_size: must be greater than 0, got -1", ["--batch-size", "-1"])
     '--batch-size: must be greater than 0, got -1'
+    >>> _named_as_typed("epochs: must be greater than 0, got -1", ["--config", "x.yaml"])
+    'epochs: must be greater than 0, got -1'
     """
     typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
 
@@ -76,7 +79,7 @@ _EXPECTED = {
     r"invalid literal for int\(\) with base 10: (.+?)(?= Argument helptext)": "a whole number",
     r"could not convert string to float: (.+?)(?= Argument helptext)": "a number",
     r"Could not find valid parse for arguments: \[(.+?)\]": "nothing but numbers",
-    r"no type matching (.+?) could be instantiated from \[(.+?)\]\.": None,
+    r"no type matching (.+?) could be instantiated from \[(.*?)\]\.": None,
 }
 """How tyro says that a value is of no type that is expected, and what is expected."""
 
@@ -91,18 +94,22 @@ def wrong_value(box: str) -> str | None:
     "--channels: '1' or '3' is expected, not '2'"
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours
-    text = " ".join(re.sub(r"^[│|]|[│|]\s*$|[─-]{3,}", "", plain, flags=re.M).split())
+    lines = re.sub(r"^[│|]|[│|]\s*$", "", plain, flags=re.M).splitlines()
+    text = " ".join(" ".join(line for line in lines if line.strip("─- ")).split())
     invalid = r"invalid choice (.+) for argument '(.+?)'\. Expected one of \((.+?)\)"
     if choice := re.search(invalid, text):
-        return f"{choice[2]}: {_either(choice[3].split(', '))} is expected, not {choice[1]}"
-    if missing := re.search(r"Missing value for argument '(.+?)'", text):
+        expected = _either(choice[3].rstrip(",").split(", "))
+        return f"{choice[2]}: {expected} is expected, not {choice[1]}"
+    if missing := re.search(r"Missing value for argument '(--.+?)'", text):
         return f"{missing[1]} needs a value"
     if not (named := re.search(r"Error parsing (\S+): ", text)):
         return None
-    for words, expected in _EXPECTED.items():
+    for words, kind in _EXPECTED.items():
         if found := re.match(words, text[named.end() :]):
-            kinds = expected or _kinds(found[1])
-            return f"{named[1]}: {kinds} is expected, not {found[found.lastindex or 1]}"
+            value = found[found.lastindex or 1]
+            if not value:
+                return f"{named[1]} needs a value"
+            return f"{named[1]}: {kind or _kinds(found[1])} is expected, not {value}"
     return None
 
 
@@ -115,9 +122,12 @@ def _kinds(types: str) -> str:
     """Types as tyro names them, in words.
 
     >>> _kinds("{None}|INT|{INT INT}"), _kinds("{None}|{{1,2} {1,2}}"), _kinds("{auto,head}|INT")
-    ('a whole number or two of them', '2 × {1,2}', 'auto or head or a whole number')
+    ('a whole number or two', '2 × {1,2}', 'auto or head or a whole number')
+    >>> _kinds("{None}|{INT INT}")
+    'two whole numbers'
     """
-    named = {"INT": "a whole number", "INT INT": "two of them", "FLOAT": "a number"}
+    named = {"INT": "a whole number", "FLOAT": "a number"}
+    named["INT INT"] = "two" if "INT|" in types else "two whole numbers"
     words: list[str] = []
     for kind in re.findall(r"\{(?:[^{}]|\{[^{}]*\})*\}|[^|]+", types):
         inside = kind.removeprefix("{").removesuffix("}") if kind.startswith("{") else kind
@@ -134,6 +144,7 @@ class _FirstLook(TrainConfig):
     data: DataConfig = DataConfig(data="")
     transfer: TransferConfig = TransferConfig(weights="")
     epochs: int = 0
+    batch_size: int = 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> "_FirstLook":
@@ -145,9 +156,9 @@ def read_train_config(command: str, arguments: list[str]) -> TrainConfig:
 
     For ``--resume``, the run's own settings take the place of the first two.
     """
-    path, arguments = take_option("--config", arguments)
+    path, arguments = take_option("--config", several_last(arguments, TrainConfig))
     helpless = [argument for argument in arguments if argument not in ("-h", "--help")]
-    # Data and length of the run decide the defaults of everything else.
+    # Data, length and batches of the run decide the defaults of everything else.
     with _plain_complaints(arguments):
         first, _ = tyro.cli(
             _FirstLook,
@@ -177,10 +188,12 @@ def read_train_config(command: str, arguments: list[str]) -> TrainConfig:
         return over(_settings_of(first.resume))
     data = str(first.data.data or from_file.get("data", {}).get("data", DataConfig().data))
     epochs = first.epochs or from_file.get("epochs")
-    config = over(recipe_settings(data, epochs, first.transfer.weights or asked_weights(from_file)))
+    weights = first.transfer.weights or asked_weights(from_file)
+    batch_size = first.batch_size or from_file.get("batch_size")
+    config = over(recipe_settings(data, epochs, weights, batch_size))
     if config.transfer.weights != "auto":
         return config
-    return config.or_without_weights(over(recipe_settings(data, epochs, "none")))
+    return config.or_without_weights(over(recipe_settings(data, epochs, "none", batch_size)))
 
 
 def _settings_of(run: Path) -> dict[str, Any]:
@@ -189,6 +202,43 @@ def _settings_of(run: Path) -> dict[str, Any]:
 
     settings = RunFolder.open(run).read_config().model_dump(mode="json")
     return settings | {"quiet": False}  # how much is printed is asked for anew
+
+
+def several_last(arguments: list[str], model: type[Section]) -> list[str]:
+    """Flags that take several numbers, moved to the end: they would take the words behind them too.
+
+    >>> several_last(["--image-size", "28", "first-version", "--classes", "9"], TrainConfig)
+    ['first-version', '--classes', '9', '--image-size', '28']
+    """
+    flags = set(_flags_of_several(model))
+    rest, moved, waiting = list[str](), list[str](), list(arguments)
+    while waiting and waiting[0] != "--":
+        word = waiting.pop(0)
+        if word.replace("_", "-") in flags and waiting and _is_number(waiting[0]):
+            moved.append(word)
+            while waiting and _is_number(waiting[0]):
+                moved.append(waiting.pop(0))
+        else:
+            rest.append(word)
+    return rest + moved + waiting
+
+
+def _flags_of_several(model: type[Section]) -> Iterator[str]:
+    """The flags of settings that are tuples, also where they need not be."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from _flags_of_several(kind)
+        elif "tuple[" in str(kind) and "Path" not in str(kind):  # pictures are no flag
+            yield f"--{name.replace('_', '-')}"
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -50,8 +50,7 @@ def compare_command(arguments: list[str]) -> int:
             "\nmean and standard deviation over seeds, with the same settings on the same machine:"
         )
         console().print(_seeds(groups))
-    for again in (run for group in groups for run in group.again):
-        remark(f"{again.path}: not in the mean, as another run has its seed")
+    _remark_on_seeds(groups)
     _remark_on_pictures(runs)
     if config.report:
         _write(config.report, runs, groups)
@@ -154,6 +153,15 @@ def _spread(spread: "Spread | None") -> str:
     return "–" if spread is None else f"{spread.mean:.2%} ± {spread.standard_deviation:.2%}"
 
 
+def _remark_on_seeds(groups: Sequence["Repeated"]) -> None:
+    """Tell which runs are not in the means."""
+    for group in groups:
+        counted = {run.settings["seed"]: run for run in group.runs}
+        for again in group.again:
+            first = counted[again.settings["seed"]]
+            remark(f"{again.path}: not in the mean, as {first.path} has the same seed")
+
+
 def _remark_on_pictures(runs: Sequence["ComparedRun"]) -> None:
     """Tell which figures say little beside those of the first run."""
     for figures in ("validation", "validation and test"):
@@ -177,5 +185,5 @@ def _write(folder: Path, runs: Sequence["ComparedRun"], groups: Sequence["Repeat
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_text(folder / "comparison.json", text)
     epochs = {str(run.path): [epoch.model_dump() for epoch in run.epochs] for run in runs}
-    alike = [[str(run.path) for run in group.runs] for group in groups]
+    alike = [[str(run.path) for run in (*group.runs, *group.again)] for group in groups]
     plots.save(curves.comparison(epochs, alike), folder / "comparison.png")

@@ -58,7 +58,7 @@ def _evaluate_with(config: EvaluateConfig, processes: "Processes") -> int:
     else:
         data = DataConfig(data=config.data, **config.source.model_dump())
         tell = teller(config.quiet)
-        sets = dict([load_for_measuring(data, wanted, classifier.labels, tell)])
+        sets = dict([load_for_measuring(data, wanted, classifier.labels, tell, remark)])
     if config.report:
         made("--report", config.report)
     report: dict[str, Any] = {}
@@ -107,6 +107,8 @@ def _tell_what_changed(own: "DataSet", model: Path) -> None:
                 f"{own.name}: {len(unreadable):,} of its pictures cannot be read, so no figure "
                 f"counts them; `mobilenetv2 inspect {own.name}` shows which"
             )
+        if strays := own.examination.strays_in_words():
+            remark(strays)
     labels = (own.val if own.test is None else own.test).labels
     then, now = own_counts(model), labels.bincount(minlength=len(own.classes)).tolist()
     if then is not None and then != now:

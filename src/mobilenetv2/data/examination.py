@@ -147,6 +147,18 @@ class Examination:
         """The findings of one kind."""
         return tuple(finding for finding in self.findings if finding.kind == kind)
 
+    def strays_in_words(self) -> str:
+        """Pictures that are not used, as they are in no class, in a line; empty if there are none.
+
+        File names in it are as they are on the disk.
+        """
+        strays = [str(finding.paths[0]) for finding in self.of_kind("in_no_class")]
+        if not strays:
+            return ""
+        noun = "picture" if len(strays) == 1 else "pictures"
+        named = ", ".join(strays[:3]) + (", …" if len(strays) > 3 else "")
+        return f"{len(strays):,} {noun} in no class, and not used: {named}"
+
     def require_usable(self) -> None:
         """Makes sure that every class can be trained on.
 

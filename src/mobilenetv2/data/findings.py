@@ -115,9 +115,9 @@ def about_classes(
 
 
 def about_strays(folder: PictureFolder) -> Iterator[Finding]:
-    """Pictures beside the class folders: nothing says what they show."""
+    """Pictures in no class: nothing says what they show."""
     for path in folder.in_no_class:
-        yield Finding("in_no_class", (path,), "beside the class folders")
+        yield Finding("in_no_class", (path,), f"beside the folders of {path.parent.name}")
 
 
 def sorted_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -15,7 +15,6 @@ from mobilenetv2.data.picture_tree import (
     SUFFIX_HINT,
     check_folder,
     folder_identity,
-    is_hidden,
     is_visible_folder,
     sorted_entries,
     walk,
@@ -30,7 +29,7 @@ SPLIT_NAMES = {
 }
 
 IN_NO_CLASS = "in no class"
-"""Why a picture beside the class folders is passed over."""
+"""Why a picture beside the folders of classes or splits is passed over."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class PictureFolder:
 
     @property
     def in_no_class(self) -> tuple[Path, ...]:
-        """Pictures beside the class folders: nothing says what they show."""
+        """Pictures beside the folders of classes or splits: nothing says what they show."""
         return tuple(path for path, reason in self.passed_over if reason == IN_NO_CLASS)
 
     @property
@@ -105,7 +104,16 @@ def scan_folder(folder: Path, fewest: int = 2) -> PictureFolder:
         for split, where in (split_folders or {"train": folder}).items()
     }
     classes = tuple(sorted(classes_of["train"]))
-    _check_classes(folder, split_folders, classes_of, fewest)
+    try:
+        _check_classes(folder, split_folders, classes_of, fewest)
+    except DataError as error:
+        strays = [path for path, reason in passed_over if reason == IN_NO_CLASS]
+        if not strays:
+            raise
+        raise DataError(
+            f"{error} {_count(strays)} beside the class folders, such as {strays[0]}: move each "
+            "into the folder of its class."
+        ) from None
     files = {
         split: tuple(
             PictureFile(path, label)
@@ -143,7 +151,7 @@ def _split_folders(folder: Path, passed_over: list[tuple[Path, str]]) -> dict[st
             raise DataError(f"{folder} has {names}, both for {split}. Rename one of them.")
     passed_over += [(Path(entry.path), "beside train/") for entry in beside]
     passed_over += [
-        (Path(entry.path), "hidden" if is_hidden(entry.name) else "beside train/")
+        (Path(entry.path), why_passed_over(entry) or IN_NO_CLASS)
         for entry in sorted_entries(folder)
         if not is_visible_folder(entry)
     ]
@@ -175,12 +183,13 @@ def _classes_of(
             passed_over.append((path, reason))
         else:
             loose.append(path)
-    if classes:
+    if any(classes.values()):
         passed_over += [(path, IN_NO_CLASS) for path in loose]
     elif loose:
         raise DataError(
-            f"{folder} holds {_count(loose)} but no class folders. Make one folder per class and "
-            "move the pictures into them; to label pictures, use `mobilenetv2 predict`."
+            f"{folder} holds {_count(loose)} but no class folders with pictures. Make one "
+            "folder per class and move the pictures into them; to label pictures, use "
+            "`mobilenetv2 predict`."
         )
     return classes
 

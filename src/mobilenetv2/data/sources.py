@@ -93,6 +93,7 @@ def load_for_measuring(
     preprocessing: Preprocessing,
     labels: Sequence[str],
     tell: Callable[[str], object] = lambda _: None,
+    remark: Callable[[str], object] = lambda _: None,
 ) -> tuple[str, LabelledPictures]:
     """Pictures to measure an existing classifier on, each counted once.
 
@@ -103,6 +104,7 @@ def load_for_measuring(
         preprocessing: the classifier's.
         labels: the classifier's; the pictures' labels are places in it.
         tell: takes a line for the user, where there is something to wait for.
+        remark: takes a line on pictures that no figure can count, as they are in no class.
 
     Returns:
         What the set is called ("test", "validation" or "all"), and the pictures.
@@ -121,6 +123,8 @@ def load_for_measuring(
     kept = _to_keep(config, split, preprocessing.resize, preprocessing.colour)
     examination = examine_once(folder, kept.keep, tell=tell)
     _require_all_readable(examination, split)
+    if strays := examination.strays_in_words():
+        remark(strays)
     with _examined_anew_if_unreadable(folder):
         read = load_files(examination.usable(split), preprocessing, config, kept)
     alone = examination.splits == ("train",)
@@ -254,12 +258,6 @@ def _load_folder(
 
 def _require_all_readable(examination: Examination, split: str) -> None:
     """A figure over a set must count every picture of it."""
-    if strays := examination.of_kind("in_no_class"):
-        raise DataError(
-            f"{examination.root}: not every picture can be counted, as these lie beside the class "
-            "folders; move them into the folder of their class, or out of the way:\n"
-            + "\n".join(f"  {stray.paths[0]}" for stray in strays[:20])
-        )
     broken = [p for p in examination.pictures if p.split == split and not p.usable]
     if broken:
         raise DataError(

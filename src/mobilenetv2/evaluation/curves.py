@@ -105,7 +105,7 @@ def comparison(
 
     Args:
         runs: each run's name, and the events of its epochs.
-        alike: groups of names that differ in their seeds alone; they share a colour.
+        alike: groups of names that differ in their seeds at most; they share a colour.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -151,7 +151,7 @@ def comparison(
     names = _told_apart([group[0] for group in groups][:MAX_NAMED_RUNS])
     for place, group in enumerate(groups):
         if len(group) > 1 and place < MAX_NAMED_RUNS:
-            names[place] += f" and {count_of(len(group) - 1, 'other seed')}"
+            names[place] += f" and {count_of(len(group) - 1, 'more run')}"
     if many > MAX_NAMED_RUNS:
         names[-1] += f", and {many - MAX_NAMED_RUNS} more"
     lines = list(groups.values())[:MAX_NAMED_RUNS]

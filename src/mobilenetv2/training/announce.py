@@ -89,13 +89,9 @@ def _health(examination: Examination | None) -> Iterator[str]:
         return
     for picture in examination.pictures:
         if not picture.usable:
-            yield f"left out: {picture.path}: {picture.reason}"
-    if strays := examination.of_kind("in_no_class"):
-        shown = ", ".join(str(stray.paths[0]) for stray in strays[:3])
-        yield (
-            f"{count_of(len(strays), 'picture')} beside the class folders not used: {shown}"
-            f"{', …' if len(strays) > 3 else ''}"
-        )
+            yield printable(f"left out: {picture.path}: {picture.reason}")
+    if strays := examination.strays_in_words():
+        yield printable(strays)
     serious = [finding for finding in examination.findings if finding.severity != "note"]
     if serious:
         yield (

@@ -1,7 +1,8 @@
 """Settings that were measured to suit a data set; each is a YAML file in ``mobilenetv2/recipes``.
 
 A recipe's header says what it is for, the command that uses it and what that reached. Folders have
-no name to go by, so a look at a few of their pictures chooses between three recipes.
+no name to go by, so a look at a few of their pictures chooses between three recipes, and small
+pictures that are few get more steps.
 """
 
 import math
@@ -12,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mobilenetv2.config import TrainConfig, TransferConfig
+from mobilenetv2.config import DataConfig, TrainConfig, TransferConfig
 from mobilenetv2.data.colours import GREY_MODES
 from mobilenetv2.data.folders import scan_folder
 from mobilenetv2.data.named_sets import NAMES
@@ -21,10 +22,11 @@ from mobilenetv2.errors import DataError
 from mobilenetv2.settings import merge, nest, parse_settings, validate
 
 LOOK_AT = 20
-FEW = 2_000
-"""Training pictures of a folder; below this many, small ones get smaller batches (few.yaml)."""
-ENOUGH_STEPS = 700
-"""Steps that few pictures get by more epochs than the recipe's."""
+STEPS_OF_AN_EPOCH = 100
+"""Where small pictures are too few for as many, batches are smaller than the recipe's."""
+SMALLEST_BATCH = 32
+STEPS = 700
+"""Where these batches are too few for as many in a run, it has more epochs than the recipe's."""
 MOST_EPOCHS = 120
 """Each also costs a look at the validation pictures and a checkpoint."""
 
@@ -45,7 +47,7 @@ def configure(data: str = "digits", **settings: Any) -> TrainConfig:
     given = nest({"data": data, **settings})
 
     def with_recipe(weights: object) -> TrainConfig:
-        recipe = recipe_settings(data, given.get("epochs"), weights)
+        recipe = recipe_settings(data, given.get("epochs"), weights, given.get("batch_size"))
         return validate(merge(recipe, given), "settings")
 
     config = with_recipe(asked_weights(given))
@@ -62,7 +64,9 @@ def asked_weights(given: Mapping[str, Any]) -> object:
     return transfer.get("weights") if isinstance(transfer, dict) else None
 
 
-def recipe_settings(data: str, epochs: object = None, weights: object = None) -> dict[str, Any]:
+def recipe_settings(
+    data: str, epochs: object = None, weights: object = None, batch_size: object = None
+) -> dict[str, Any]:
     """The recipe of a data set, by its name, or by how many pictures a folder has and their looks.
 
     Args:
@@ -71,12 +75,13 @@ def recipe_settings(data: str, epochs: object = None, weights: object = None) ->
             of them.
         weights: where first weights come from; the recipe's own choice if left out. What suits
             pretrained ones is laid over the recipe.
+        batch_size: what was asked for instead of the recipe's.
 
     >>> whole, short = recipe_settings("mnist"), recipe_settings("mnist", epochs=1.5)
     >>> whole["epochs"], whole["schedule"], short["schedule"]
     (20, {'warmup_epochs': 1}, {'warmup_epochs': 0.5})
     """
-    settings = _read(data) if data in NAMES else _folder_settings(Path(data))
+    settings = _read(data) if data in NAMES else _folder_settings(Path(data), batch_size)
     if weights is None:
         weights = asked_weights(settings)
     if weights not in (None, "none"):
@@ -92,20 +97,58 @@ def _read(layer: str) -> dict[str, Any]:
     return parse_settings(recipe.read_text(encoding="utf-8"), recipe.name)
 
 
-def _folder_settings(folder: Path) -> dict[str, Any]:
-    """The recipe for a folder's pictures, with enough steps where they are few."""
+def _folder_settings(folder: Path, batch_size: object) -> dict[str, Any]:
+    """The recipe for a folder's pictures, by how they look, and how many there are of small ones.
+
+    Photos are to start from pretrained weights, which need few steps.
+    """
     try:
-        files = [file.path for file in scan_folder(folder).train]
+        found = scan_folder(folder)
     except DataError:
         # What is wrong with it will be said where it is read; nothing is downloaded before that.
         return _read("small-colour")
-    kind = _kind_of(files)
+    kind = _kind_of([file.path for file in found.train])
+    held_out = 0.0 if "val" in found.splits else DataConfig().val_fraction
     settings = _read(kind)
-    if kind == "photos" or len(files) >= FEW:
-        return settings
-    settings = merge(settings, _read("few"))
-    enough = math.ceil(ENOUGH_STEPS * settings["batch_size"] / len(files))
-    return settings | {"epochs": min(max(enough, settings["epochs"]), MOST_EPOCHS)}
+    return (
+        settings
+        if kind == "photos"
+        else with_enough_steps(settings, len(found.train) * (1 - held_out), batch_size)
+    )
+
+
+def with_enough_steps(
+    settings: Mapping[str, Any], pictures: float, batch_size: object = None
+) -> dict[str, Any]:
+    """A recipe with smaller batches, and then with more epochs, where pictures are few.
+
+    A batch of a quarter gets half the rate. MNIST with 20, 50, 150 and 400 pictures of each digit
+    came to 89.5, 94.1, 95.5 and 97.7 % so, and to 67.0, 89.8, 94.0 and 96.0 % with batches of 128
+    in 30 epochs (2,000 test pictures, means of two seeds).
+
+    Args:
+        settings: with ``epochs``, ``batch_size`` and a rate.
+        pictures: in training.
+        batch_size: what was asked for instead of the recipe's; then the rate is not changed.
+
+    >>> recipe = {"epochs": 30, "batch_size": 128, "optimizer": {"lr": 0.1}}
+    >>> with_enough_steps(recipe, 180)
+    {'epochs': 120, 'batch_size': 32, 'optimizer': {'lr': 0.05}}
+    """
+    batch = settings["batch_size"]
+    if isinstance(batch_size, int) and batch_size > 0:
+        batch = batch_size
+    else:
+        while batch > SMALLEST_BATCH and pictures < STEPS_OF_AN_EPOCH * batch:
+            batch //= 2
+    rate = settings["optimizer"]["lr"]
+    if batch_size is None:
+        rate = float(f"{rate * math.sqrt(batch / settings['batch_size']):.2g}")
+    epochs = min(math.ceil(STEPS * batch / pictures), MOST_EPOCHS)
+    changed = {
+        "epochs": max(settings["epochs"], epochs), "batch_size": batch, "optimizer": {"lr": rate},
+    }  # fmt: skip
+    return merge(settings, changed)
 
 
 def _kind_of(files: Sequence[Path]) -> str:
