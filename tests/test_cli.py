@@ -648,7 +648,13 @@ def test_runs_on_other_pictures_are_told_apart(
         ),
         (("train", "--epochs", "1.5"), "--epochs: a whole number is expected, not '1.5'"),
         (("find-lr", "--momentum", "x"), "--momentum: a number is expected, not 'x'"),
-        (("predict", "runs", "x.png", "--top", ""), "--top: a whole number is expected, not ''"),
+        (
+            ("predict", "runs", "x.png", "--top", ""),
+            "--top: nothing stands there but an empty word",
+        ),
+        (("train", ""), "a name: nothing stands there but an empty word"),
+        (("train", "--config", ""), "--config: nothing stands there but an empty word"),
+        (("predict", "runs", "x.png", "--csv="), "--csv: nothing stands there but an empty word"),
         (("train", "--strides", "1", "3"), "--strides: 8 × {1,2} is expected, not '1', '3'"),
     ],
 )

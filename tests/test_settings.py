@@ -202,20 +202,22 @@ def test_small_grey_pictures_of_any_depth_are_grey(
 @pytest.mark.parametrize(
     ("count", "batch_size", "rate", "epochs"),
     [
-        (20, 32, 0.1, 120), (200, 32, 0.1, 112), (350, 32, 0.1, 64), (1999, 32, 0.1, 30),
-        (2559, 32, 0.1, 30), (2560, 64, 0.14, 30), (5119, 64, 0.14, 30), (5120, 128, 0.2, 30),
+        (20, 32, 0.05, 120), (200, 32, 0.05, 112), (350, 32, 0.05, 64), (1999, 32, 0.05, 30),
+        (2559, 32, 0.05, 30), (2560, 64, 0.071, 30), (5119, 64, 0.071, 30), (5120, 128, 0.2, 30),
         (60_000, 128, 0.2, 30),
     ],
 )  # fmt: skip
 def test_few_pictures_get_more_steps(count: int, batch_size: int, rate: float, epochs: int) -> None:
     recipe = {"epochs": 30, "batch_size": 128, "optimizer": {"lr": 0.2, "momentum": 0.8}}
     optimizer = {"lr": rate, "momentum": 0.8}
-    assert with_enough_steps(recipe, count) == (
-        {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer}
-    )
-    asked = with_enough_steps(recipe, count, 16)
-    assert (asked["batch_size"], asked["optimizer"]["lr"]) == (16, 0.2)
-    assert asked["epochs"] == max(30, min(120, math.ceil(700 * 16 / count)))
+    chosen = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer}
+    assert with_enough_steps(recipe, count) == chosen
+    assert with_enough_steps(recipe, count, batch_size) == chosen, "asked for what it takes anyway"
+    if count < 5120:
+        for asked, lr in ((8, 0.025), (128, 0.1), (512, 0.1)):
+            other = with_enough_steps(recipe, count, asked)
+            assert (other["batch_size"], other["optimizer"]["lr"]) == (asked, lr)
+            assert other["epochs"] == max(30, min(120, math.ceil(700 * asked / count)))
 
 
 @pytest.mark.parametrize(

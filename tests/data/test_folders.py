@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from mobilenetv2.data.folders import PictureFile, scan_folder
-from mobilenetv2.data.picture_tree import list_pictures
+from mobilenetv2.data.picture_tree import WRITTEN_HERE, list_pictures
 from mobilenetv2.errors import DataError
 
 
@@ -187,6 +187,25 @@ def test_pictures_beside_the_classes_are_told_of(make, layout, stray):
     assert folder.classes == ("a", "b")
 
 
+@pytest.mark.parametrize("parent", ["", "train/"])
+def test_what_this_program_wrote_is_no_class(make, parent):
+    """Whoever trains in the folder of their pictures finds runs/ there the next time."""
+    written = ["runs/x/metrics.jsonl", "runs/x/curves.png", "runs/more/y/metrics.jsonl",
+               "runs/more/y/curves.png", "report/doctor.json", "report/doctor.png"]  # fmt: skip
+    folder = scan_folder(
+        make(f"{parent}a/1.jpg", f"{parent}b/1.jpg", f"{parent}a/z/metrics.jsonl",
+             f"{parent}a/z/curves.png", *written)
+    )  # fmt: skip
+    assert folder.classes == ("a", "b")
+    assert len(folder.train) == 2
+    told = {path.relative_to(folder.root).as_posix(): reason for path, reason in folder.passed_over}
+    assert told[f"{parent}a/z"] == WRITTEN_HERE
+    if not parent:
+        assert told["runs"] == told["report"] == WRITTEN_HERE
+    mixed = scan_folder(make("runs/1.jpg"))  # a picture of somebody's own
+    assert mixed.classes == (("a", "b", "runs") if not parent else ("runs", "train"))
+
+
 @pytest.mark.parametrize(
     ("layout", "words"),
     [
@@ -194,6 +213,7 @@ def test_pictures_beside_the_classes_are_told_of(make, layout, stray):
         (["a/notes.txt", "b/notes.txt"], "No pictures"),
         (["a/1.jpg"], "one class only, 'a'"),
         (["data/a/1.jpg", "data/b/1.jpg"], "did you mean .*/data, which holds 2 folders"),
+        (["x/y/a/1.jpg", "x/y/b/1.jpg"], "did you mean .*/x/y, which holds 2 folders"),
         (["a/1.jpg", "b/"], "class 'b'"),
         (["a/1.jpg", "b/1.jpg", "c/x.txt", "d/"], "classes 'c', 'd'"),
         (["1.jpg", "2.jpg"], "2 pictures but no class folders"),

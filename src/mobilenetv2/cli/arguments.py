@@ -28,7 +28,7 @@ Settings = TypeVar("Settings", bound=Section)
 
 def parse(name: str, model: type[Settings], arguments: list[str]) -> Settings:
     """The settings that ``arguments`` of the command ``name`` stand for."""
-    arguments = several_last(arguments, model)
+    arguments = several_last(_filled(arguments), model)
     with _plain_complaints(arguments):
         return tyro.cli(model, args=arguments, prog=f"mobilenetv2 {name}", config=_STYLE)
 
@@ -156,7 +156,7 @@ def read_train_config(command: str, arguments: list[str]) -> TrainConfig:
 
     For ``--resume``, the run's own settings take the place of the first two.
     """
-    path, arguments = take_option("--config", several_last(arguments, TrainConfig))
+    path, arguments = take_option("--config", several_last(_filled(arguments), TrainConfig))
     helpless = [argument for argument in arguments if argument not in ("-h", "--help")]
     # Data, length and batches of the run decide the defaults of everything else.
     with _plain_complaints(arguments):
@@ -202,6 +202,21 @@ def _settings_of(run: Path) -> dict[str, Any]:
 
     settings = RunFolder.open(run).read_config().model_dump(mode="json")
     return settings | {"quiet": False}  # how much is printed is asked for anew
+
+
+def _filled(arguments: list[str]) -> list[str]:
+    """The words, none of which is empty: an unset variable of a shell would name this folder.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for place, word in enumerate(arguments):
+        flag, equals, value = word.partition("=")
+        if not word.strip() or (equals and flag.startswith("--") and not value.strip()):
+            before = arguments[place - 1] if place else ""
+            name = flag if equals else before if before.startswith("--") else "a name"
+            raise ConfigError(f"{name}: nothing stands there but an empty word")
+    return arguments
 
 
 def several_last(arguments: list[str], model: type[Section]) -> list[str]:

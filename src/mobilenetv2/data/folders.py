@@ -13,8 +13,10 @@ from pathlib import Path
 
 from mobilenetv2.data.picture_tree import (
     SUFFIX_HINT,
+    WRITTEN_HERE,
     check_folder,
     folder_identity,
+    holds_only_what_was_written,
     is_visible_folder,
     sorted_entries,
     walk,
@@ -30,6 +32,9 @@ SPLIT_NAMES = {
 
 IN_NO_CLASS = "in no class"
 """Why a picture beside the folders of classes or splits is passed over."""
+
+DEEPEST_HINT = 10
+"""Folders, one inside another, through which the classes are looked for."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,11 @@ def scan_folder(folder: Path, fewest: int = 2) -> PictureFolder:
 
 def _split_folders(folder: Path, passed_over: list[tuple[Path, str]]) -> dict[str, Path]:
     """The folders of the splits, by split name; empty when the folder has no splits."""
-    folders = [entry for entry in sorted_entries(folder) if is_visible_folder(entry)]
+    folders = [
+        entry
+        for entry in sorted_entries(folder)
+        if is_visible_folder(entry) and not holds_only_what_was_written(Path(entry.path))
+    ]
     by_split: dict[str, list[Path]] = {}
     for entry in folders:
         if split := SPLIT_NAMES.get(entry.name.lower()):
@@ -175,6 +184,9 @@ def _classes_of(
     for entry in sorted_entries(folder):
         path = Path(entry.path)
         if is_visible_folder(entry):
+            if holds_only_what_was_written(path):
+                passed_over.append((path, WRITTEN_HERE))
+                continue
             check_folder(path)
             # macOS writes é as e and an accent; elsewhere it is one character.
             name = unicodedata.normalize("NFC", entry.name)
@@ -209,9 +221,13 @@ def _check_classes(
         )
     if len(train) < fewest:
         # From the disk: the class's name may be spelt in other characters there.
-        only = next(Path(e.path) for e in sorted_entries(where) if is_visible_folder(e))
-        inside = sum(map(is_visible_folder, sorted_entries(only)))
-        hint = f" Or did you mean {only}, which holds {inside} folders?" if inside > 1 else ""
+        only, inside = where, _folders_in(where)
+        for _ in range(DEEPEST_HINT):
+            if len(inside) != 1:
+                break
+            only, inside = inside[0], _folders_in(inside[0])
+        hint = f" Or did you mean {only}, which holds {len(inside)} folders?"
+        hint = hint if len(inside) > 1 else ""
         raise DataError(
             f"{where} has one class only, {next(iter(train))!r}. A classifier needs two or more: "
             f"add a folder of pictures for each.{hint}"
@@ -231,6 +247,15 @@ def _check_classes(
                 f"No pictures in the {_listed(empty)} of {where}. Add some, or remove the folder. "
                 + SUFFIX_HINT
             )
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        entries = sorted_entries(folder)
+    except OSError:
+        return []
+    found = [Path(entry.path) for entry in entries if is_visible_folder(entry)]
+    return [path for path in found if not holds_only_what_was_written(path)]
 
 
 def _listed(classes: list[str]) -> str:

@@ -17,6 +17,11 @@ _SYSTEM_NAMES = frozenset(
 )
 
 
+_WRITTEN_FILES = ("metrics.jsonl", "doctor.json", "evaluation.json", "comparison.json")
+WRITTEN_HERE = "written by this program"
+"""Why a folder is passed over."""
+
+
 def list_pictures(paths: Iterable[Path]) -> list[Path]:
     """The pictures that files and folders name, each once.
 
@@ -70,7 +75,10 @@ def walk(
         if entry is None:
             levels.pop()
         elif is_visible_folder(entry):
-            levels.append(_entries(Path(entry.path), visited, passed_over))
+            if is_written_here(Path(entry.path)):
+                passed_over.append((Path(entry.path), WRITTEN_HERE))
+            else:
+                levels.append(_entries(Path(entry.path), visited, passed_over))
         elif reason := why_passed_over(entry):
             passed_over.append((Path(entry.path), reason))
         else:
@@ -113,6 +121,35 @@ def is_visible_folder(entry: os.DirEntry[str]) -> bool:
         return not is_hidden(entry.name) and entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def holds_only_what_was_written(folder: Path) -> bool:
+    """Whether run folders or reports of this program lie in it, or it is one, and no picture else.
+
+    Whoever trains in the folder of their pictures finds ``runs/`` there the next time.
+    """
+    found, waiting = False, [folder]
+    while waiting:
+        where = waiting.pop()
+        try:
+            if is_written_here(where):
+                found = True
+                continue
+            with os.scandir(where) as entries:
+                for entry in entries:
+                    if is_visible_folder(entry):
+                        if not entry.is_symlink():
+                            waiting.append(Path(entry.path))
+                    elif why_passed_over(entry) is None:
+                        return False
+        except OSError:  # it will be told of where it is listed
+            return False
+    return found
+
+
+def is_written_here(folder: Path) -> bool:
+    """Whether it is a run folder or a report of this program."""
+    return any((folder / name).is_file() for name in _WRITTEN_FILES)
 
 
 def is_hidden(name: str) -> bool:

@@ -27,6 +27,8 @@ STEPS_OF_AN_EPOCH = 40
 SMALLEST_BATCH = 32
 STEPS = 700
 """Where these batches are too few for as many in a run, it has more epochs than the recipe's."""
+HIGHEST_RATE = 0.1
+"""For a batch as large as the recipe's; with more, few pictures made the loss explode."""
 MOST_EPOCHS = 120
 """Each also costs a look at the validation pictures and a checkpoint."""
 
@@ -130,25 +132,30 @@ def with_enough_steps(
     Args:
         settings: with ``epochs``, ``batch_size`` and a rate.
         pictures: in training.
-        batch_size: what was asked for instead of the recipe's; then the rate is not changed.
+        batch_size: what was asked for instead of what suits so few.
 
-    >>> recipe = {"epochs": 30, "batch_size": 128, "optimizer": {"lr": 0.1}}
+    >>> recipe = {"epochs": 30, "batch_size": 128, "optimizer": {"lr": 0.2}}
     >>> with_enough_steps(recipe, 180)
     {'epochs': 120, 'batch_size': 32, 'optimizer': {'lr': 0.05}}
+    >>> with_enough_steps(recipe, 50_000) == recipe
+    True
     """
-    batch = settings["batch_size"]
+    usual, rate = settings["batch_size"], settings["optimizer"]["lr"]
+    if pictures >= STEPS_OF_AN_EPOCH * usual:
+        return dict(settings)
+    batch = usual
     if isinstance(batch_size, int) and batch_size > 0:
         batch = batch_size
     else:
         while batch > SMALLEST_BATCH and pictures < STEPS_OF_AN_EPOCH * batch:
             batch //= 2
-    rate = settings["optimizer"]["lr"]
-    if batch_size is None:
-        rate = float(f"{rate * math.sqrt(batch / settings['batch_size']):.2g}")
+    rate = min(rate, HIGHEST_RATE) * math.sqrt(min(batch / usual, 1))
     epochs = min(math.ceil(STEPS * batch / pictures), MOST_EPOCHS)
     changed = {
-        "epochs": max(settings["epochs"], epochs), "batch_size": batch, "optimizer": {"lr": rate},
-    }  # fmt: skip
+        "epochs": max(settings["epochs"], epochs),
+        "batch_size": batch,
+        "optimizer": {"lr": float(f"{rate:.2g}")},
+    }
     return merge(settings, changed)
 
 
