@@ -152,7 +152,10 @@ def test_default_below_recipe_below_file_below_flag(
         (["predict", "missing", "missing.png"], "missing.png"),
         (["predict"], "required"),
         (["predict", "run", "a.png", "--jsonl", "-"], "the output is called /dev/stdout"),
-        (["inspect", "missing"], "missing"),
+        (["inspect", "missing"], "missing: there is no run folder, model file or folder of pict"),
+        (["inspect", "first-versoin"], "did you mean 'first-version'"),
+        (["train", "--device", "gpu"], "--device gpu: not available here .devices are cpu, cuda"),
+        (["train", "--tune", "99"], "--tune: must be less than or equal to 18, got 99"),
         (["find-lr", "--epochs", "0"], "epochs: "),
     ],
 )

@@ -197,7 +197,8 @@ def test_suggestions_are_known_words(word: str) -> None:
     [
         ({"optimizer": {"lr": "fast"}}, "lr: must be a valid number"),
         ({"data": {"image_size": "big"}}, "image_size: must be a valid integer"),
-        ({"transfer": {"tune": 19}}, "tune: must be 'auto', 'head' or 'all'"),
+        ({"transfer": {"tune": 19}}, "tune: must be less than or equal to 18, got 19"),
+        ({"transfer": {"tune": "some"}}, "tune: must be 'auto', 'head' or 'all'"),
     ],
 )
 def test_of_several_types_the_usual_one_is_named(settings: dict[str, Any], words: str) -> None:

@@ -18,7 +18,12 @@ def explain(error: ValidationError, flags: Mapping[str, str | None]) -> str:
         flags: each setting that there is, and the section that holds it (None for the top).
     """
     lines: dict[str, str] = {}
-    for problem in error.errors(include_url=False):
+    # Who gave a number is told of numbers, and not of the words that would do as well.
+    problems = sorted(
+        error.errors(include_url=False),
+        key=lambda one: one["type"] == "literal_error" and not isinstance(one["input"], str),
+    )
+    for problem in problems:
         names = [part for part in problem["loc"] if isinstance(part, str)]
         if problem["type"] == "extra_forbidden":
             key = names[-1]

@@ -8,6 +8,7 @@ from mobilenetv2.cli.arguments import made, parse
 from mobilenetv2.cli.console import console
 from mobilenetv2.cli.voice import remark
 from mobilenetv2.command_config import InspectConfig
+from mobilenetv2.complaints import suggestion
 from mobilenetv2.config import NetworkConfig, NetworkName, Section
 from mobilenetv2.errors import ConfigError
 from mobilenetv2.terminal import print_classifier, print_network
@@ -31,6 +32,11 @@ def inspect_command(arguments: list[str]) -> int:
         _refuse(_of_networks(config), f"{path} is a folder of pictures")
         return _inspect_folder(config, path)
     else:
+        if not path.exists():
+            raise ConfigError(
+                f"{config.thing}: there is no run folder, model file or folder of pictures of this "
+                f"name, and the networks are {' and '.join(names)}{suggestion(config.thing, names)}"
+            )
         from mobilenetv2.training.load import load
 
         classifier = load(path, remark)

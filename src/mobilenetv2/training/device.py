@@ -177,5 +177,7 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device).tolist()  # which a device without memory cannot
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = first_line(error)
+        if "Expected one of" in reason:  # some thirty that PyTorch has heard of
+            reason = "devices are cpu, cuda, mps and a few more that PyTorch knows"
         raise ConfigError(f"--device {name}: not available here ({reason}); try cpu") from error
     return device
