@@ -187,7 +187,7 @@ def test_no_right_answer_is_zero_and_not_nothing(
 ) -> None:
     result = {
         "test_accuracy": 0.0, "val_accuracy": 0.5, "accuracy_interval": [0.0, 0.1],
-        "kept": "best", "best_epoch": 1, "epochs": 1, "seconds": 1.0, "run": "runs/x",
+        "kept": "best", "best_epoch": 1, "epochs": 1, "steps": 9, "seconds": 1.0, "run": "runs/x",
     }  # fmt: skip
     monkeypatch.setattr("mobilenetv2.training.train.train", lambda *_: result)
     assert run_cli("train")[1].startswith("test accuracy 0.00%")
