@@ -61,7 +61,7 @@ def divide(photos: Path, seed: int, target: Path) -> None:
 def train(
     arguments: argparse.Namespace, photos: Path, way: dict[str, Any], seed: int, out: Path
 ) -> dict[str, float]:
-    """Accuracies of one run: of the best epoch and of the last; its seconds; its pictures."""
+    """Accuracies of one run: of the best epoch and of the last, and its seconds."""
     start: dict[str, Any] = {"weights": arguments.weights, "seed": seed, "out": out}
     if arguments.width:
         start["width"] = arguments.width

@@ -653,11 +653,11 @@ def test_runs_on_other_pictures_are_told_apart(
         (("find-lr", "--momentum", "x"), "--momentum: a number is expected, not 'x'"),
         (
             ("predict", "runs", "x.png", "--top", ""),
-            "--top: nothing stands there but an empty word",
+            "an empty word stands after --top",
         ),
-        (("train", ""), "a name: nothing stands there but an empty word"),
-        (("train", "--config", ""), "--config: nothing stands there but an empty word"),
-        (("predict", "runs", "x.png", "--csv="), "--csv: nothing stands there but an empty word"),
+        (("train", ""), "an empty word stands among the names"),
+        (("train", "--config", ""), "an empty word stands after --config"),
+        (("predict", "runs", "x.png", "--csv="), "an empty word stands at --csv"),
         (("train", "--strides", "1", "3"), "--strides: 8 × {1,2} is expected, not '1', '3'"),
     ],
 )

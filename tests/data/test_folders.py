@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from mobilenetv2.data.folders import PictureFile, scan_folder
-from mobilenetv2.data.picture_tree import WRITTEN_HERE, list_pictures
+from mobilenetv2.data.picture_tree import DRAWN_HERE, list_pictures
 from mobilenetv2.errors import DataError
 
 
@@ -188,22 +188,31 @@ def test_pictures_beside_the_classes_are_told_of(make, layout, stray):
 
 
 @pytest.mark.parametrize("parent", ["", "train/"])
-def test_what_this_program_wrote_is_no_class(make, parent):
+def test_what_this_program_drew_is_no_class(make, parent):
     """Whoever trains in the folder of their pictures finds runs/ there the next time."""
-    written = ["runs/x/metrics.jsonl", "runs/x/curves.png", "runs/more/y/metrics.jsonl",
-               "runs/more/y/curves.png", "report/doctor.json", "report/doctor.png"]  # fmt: skip
-    folder = scan_folder(
-        make(f"{parent}a/1.jpg", f"{parent}b/1.jpg", f"{parent}a/z/metrics.jsonl",
-             f"{parent}a/z/curves.png", *written)
-    )  # fmt: skip
+    runs = ["x/metrics.jsonl", "x/curves.png", "more/y/first-batch.png", "lr/find-lr.png",
+            "report/test-confusion.png", "report/doctor.png", "b/benchmark.png"]  # fmt: skip
+    others = ["train/a/1.jpg", "train/b/1.jpg"] if parent else ["a/1.jpg", "b/1.jpg"]
+    root = make(*others, *(f"runs/{name}" for name in runs))
+    folder = scan_folder(root)
     assert folder.classes == ("a", "b")
     assert len(folder.train) == 2
-    told = {path.relative_to(folder.root).as_posix(): reason for path, reason in folder.passed_over}
-    assert told[f"{parent}a/z"] == WRITTEN_HERE
-    if not parent:
-        assert told["runs"] == told["report"] == WRITTEN_HERE
-    mixed = scan_folder(make("runs/1.jpg"))  # a picture of somebody's own
-    assert mixed.classes == (("a", "b", "runs") if not parent else ("runs", "train"))
+    assert (root / "runs", DRAWN_HERE) in folder.passed_over or parent
+    if parent:
+        make("val/a/1.jpg", "val/b/1.jpg")
+        assert (root / "runs", DRAWN_HERE) in scan_folder(root).passed_over
+        return
+    mixed = scan_folder(make("runs/x/1.jpg"))  # a picture of somebody's own
+    assert mixed.classes == ("a", "b", "runs")
+    assert len(mixed.train) == 2 + 1 + 6
+
+
+def test_a_report_beside_pictures_hides_none(make):
+    folder = scan_folder(
+        make("train/a/1.jpg", "train/b/1.jpg", "train/doctor.json", "train/doctor.png",
+             "test/a/1.jpg", "test/b/1.jpg", "test/evaluation.json", "test/a/metrics.jsonl")
+    )  # fmt: skip
+    assert (len(folder.train), len(folder.test)) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -214,8 +214,8 @@ def _filled(arguments: list[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         if not word.strip() or (equals and flag.startswith("--") and not value.strip()):
             before = arguments[place - 1] if place else ""
-            name = flag if equals else before if before.startswith("--") else "a name"
-            raise ConfigError(f"{name}: nothing stands there but an empty word")
+            after = f"after {before}" if before.startswith("--") else "among the names"
+            raise ConfigError(f"an empty word stands {f'at {flag}' if equals else after}")
     return arguments
 
 
@@ -249,11 +249,7 @@ def _flags_of_several(model: type[Section]) -> Iterator[str]:
 
 
 def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+    return re.fullmatch(r"-?\d+(\.\d*)?", word) is not None
 
 
 def take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:

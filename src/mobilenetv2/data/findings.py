@@ -117,7 +117,7 @@ def about_classes(
 def about_strays(folder: PictureFolder) -> Iterator[Finding]:
     """Pictures in no class: nothing says what they show."""
     for path in folder.in_no_class:
-        yield Finding("in_no_class", (path,), f"beside the folders of {path.parent.name}")
+        yield Finding("in_no_class", (path,), "beside the folders of classes")
 
 
 def sorted_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:

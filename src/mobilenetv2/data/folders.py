@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobilenetv2.data.picture_tree import (
+    DRAWN_HERE,
     SUFFIX_HINT,
-    WRITTEN_HERE,
     check_folder,
     folder_identity,
-    holds_only_what_was_written,
+    holds_only_drawings,
     is_visible_folder,
     sorted_entries,
     walk,
@@ -134,11 +134,10 @@ def scan_folder(folder: Path, fewest: int = 2) -> PictureFolder:
 
 def _split_folders(folder: Path, passed_over: list[tuple[Path, str]]) -> dict[str, Path]:
     """The folders of the splits, by split name; empty when the folder has no splits."""
-    folders = [
-        entry
-        for entry in sorted_entries(folder)
-        if is_visible_folder(entry) and not holds_only_what_was_written(Path(entry.path))
-    ]
+    folders: list[os.DirEntry[str]] = []
+    drawings: list[os.DirEntry[str]] = []
+    for entry in filter(is_visible_folder, sorted_entries(folder)):
+        (drawings if holds_only_drawings(Path(entry.path)) else folders).append(entry)
     by_split: dict[str, list[Path]] = {}
     for entry in folders:
         if split := SPLIT_NAMES.get(entry.name.lower()):
@@ -158,6 +157,7 @@ def _split_folders(folder: Path, passed_over: list[tuple[Path, str]]) -> dict[st
         if len(found) > 1:
             names = " and ".join(f"{path.name}/" for path in found)
             raise DataError(f"{folder} has {names}, both for {split}. Rename one of them.")
+    passed_over += [(Path(entry.path), DRAWN_HERE) for entry in drawings]
     passed_over += [(Path(entry.path), "beside train/") for entry in beside]
     passed_over += [
         (Path(entry.path), why_passed_over(entry) or IN_NO_CLASS)
@@ -184,8 +184,8 @@ def _classes_of(
     for entry in sorted_entries(folder):
         path = Path(entry.path)
         if is_visible_folder(entry):
-            if holds_only_what_was_written(path):
-                passed_over.append((path, WRITTEN_HERE))
+            if holds_only_drawings(path):
+                passed_over.append((path, DRAWN_HERE))
                 continue
             check_folder(path)
             # macOS writes é as e and an accent; elsewhere it is one character.
@@ -255,7 +255,7 @@ def _folders_in(folder: Path) -> list[Path]:
     except OSError:
         return []
     found = [Path(entry.path) for entry in entries if is_visible_folder(entry)]
-    return [path for path in found if not holds_only_what_was_written(path)]
+    return [path for path in found if not holds_only_drawings(path)]
 
 
 def _listed(classes: list[str]) -> str:

@@ -5,6 +5,7 @@ like a picture's are no pictures; symbolic links are followed, but never in circ
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,8 +18,12 @@ _SYSTEM_NAMES = frozenset(
 )
 
 
-_WRITTEN_FILES = ("metrics.jsonl", "doctor.json", "evaluation.json", "comparison.json")
-WRITTEN_HERE = "written by this program"
+_DRAWN = re.compile(
+    r"(first-batch|curves|doctor|comparison|find-lr|benchmark|(\w+-)?(confusion|mistakes)"
+    r"|.+\.ladder|icon-512)\.png"
+)
+"""Names of the pictures that this program writes into run folders, reports and pages."""
+DRAWN_HERE = "drawings of this program"
 """Why a folder is passed over."""
 
 
@@ -75,10 +80,7 @@ def walk(
         if entry is None:
             levels.pop()
         elif is_visible_folder(entry):
-            if is_written_here(Path(entry.path)):
-                passed_over.append((Path(entry.path), WRITTEN_HERE))
-            else:
-                levels.append(_entries(Path(entry.path), visited, passed_over))
+            levels.append(_entries(Path(entry.path), visited, passed_over))
         elif reason := why_passed_over(entry):
             passed_over.append((Path(entry.path), reason))
         else:
@@ -123,33 +125,26 @@ def is_visible_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def holds_only_what_was_written(folder: Path) -> bool:
-    """Whether run folders or reports of this program lie in it, or it is one, and no picture else.
+def holds_only_drawings(folder: Path) -> bool:
+    """Whether all pictures below it are ones that this program draws, such as ``curves.png``.
 
     Whoever trains in the folder of their pictures finds ``runs/`` there the next time.
     """
     found, waiting = False, [folder]
     while waiting:
-        where = waiting.pop()
         try:
-            if is_written_here(where):
-                found = True
-                continue
-            with os.scandir(where) as entries:
+            with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     if is_visible_folder(entry):
                         if not entry.is_symlink():
                             waiting.append(Path(entry.path))
                     elif why_passed_over(entry) is None:
-                        return False
+                        if not _DRAWN.fullmatch(entry.name):
+                            return False
+                        found = True
         except OSError:  # it will be told of where it is listed
             return False
     return found
-
-
-def is_written_here(folder: Path) -> bool:
-    """Whether it is a run folder or a report of this program."""
-    return any((folder / name).is_file() for name in _WRITTEN_FILES)
 
 
 def is_hidden(name: str) -> bool:

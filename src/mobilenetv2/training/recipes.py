@@ -125,9 +125,8 @@ def with_enough_steps(
     """A recipe with smaller batches, and then with more epochs, where pictures are few.
 
     A batch of a quarter gets half the rate. MNIST with 20, 50 and 150 pictures of each digit came
-    to 93.8, 95.7 and 97.7 % so, and to 71.5, 89.9 and 96.9 % with batches of 128 in 30 epochs; with
-    400, batches of 32 gained nothing, 98.4 and 98.3 % (2,000 test pictures, means of three draws;
-    `benchmarks/few_pictures.py`).
+    to 93.8, 95.7 and 97.7 % so, and to 71.5, 89.9 and 96.9 % with batches of 128 in 30 epochs
+    (2,000 test pictures, means of three draws; `benchmarks/few_pictures.py`).
 
     Args:
         settings: with ``epochs``, ``batch_size`` and a rate.
