@@ -110,13 +110,10 @@ def _folder_settings(folder: Path, batch_size: object) -> dict[str, Any]:
         # What is wrong with it will be said where it is read; nothing is downloaded before that.
         return _read("small-colour")
     kind = _kind_of([file.path for file in found.train])
+    if kind == "photos":
+        return _read(kind)
     held_out = 0.0 if "val" in found.splits else DataConfig().val_fraction
-    settings = _read(kind)
-    return (
-        settings
-        if kind == "photos"
-        else with_enough_steps(settings, len(found.train) * (1 - held_out), batch_size)
-    )
+    return with_enough_steps(_read(kind), len(found.train) * (1 - held_out), batch_size)
 
 
 def with_enough_steps(
